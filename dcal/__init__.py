@@ -1,0 +1,59 @@
+"""Dual Cross-Attention Learning (GLCA + PWCA) on any timm Vision Transformer.
+
+The names below are the public interface. They are resolved at first use (PEP 562), so that `import dcal`, and with it
+the start of every command, does not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DCAL",
+    "AttentionRollout",
+    "GlobalLocalCrossAttention",
+    "Output",
+    "PairWiseCrossAttention",
+    "TripletLoss",
+    "UncertaintyLoss",
+    "__version__",
+    "create_dcal_model",
+    "evaluate_retrieval",
+    "k_reciprocal_rerank",
+]
+
+_MODULE_OF = {
+    "DCAL": "dcal.model",
+    "Output": "dcal.model",
+    "create_dcal_model": "dcal.model",
+    "AttentionRollout": "dcal.attention.rollout",
+    "GlobalLocalCrossAttention": "dcal.attention.glca",
+    "PairWiseCrossAttention": "dcal.attention.pwca",
+    "TripletLoss": "dcal.loss",
+    "UncertaintyLoss": "dcal.loss",
+    "evaluate_retrieval": "dcal.metric.retrieval",
+    "k_reciprocal_rerank": "dcal.metric.rerank",
+}
+
+if TYPE_CHECKING:
+    from dcal.attention.glca import GlobalLocalCrossAttention
+    from dcal.attention.pwca import PairWiseCrossAttention
+    from dcal.attention.rollout import AttentionRollout
+    from dcal.loss import TripletLoss, UncertaintyLoss
+    from dcal.metric.rerank import k_reciprocal_rerank
+    from dcal.metric.retrieval import evaluate_retrieval
+    from dcal.model import DCAL, Output, create_dcal_model
+else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'dcal' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

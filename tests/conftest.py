@@ -1,0 +1,40 @@
+"""What several test files need: real data and weights, where the environment says they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    # small tensors only: more threads than this cost time and starve whatever else runs on the machine
+    torch.set_num_threads(2)
+
+
+def from_environment(variable: str, what: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set: {what}")
+    path = Path(value)
+    if not path.exists():
+        pytest.skip(f"{variable}={value} does not exist: {what}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder with cub100/, cub10/, Market-1501-v15.09.15/ and annotations/."""
+    return from_environment("DCAL_DATA", "folder with the unpacked data sets")
+
+
+@pytest.fixture(scope="session")
+def deit_tiny() -> Path:
+    """DeiT-Tiny's ImageNet-1k weights as a safetensors file."""
+    path = from_environment("DCAL_WEIGHTS", "deit_tiny_patch16_224.safetensors, or the folder that holds it")
+    path = path / "deit_tiny_patch16_224.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        pytest.skip(f"{path} does not exist")
+    return path

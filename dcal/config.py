@@ -49,7 +49,6 @@ class AttentionConfig:
     glca: GLCAConfig = field(default_factory=GLCAConfig)
     pwca: PWCAConfig = field(default_factory=PWCAConfig)
     head_fusion: str = MISSING
-    loss_weighting: str = MISSING
 
 
 @dataclass
@@ -62,6 +61,7 @@ class TripletConfig:
 class TaskConfig:
     _target_: str = MISSING
     _partial_: bool = True
+    loss_weighting: str = MISSING
     label_smoothing: float = MISSING
     triplet: TripletConfig = field(default_factory=TripletConfig)
     bnneck: bool = MISSING

@@ -104,7 +104,7 @@ class UncertaintyLoss(nn.Module):
     def __init__(self, branches: Sequence[str], weighting: str = "uncertainty") -> None:
         super().__init__()
         if weighting not in WEIGHTINGS:
-            raise ValueError(f"attention.loss_weighting={weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
+            raise ValueError(f"task.loss_weighting={weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
         if not branches or len(set(branches)) != len(branches):
             raise ValueError(f"UncertaintyLoss needs branches, each named once; got {list(branches)}")
         self.branches = tuple(branches)

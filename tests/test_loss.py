@@ -138,7 +138,7 @@ def test_one_branch_is_the_plain_loss(weighting: str) -> None:
 
 
 def test_faults_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^attention.loss_weighting='best': choose one of uncertainty"):
+    with pytest.raises(ValueError, match=r"^task.loss_weighting='best': choose one of uncertainty"):
         UncertaintyLoss(("sa",), "best")
     with pytest.raises(ValueError, match="pwca"):
         UncertaintyLoss(("sa", "pwca"))({"sa": torch.tensor(1.0)})

@@ -1,0 +1,152 @@
+"""Who distracts whom: the partner of every image in a batch for pair-wise cross-attention.
+
+A partner is never the image itself (except under the control `none`). `natural` is the paper's: a random permutation of
+the batch without fixed points. The policies that look at classes draw for each image on its own; an image that has no
+partner of the wanted kind in the batch takes any other image, and the shares that are logged show it.
+
+Everything here runs on the CPU from the global torch generator, so the draw depends neither on the device nor on compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POLICIES = (
+    "natural",
+    "different_class",
+    "same_class",
+    "mixed",
+    "hardest",
+    "easiest",
+    "curriculum",
+    "gaussian",
+    "none",
+)
+NEEDS_EMBEDDINGS = ("hardest", "easiest")
+
+
+class Partners(NamedTuple):
+    """The draw for one batch of B images."""
+
+    index_B: Tensor
+    """int64: position of each image's partner in the batch."""
+    noise: bool = False
+    """The partners are noise images that the model appends to the batch; `index_B` then counts from B."""
+
+    def shares(self, labels_B: Tensor) -> dict[str, float]:
+        """The share of self-pairs and of same-class pairs, for the log."""
+        if self.noise:
+            return {"self": 0.0, "same_class": 0.0}
+        own = torch.arange(len(self.index_B))
+        same = labels_B[self.index_B] == labels_B
+        return {"self": (self.index_B == own).float().mean().item(), "same_class": same.float().mean().item()}
+
+
+def derangement(size: int) -> Tensor:
+    """A uniformly random permutation of `range(size)` without fixed points.
+
+    `torch.randperm` leaves one on average; drawing until there is none takes e ≈ 2.7 draws and keeps it uniform.
+
+    Raises:
+        ValueError: fewer than two items.
+    """
+    if size < 2:
+        raise ValueError(
+            f"pair-wise cross-attention needs at least 2 images in a training batch, got {size}: raise train.batch_size "
+            "(per process and accumulation step) or set attention.pwca.blocks=0"
+        )
+    positions = torch.arange(size)
+    while True:
+        drawn = torch.randperm(size)
+        if not bool((drawn == positions).any()):
+            return drawn
+
+
+class Pairing:
+    """Draws the partners of a batch by a named policy.
+
+    Args:
+        policy: one of `POLICIES`.
+        ratio: under `mixed`, the share of images that get a partner of their own class.
+        curriculum: under `curriculum`, the policies to go through, each for an equal share of the training.
+
+    Raises:
+        ValueError: unknown policy, ratio outside [0, 1], or a curriculum of nothing or of itself.
+    """
+
+    def __init__(self, policy: str = "natural", ratio: float = 0.5, curriculum: Sequence[str] = ()) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"attention.pwca.pairing={policy!r}: choose one of {', '.join(POLICIES)}")
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"attention.pwca.pairing_ratio={ratio}: a share between 0 and 1")
+        stages = tuple(curriculum)
+        if policy == "curriculum" and (
+            not stages or any(s not in POLICIES or s == "curriculum" for s in stages)
+        ):
+            raise ValueError(
+                f"attention.pwca.curriculum={list(stages)}: name one or more of the other pairing policies"
+            )
+        self.policy, self.ratio, self.stages = policy, ratio, stages
+
+    def at(self, progress: float) -> str:
+        """The policy in force when the share `progress` in [0, 1] of the training is done."""
+        if self.policy != "curriculum":
+            return self.policy
+        return self.stages[min(int(progress * len(self.stages)), len(self.stages) - 1)]
+
+    def draw(
+        self, labels_B: Tensor, progress: float = 0.0, embed: Callable[[], Tensor] | None = None
+    ) -> Partners:
+        """Draws the partners of one batch.
+
+        Args:
+            labels_B: class or identity of each image, on the CPU.
+            progress: share of the training that is done, for `curriculum`.
+            embed: gives the batch's own features (B, D); called only by `hardest` and `easiest`.
+
+        Raises:
+            ValueError: fewer than two images, or a policy by similarity without `embed`.
+        """
+        size, policy = len(labels_B), self.at(progress)
+        if policy == "none":
+            return Partners(torch.arange(size))
+        if policy == "gaussian":
+            return Partners(torch.arange(size) + size, noise=True)
+        drawn = derangement(size)
+        if policy == "natural":
+            return Partners(drawn)
+        same_BB = labels_B[:, None] == labels_B[None, :]
+        if policy in NEEDS_EMBEDDINGS:
+            if embed is None:
+                raise ValueError(f"attention.pwca.pairing={policy} needs the batch's features: pass `embed`")
+            return Partners(
+                _by_similarity(embed().float().cpu(), same_BB, hardest=policy == "hardest", fallback=drawn)
+            )
+        return Partners(_among(self._wanted(policy, same_BB), fallback=drawn))
+
+    def _wanted(self, policy: str, same_BB: Tensor) -> Tensor:
+        """Which pairs the policy would take, the image itself not yet left out: bool (B, B)."""
+        if policy == "mixed":
+            same_B = torch.rand(len(same_BB)) < self.ratio
+            return torch.where(same_B[:, None], same_BB, ~same_BB)
+        return same_BB if policy == "same_class" else ~same_BB
+
+
+def _among(wanted_BB: Tensor, fallback: Tensor) -> Tensor:
+    """One random partner per row among the wanted; rows that want nobody keep their `fallback`."""
+    wanted_BB = wanted_BB & ~torch.eye(len(wanted_BB), dtype=torch.bool)
+    possible_B = wanted_BB.any(1)
+    weights = torch.where(possible_B[:, None], wanted_BB, torch.ones_like(wanted_BB)).float()
+    return torch.where(possible_B, torch.multinomial(weights, 1).squeeze(1), fallback)
+
+
+def _by_similarity(features_BD: Tensor, same_BB: Tensor, hardest: bool, fallback: Tensor) -> Tensor:
+    """The most (or least) similar image of another class by cosine; a batch of one class keeps its `fallback`."""
+    unit = torch.nn.functional.normalize(features_BD, dim=1)
+    similarity = unit @ unit.T if hardest else -(unit @ unit.T)
+    best = similarity.masked_fill(same_BB, -torch.inf).max(1)
+    return torch.where(best.values > -torch.inf, best.indices, fallback)

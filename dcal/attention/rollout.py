@@ -1,0 +1,156 @@
+"""Attention rollout (Abnar & Zuidema 2020) as DCAL uses it: how much each patch matters to the class token.
+
+With S̄_l = ½ S_l + ½ E for the head-fused attention S_l of block l, the rollout is Ŝ = S̄_L ⋯ S̄_1. Its class-token row
+is all that is ranked, and e_clsᵀ Ŝ is a chain of vector-matrix products from the last block down to the first; the N×N
+product is never formed. No gradient flows through it, and stochastic depth is ignored: a block that is dropped for one
+training step still counts with the attention it would have had.
+
+Shapes: B images, N tokens, P patches, H heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcal.attention.intercept import intercept
+from dcal.attention.kernel import Trace, attention_rows, attention_with_trace, fuse_heads, row_times_attention
+from dcal.attention.support import check_supported
+
+HEAD_FUSIONS = ("mean", "max", "min")
+
+
+@torch.no_grad()
+def rollout_row(traces: Sequence[Trace], fusion: str = "mean", row: int = 0) -> Tensor:
+    """Row `row` (0: the class token) of the rollout matrix over the traced blocks, first block first: (B, N).
+
+    float32, or float64 where the traces are. Autocast is off inside: ranks need the precision.
+    """
+    q = traces[-1].q_BHND
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        # e_row times the last block's map is that one row of the map: nothing else of it is computed.
+        s_BN = fuse_heads(attention_rows(traces[-1], slice(row, row + 1), dtype), fusion).squeeze(1)
+        r_BN = torch.cat([s_BN[:, :row], s_BN[:, row : row + 1] + 1.0, s_BN[:, row + 1 :]], dim=1) / 2
+        for trace in reversed(traces[:-1]):
+            r_BN = (r_BN + row_times_attention(r_BN, trace, fusion)) / 2
+    return r_BN
+
+
+def num_selected(ratio: float, patches: int) -> int:
+    """How many patches a ratio selects: `int(ratio · patches)`, at least one.
+
+    Raises:
+        ValueError: the ratio is not in (0, 1].
+    """
+    if not 0.0 < ratio <= 1.0:
+        raise ValueError(
+            f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]"
+        )
+    return max(1, math.floor(ratio * patches + 1e-9))  # 0.29 * 100 must be 29, not 28
+
+
+class AttentionRollout:
+    """Rollout over all blocks of any supported timm ViT, recorded while the context is open.
+
+    ```python
+    with AttentionRollout(vit) as rollout, torch.no_grad():
+        vit(images)
+    rollout.cls_attention()          # (B, patches)
+    ```
+
+    Each forward pass replaces the record of the one before. Fused attention stays on; blocks whose fused attention was
+    switched off have it on while the context is open.
+
+    Args:
+        vit: a supported timm Vision Transformer, see `dcal.attention.support.check_supported`.
+        head_fusion: `mean` (as in the paper), `max` or `min` over heads.
+
+    Raises:
+        ValueError: unknown fusion.
+        dcal.attention.support.UnsupportedBackbone: the model's attention cannot be seen.
+    """
+
+    def __init__(self, vit: nn.Module, head_fusion: str = "mean") -> None:
+        check_supported(vit)
+        if head_fusion not in HEAD_FUSIONS:
+            raise ValueError(f"head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
+        self.head_fusion = head_fusion
+        self.num_prefix_tokens = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
+        self._blocks = list(vit.blocks)  # type: ignore[arg-type]
+        self._traces: list[Trace | None] = [None] * len(self._blocks)
+        self._handles: list[Any] = []
+        self._fused: list[bool] = []
+
+    def __enter__(self) -> AttentionRollout:
+        if self._handles:
+            raise RuntimeError("this AttentionRollout is already open")
+        self._fused = [bool(block.attn.fused_attn) for block in self._blocks]
+        for index, block in enumerate(self._blocks):
+            block.attn.fused_attn = True
+            self._handles += _record_calls(block, self._traces, index)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for block, fused in zip(self._blocks, self._fused, strict=True):
+            block.attn.fused_attn = fused
+
+    def _recorded(self) -> list[Trace]:
+        traces = [trace for trace in self._traces if trace is not None]
+        if len(traces) != len(self._blocks):
+            raise RuntimeError(
+                f"{len(traces)} of {len(self._blocks)} blocks were recorded: run the model inside `with rollout:` first"
+            )
+        return traces
+
+    def cls_attention(self) -> Tensor:
+        """The class token's rollout over the patches: (B, P), float32; with the prefix columns it would sum to 1."""
+        return rollout_row(self._recorded(), self.head_fusion)[:, self.num_prefix_tokens :].float()
+
+    @torch.no_grad()
+    def matrix(self) -> Tensor:
+        """The full rollout matrix Ŝ: (B, N, N), rows of sum 1. O(N²) memory: for inspection, not for training."""
+        traces = self._recorded()
+        dtype = torch.promote_types(traces[0].q_BHND.dtype, torch.float32)
+        product: Tensor | None = None
+        for trace in traces:
+            s = fuse_heads(attention_rows(trace, slice(None), dtype), self.head_fusion)
+            mixed = (s + torch.eye(s.shape[-1], dtype=dtype, device=s.device)) / 2
+            product = mixed if product is None else mixed @ product
+        assert product is not None
+        return product
+
+    def select_top_tokens(self, ratio: float) -> Tensor:
+        """The patches that matter most: bool (B, P), True at the `int(ratio · P)` (at least one) highest."""
+        attention_BP = self.cls_attention()
+        top = attention_BP.topk(num_selected(ratio, attention_BP.shape[1]), dim=1).indices
+        return torch.zeros_like(attention_BP, dtype=torch.bool).scatter(1, top, True)
+
+
+def _record_calls(block: nn.Module, traces: list[Trace | None], index: int) -> list[Any]:
+    """Hooks that put `block`'s attention trace into `traces[index]` at each of its forward passes."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        out, traces[index] = attention_with_trace(q, k, v, **options)
+        return out
+
+    modes: list[intercept] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        modes.append(intercept(attend))
+        modes[-1].__enter__()
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        modes.pop().__exit__(None, None, None)
+
+    return [block.register_forward_pre_hook(enter), block.register_forward_hook(leave, always_call=True)]

@@ -1,0 +1,105 @@
+"""Running a transformer block at some of its rows against the keys and values of all tokens.
+
+Queries, LayerNorm, projection and FFN of a block are row-wise; only keys and values are global. So a block can be
+evaluated exactly at the rows that are read: GLCA at the prefix and the selected patches, the last SA and PWCA block at
+the prefix alone.
+
+Shapes: B images, N tokens (prefix first), R rows, H heads, D channels (of a token, or of a head where H stands before).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+
+from dcal.attention.intercept import Attend, intercept
+
+
+def run_block(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> Tensor:
+    """The block as timm runs it; `rope` is None where the family has no rotary embedding."""
+    return block(x_BND) if rope is None else block(x_BND, rope=rope)
+
+
+def run_rows(
+    block: nn.Module,
+    rows_BRD: Tensor,
+    keys_values: tuple[Tensor, Tensor],
+    rope: Tensor | None = None,
+    attend: Attend = F.scaled_dot_product_attention,
+) -> Tensor:
+    """Evaluates `block` at `rows_BRD` while its attention sees `keys_values` instead of the rows' own.
+
+    The rows must begin with all prefix tokens, because rotary embedding skips that many rows.
+
+    Args:
+        rows_BRD: the block's input at the wanted rows.
+        keys_values: from `project_keys_values`, each (B, H, N, D).
+        rope: rotary embedding of the patch rows, from `rope_rows`.
+    """
+    k_BHND, v_BHND = keys_values
+
+    def attend_globally(q: Tensor, k: Tensor, v: Tensor, **options: object) -> Tensor:
+        return attend(q, k_BHND, v_BHND, **options)
+
+    with intercept(attend_globally):
+        return run_block(block, rows_BRD, rope)
+
+
+def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values of all tokens as the block's own attention would compute them, queries left out.
+
+    Covers timm's `Attention`, `AttentionRope` and `EvaAttention`: fused or separate projections, every bias layout,
+    qk-norm, rotary embedding and grouped heads.
+
+    Returns:
+        keys and values, each (B, H, N, D).
+    """
+    attn: nn.Module = block.attn  # type: ignore[assignment]
+    y_BND = block.norm1(x_BND)  # type: ignore[operator]
+    if attn.qkv is not None:
+        width = attn.qkv.weight.shape[0] // 3  # type: ignore[operator,union-attr]
+        kv = F.linear(y_BND, attn.qkv.weight[width:], _key_value_bias(attn, width))  # type: ignore[index,union-attr]
+        k, v = kv.unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    else:
+        k = attn.k_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)  # type: ignore[operator]
+        v = attn.v_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)  # type: ignore[operator]
+    k = attn.k_norm(k)  # type: ignore[operator]
+    if rope is not None:
+        prefix = attn.num_prefix_tokens
+        half = getattr(attn, "rotate_half", False)
+        k = torch.cat(
+            [k[:, :, :prefix], apply_rot_embed_cat(k[:, :, prefix:], rope, half=half)], dim=2
+        ).type_as(v)
+    groups = getattr(attn, "num_kv_groups", 1)
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return k, v
+
+
+def _key_value_bias(attn: nn.Module, width: int) -> Tensor | None:
+    if getattr(attn, "q_bias", None) is not None:  # Eva keeps the biases beside a bias-free projection
+        return torch.cat((attn.k_bias, attn.v_bias))  # type: ignore[arg-type]
+    bias = attn.qkv.bias  # type: ignore[union-attr]
+    return None if bias is None else bias[width:]  # type: ignore[index]
+
+
+def gather_rows(x_BND: Tensor, index_BR: Tensor) -> Tensor:
+    """Rows `index_BR` of every image: (B, R, D)."""
+    return x_BND.gather(1, index_BR.unsqueeze(-1).expand(-1, -1, x_BND.shape[-1]))
+
+
+def rope_rows(rope: Tensor | None, patches_BK: Tensor | None) -> Tensor | None:
+    """Rotary embedding of the given patches (of none when `patches_BK` is None), broadcastable over heads.
+
+    Args:
+        rope: (patches, D), or (H, patches, D) where every head has its own.
+        patches_BK: patch indices, 0 being the first patch after the prefix.
+    """
+    if rope is None:
+        return None
+    if patches_BK is None:
+        return rope[..., :0, :]
+    rows = rope[..., patches_BK, :]
+    return rows.unsqueeze(1) if rope.ndim == 2 else rows.transpose(0, 1)

@@ -1,0 +1,353 @@
+"""DCAL: a timm ViT with the two extra attention branches, and what comes out of it.
+
+Shapes: B images, S ≥ B images in the backbone's stream (the rest are noise partners), N tokens (prefix first),
+C classes, D channels, K selected patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dcal.attention.glca import GlobalLocalCrossAttention
+from dcal.attention.intercept import intercept
+from dcal.attention.kernel import Trace, attention_with_trace
+from dcal.attention.pairing import Pairing, Partners
+from dcal.attention.pwca import PairWiseCrossAttention
+from dcal.attention.rollout import HEAD_FUSIONS
+from dcal.attention.rows import project_keys_values, rope_rows, run_block, run_rows
+from dcal.attention.support import check_supported
+from dcal.backbone import create_backbone, embed, final_norm
+
+SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding
+
+
+class Branches(NamedTuple):
+    """One tensor per branch; None where the branch is off. PWCA exists in training only."""
+
+    sa: Tensor
+    glca: Tensor | None = None
+    pwca: Tensor | None = None
+
+
+class Output(NamedTuple):
+    """What the model returns for a batch."""
+
+    sa: Tensor
+    """Logits of the self-attention branch, (B, C)."""
+    glca: Tensor | None
+    """Logits of the global-local branch, (B, C)."""
+    pwca: Tensor | None
+    """Logits of the pair-wise branch for image 1's label, (B, C); None in evaluation."""
+    features: Branches
+    """Features before the heads (and before BNNeck), each (B, D)."""
+    selected: Tensor | None
+    """Patches that GLCA selected, (B, K), 0 being the first patch; None without GLCA."""
+
+    def logits(self) -> dict[str, Tensor]:
+        """The logits of the branches that are there, by name."""
+        return {name: value for name in ("sa", "glca", "pwca") if (value := getattr(self, name)) is not None}
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Class probabilities of combined inference, (B, C): mean of the branches' softmax, PWCA left out."""
+        return torch.stack(
+            [branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]
+        ).mean(0)
+
+    @property
+    def embedding(self) -> Tensor:
+        """Re-ID feature, (B, D) or (B, 2D): each branch's feature L2-normalised, concatenated, normalised again."""
+        return join_features([branch for branch in self.features[:2] if branch is not None])
+
+
+def join_features(features: Sequence[Tensor]) -> Tensor:
+    """Concatenation in which every branch has the same say: each L2-normalised, and the whole again."""
+    return F.normalize(
+        torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1
+    )
+
+
+class Head(nn.Module):
+    """Classifier of one branch, with BNNeck (Luo et al. 2019) if wanted: BN without shift, classifier without bias."""
+
+    def __init__(self, channels: int, num_classes: int, bnneck: bool) -> None:
+        super().__init__()
+        self.neck: nn.Module = nn.BatchNorm1d(channels) if bnneck else nn.Identity()
+        self.classifier = nn.Linear(channels, num_classes, bias=not bnneck)
+        trunc_normal_(self.classifier.weight, std=0.001 if bnneck else 0.02)
+        if isinstance(self.neck, nn.BatchNorm1d):
+            self.neck.bias.requires_grad_(False)
+        else:
+            nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, feature_BD: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        logits: Tensor = self.classifier(self.neck(feature_BD))
+        return logits
+
+
+class DCAL(nn.Module):
+    """Dual Cross-Attention Learning on a timm ViT (Zhu et al., CVPR 2022).
+
+    Args:
+        vit: a supported timm ViT; its weights become the self-attention branch, shared with PWCA.
+        num_classes: classes, or training identities.
+        glca: `blocks` (0 switches the branch off), `top_ratio`, `selection`, `readout`, `init`.
+        pwca: `blocks` (the last that many of the backbone; None for all, 0 for off), `stream`, `pairing`,
+            `pairing_ratio`, `curriculum`.
+        head_fusion: `mean`, `max` or `min` over heads in the rollout.
+        bnneck: BNNeck in every head, as Re-ID has it.
+        side_information: number of cameras (or camera-view pairs) that get a learned embedding; 0 for none.
+
+    Raises:
+        UnsupportedBackbone: the branches cannot be attached to `vit`.
+        ValueError: an option out of its range; the message names its key.
+    """
+
+    def __init__(
+        self,
+        vit: nn.Module,
+        num_classes: int,
+        *,
+        glca: Mapping[str, Any] | None = None,
+        pwca: Mapping[str, Any] | None = None,
+        head_fusion: str = "mean",
+        bnneck: bool = False,
+        side_information: int = 0,
+    ) -> None:
+        super().__init__()
+        check_supported(vit)
+        if head_fusion not in HEAD_FUSIONS:
+            raise ValueError(
+                f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}"
+            )
+        self.vit = vit
+        self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
+        self.activation_checkpointing = False
+        self.head = Head(channels, num_classes, bnneck)
+        self.side = nn.Parameter(torch.zeros(side_information, 1, channels)) if side_information else None
+
+        glca = dict(glca or {"blocks": 0})
+        self.glca_blocks = _in_range("attention.glca.blocks", glca.pop("blocks"), self.depth - 1)
+        self.glca: GlobalLocalCrossAttention | None = None
+        if self.glca_blocks:
+            last = list(vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
+            norm = final_norm(vit)
+            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **glca)
+            self.glca_head = Head(channels, num_classes, bnneck)
+
+        pwca = dict(pwca or {"blocks": 0})
+        blocks = pwca.pop("blocks", None)
+        self.pwca_blocks = _in_range(
+            "attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth
+        )
+        self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))
+        self.pairing = Pairing(
+            pwca.pop("pairing", "natural"), pwca.pop("pairing_ratio", 0.5), pwca.pop("curriculum", ())
+        )
+        if pwca:
+            raise ValueError(f"attention.pwca has no option {', '.join(pwca)}")
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches that a training step has losses for."""
+        return ("sa", *(["glca"] if self.glca else []), *(["pwca"] if self.pwca_blocks else []))
+
+    @property
+    def new_parameters(self) -> set[str]:
+        """Names of the parameters that no backbone checkpoint holds: heads, GLCA, side embedding."""
+        return {name for name, _ in self.named_parameters() if not name.startswith("vit.")}
+
+    def draw_partners(
+        self, images: Tensor, labels: Tensor | None = None, progress: float = 0.0, side: Tensor | None = None
+    ) -> Partners | None:
+        """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU generator.
+
+        Args:
+            labels: class of each image; needed by every pairing but natural, gaussian and none.
+            progress: share of the training that is done, for the curriculum.
+
+        Raises:
+            ValueError: fewer than two images, or labels missing that the pairing needs.
+        """
+        if not self.pwca_blocks:
+            return None
+        if labels is None:
+            if self.pairing.at(progress) not in ("natural", "gaussian", "none"):
+                raise ValueError(
+                    f"attention.pwca.pairing={self.pairing.policy} needs the labels of the batch"
+                )
+            labels = torch.arange(len(images))
+
+        def embed_batch() -> Tensor:
+            with torch.no_grad():
+                return self._run(images, None, side).features.sa
+
+        partners = self.pairing.draw(labels.cpu(), progress, embed_batch)
+        return partners._replace(index_B=partners.index_B.to(images.device, non_blocking=True))
+
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        partners: Partners | None = None,
+        side: Tensor | None = None,
+    ) -> Output:
+        """Runs the branches.
+
+        Args:
+            images: normalised float images (B, 3, H, W) of the size the backbone was built for.
+            labels: classes (B,), used only to draw partners by class.
+            partners: the draw of `draw_partners`; drawn here if a training step does not give it.
+            side: camera (or camera-view) index of each image, where the model embeds it.
+        """
+        if not (self.training and self.pwca_blocks):
+            partners = None
+        elif partners is None:
+            partners = self.draw_partners(images, labels, side=side)
+        return self._run(images, partners, side)
+
+    def _run(self, images: Tensor, partners: Partners | None, side: Tensor | None) -> Output:
+        batch = len(images)
+        if partners is not None and partners.noise:
+            images = torch.cat([images, torch.randn_like(images)])
+            side = None if side is None else torch.cat([side, side])
+        x, ropes = embed(self.vit, images)
+        if self.side is not None and side is not None:
+            x = x + SIDE_INFORMATION_SCALE * self.side[side]
+        x, z, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
+
+        norm = final_norm(self.vit)
+        sa = norm(x[:batch, 0])
+        pwca = None if z is None else norm(z[:, 0])
+        glca, selected = (None, None)
+        if self.glca is not None:
+            glca, selected = self.glca(glca_inputs, traces, ropes[self.depth - self.glca_blocks :])
+        return Output(
+            self.head(sa),
+            None if glca is None else self.glca_head(glca),
+            None if pwca is None else self.head(pwca),
+            Branches(sa, glca, pwca),
+            selected,
+        )
+
+    def _trunk(
+        self, x: Tensor, ropes: Sequence[Tensor | None], partners: Partners | None, batch: int
+    ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Trace]]:
+        """All blocks on one stream or two. The last one computes the prefix rows only: nothing else is read.
+
+        Returns:
+            the prefix rows of both streams, GLCA's inputs, and the attention traces of the blocks before GLCA.
+        """
+        z: Tensor | None = None
+        glca_inputs: list[Tensor] = []
+        traces: list[Trace] = []
+        parting = self.depth - self.pwca_blocks if partners is not None else self.depth
+        first_glca = self.depth - self.glca_blocks
+        wanted = first_glca if self.glca is not None and self.glca.needs_traces else 0
+        for index, (block, rope) in enumerate(zip(self.vit.blocks, ropes, strict=True)):  # type: ignore[arg-type]
+            if index >= first_glca:
+                glca_inputs.append(x[:batch])
+            if index == parting and partners is not None:
+                z = self.pwca.start(x, partners.index_B)
+            prefix_only = self.prefix if index == self.depth - 1 else None
+            if z is not None and partners is not None:
+                x, z, trace = self._call(self.pwca, block, x, z, partners.index_B, rope, prefix_only)
+            else:
+                x, trace = self._call(run_traced, block, x, rope, prefix_only)
+            if index < wanted:
+                traces.append(_of_images(trace, batch))
+        return x, z, glca_inputs, traces
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(function, *args, use_reentrant=False)
+        return function(*args)
+
+
+def run_traced(
+    block: nn.Module, x_BND: Tensor, rope: Tensor | None = None, prefix_only: int | None = None
+) -> tuple[Tensor, Trace]:
+    """One block on one stream, with the trace of its attention; only the prefix rows if `prefix_only` says how many."""
+    traces: list[Trace] = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        out, trace = attention_with_trace(q, k, v, **options)
+        traces.append(trace)
+        return out
+
+    if prefix_only is None:
+        with intercept(attend):
+            return run_block(block, x_BND, rope), traces[0]
+    keys_values = project_keys_values(block, x_BND, rope)
+    return run_rows(block, x_BND[:, :prefix_only], keys_values, rope_rows(rope, None), attend), traces[0]
+
+
+def _of_images(trace: Trace, batch: int) -> Trace:
+    """The trace of the first `batch` images: noise partners have no say in the selection."""
+    if len(trace.q_BHND) == batch:
+        return trace
+    lse = None if trace.lse_BHN is None else trace.lse_BHN[:batch]
+    return Trace(trace.q_BHND[:batch], trace.k_BHMD[:batch], trace.scale, lse)
+
+
+def _in_range(key: str, value: int, most: int) -> int:
+    if not 0 <= value <= most:
+        raise ValueError(f"{key}={value}: this backbone allows 0 to {most}")
+    return value
+
+
+def create_dcal_model(
+    backbone_name: str,
+    num_classes: int,
+    image_size: Sequence[int] = (448, 448),
+    top_ratio: float = 0.1,
+    attention: str = "dcal",
+    pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
+    **options: Any,
+) -> DCAL:
+    """DCAL on any supported timm ViT, for use in one's own training code.
+
+    Args:
+        backbone_name: timm model name.
+        num_classes: classes, or training identities.
+        image_size: (height, width) in pixels.
+        top_ratio: share of patches that GLCA selects; the paper has 0.1 for FGVC and 0.3 for Re-ID.
+        attention: `none`, `glca`, `pwca` or `dcal` (both).
+        pretrained: fetch timm's weights.
+        checkpoint_path: weight file for the backbone.
+        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `stream`, `pairing`, `pairing_ratio`,
+            `curriculum`; `head_fusion`, `bnneck`, `side_information`; `drop_path_rate`, `patch_stride`.
+
+    Raises:
+        ValueError: unknown name, attention or option; an image size that does not fit the patches.
+        CheckpointError: weights that cannot be fetched, read or matched.
+    """
+    if attention not in ("none", "glca", "pwca", "dcal"):
+        raise ValueError(f"attention={attention!r}: choose one of none, glca, pwca, dcal")
+    glca = {key: options.pop(key) for key in ("selection", "readout", "init") if key in options}
+    glca |= {
+        "top_ratio": top_ratio,
+        "blocks": options.pop("glca_blocks", 1) if attention in ("glca", "dcal") else 0,
+    }
+    pwca = {
+        key: options.pop(key)
+        for key in ("stream", "pairing", "pairing_ratio", "curriculum")
+        if key in options
+    }
+    pwca["blocks"] = options.pop("pwca_blocks", None) if attention in ("pwca", "dcal") else 0
+    own = {key: options.pop(key) for key in ("drop_path_rate", "patch_stride") if key in options}
+    unknown = set(options) - {"head_fusion", "bnneck", "side_information"}
+    if unknown:
+        raise ValueError(f"create_dcal_model has no option {', '.join(sorted(unknown))}")
+    vit = create_backbone(backbone_name, image_size, pretrained, checkpoint_path, **own)
+    return DCAL(vit, num_classes, glca=glca, pwca=pwca, **options)

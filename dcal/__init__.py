@@ -1,7 +1,7 @@
 """Dual Cross-Attention Learning (GLCA + PWCA) on any timm Vision Transformer.
 
-The names below are the public interface. They are resolved at first use (PEP 562), so that `import dcal`, and with it
-the start of every command, does not pay for torch.
+The names below are the public interface. They are resolved at first use (PEP 562), so that `import dcal`, and
+with it the start of every command, does not pay for torch.
 """
 
 from __future__ import annotations

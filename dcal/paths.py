@@ -1,7 +1,7 @@
 """Where the YAML files are: beside the package in a checkout, inside it once installed from a wheel.
 
-In the repository `conf/` and `experiments/` are top-level folders, because users read and edit them; setup.cfg maps
-them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the checkout.
+In the repository `conf/` and `experiments/` are top-level folders, because users read and edit them;
+setup.cfg maps them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the checkout.
 """
 
 from __future__ import annotations
@@ -35,4 +35,6 @@ def _find(name: str) -> Path:
         if folder.is_dir():
             return folder
     looked = " nor ".join(str(folder) for folder in candidates)
-    raise FileNotFoundError(f"the folder {name!r} of dcal is missing (neither {looked}): reinstall the package")
+    raise FileNotFoundError(
+        f"the folder {name!r} of dcal is missing (neither {looked}): reinstall the package"
+    )

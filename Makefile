@@ -1,0 +1,49 @@
+# Two commands suffice on a fresh machine: `make train` and `make test`. Both set up what they need first.
+# Overridable:  PYTHON=python3.12  VENV=/path/to/venv  ARGS="attention=none seed=1"  RUNS=outputs
+
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= outputs
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dcal-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint bench results sync clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create the virtual environment (VENV, default .venv) and install dcal into it
+
+# --no-compile: byte-compiling the thousands of modules of torch that nobody imports takes longer than all of the rest
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
+	$(BIN)/dcal-train $(ARGS)
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP) ## measure speed and memory against the plain backbone
+	$(BIN)/dcal-bench $(ARGS)
+
+results: $(STAMP) ## collect the finished runs into tables
+	$(BIN)/dcal-results $(ARGS)
+
+sync: $(STAMP) ## upload the offline W&B runs under RUNS (default outputs/)
+	@test -d $(RUNS) || { echo "no runs under $(RUNS)/ yet: train first, or say RUNS=folder"; exit 1; }
+	find $(RUNS) -type d -name 'offline-run-*' -exec $(BIN)/wandb sync {} +
+
+clean: ## remove build products and caches (runs and the environment stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dcal tests -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,146 @@
+"""The package works from a wheel, an editable install and a plain checkout, and `import dcal` stays cheap."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dcal
+
+ROOT = Path(__file__).resolve().parent.parent
+WHERE = (
+    "from dcal import paths; print(paths.__file__, paths.config_dir(), paths.experiments_dir(), sep='\\n')"
+)
+
+
+def python(code: str, *, cwd: Path, path: tuple[Path, ...] = ()) -> str:
+    """Output of `code` in a fresh interpreter that finds first what is on `path`."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a build needs, so that building leaves nothing in the working tree."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for file in (ROOT / "setup.cfg", ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("README.md")):
+        shutil.copy(file, copy)
+    for name in ("dcal", "conf", "experiments"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        if name != "dcal":  # one level deeper than any file is today
+            (copy / name / "group" / "deep").mkdir(parents=True)
+            (copy / name / "group" / "deep" / "probe.yaml").write_text("probe: true\n", encoding="utf-8")
+    return copy
+
+
+def test_plain_checkout(checkout: Path, tmp_path: Path) -> None:
+    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(checkout,)).split()
+    assert Path(module) == checkout / "dcal" / "paths.py"
+    assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
+
+
+def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
+    python(f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})", cwd=checkout)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+
+    for name in ("conf", "experiments"):
+        there = {file.relative_to(checkout) for file in (checkout / name).rglob("*.yaml")}
+        carried = {file.relative_to(site / "dcal") for file in (site / "dcal" / name).rglob("*.yaml")}
+        assert carried == there
+    assert (site / "dcal" / "py.typed").is_file()
+    assert list(site.glob("dcal-*.dist-info/**/LICENSE"))
+    assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}
+
+    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(site,)).split()
+    assert Path(module) == site / "dcal" / "paths.py"
+    assert (Path(conf), Path(experiments)) == (site / "dcal" / "conf", site / "dcal" / "experiments")
+
+
+def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
+    python(
+        f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})", cwd=checkout
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+
+    # its finder is registered by a .pth file, which only site folders run; a dcal that this interpreter has
+    # installed must not answer first
+    forget = "import site, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+    add = f"{forget} site.addsitedir({str(site)!r}); "
+    module, conf, experiments = python(add + WHERE, cwd=tmp_path).split()
+    assert Path(module) == checkout / "dcal" / "paths.py"
+    assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(setup_cfg()["options"]["packages"].split())
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "dcal").rglob("*.py")}
+    assert listed == {".".join(folder.parts) for folder in folders} | {"dcal.conf", "dcal.experiments"}
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_console_scripts_lead_to_a_main_function() -> None:
+    scripts = setup_cfg()["options.entry_points"]["console_scripts"].split("\n")
+    for script in filter(None, scripts):
+        command, target = (part.strip() for part in script.split("="))
+        module, function = target.split(":")
+        assert command == module.replace(".", "-"), f"{command} does not have the name of its module {module}"
+        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_constraint_admits_what_setup_cfg_asks_for() -> None:
+    requirements = pytest.importorskip("packaging.requirements")
+    options, extras = setup_cfg()["options"], setup_cfg()["options.extras_require"]
+    asked = [
+        requirements.Requirement(line)
+        for line in (options["install_requires"] + extras["dev"]).split("\n")
+        if line
+    ]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [requirements.Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {pin.name: str(pin.specifier).removeprefix("==") for pin in pins}
+
+    for requirement in asked:
+        assert requirement.name in pinned, f"{requirement.name}: no tested version in constraints.txt"
+        assert requirement.specifier.contains(pinned[requirement.name])
+
+
+def test_public_names_resolve() -> None:
+    lazy = set(dcal.__all__) - {"__version__"}
+    assert lazy == set(dcal._MODULE_OF)
+    for name in sorted(lazy):
+        value = getattr(dcal, name)
+        assert value.__name__ == name
+        assert value.__module__.startswith("dcal."), "re-exported from elsewhere"
+    assert set(dcal.__all__) <= set(dir(dcal))
+    with pytest.raises(AttributeError, match="has no attribute 'Dcal'"):
+        _ = dcal.Dcal
+
+
+def test_import_is_cheap(tmp_path: Path) -> None:
+    code = "import dcal, sys; print(*({'torch', 'timm', 'hydra', 'wandb', 'numpy'} & set(sys.modules)))"
+    assert python(code, cwd=tmp_path, path=(ROOT,)).split() == []

@@ -1,0 +1,205 @@
+"""What all re-identification readers share: finding files, and the fingerprint of the protocol that was read.
+
+Numbers of two papers compare only if both read the same images: a copy with other junk, another version, or
+another training list gives other figures without any error. So every reader counts what it read, logs it, and
+compares it with the official table where one exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dcal.dataset.record import Catalog, DataError, Record
+
+LOG = logging.getLogger(__name__)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+JUNK_POLICY = "id -1 is junk: kept in the gallery records, ignored by the evaluation, never trained on"
+CAMERA_POLICY = "gallery images of the query's identity and camera are ignored"
+
+
+class Sighting(NamedTuple):
+    """One annotated image: identity as annotated (-1 is junk), camera as annotated (-1 is unknown)."""
+
+    path: Path
+    identity: int
+    camera: int = -1
+
+
+class Counts(NamedTuple):
+    """Junk excluded. None in an official table: not published, hence not compared."""
+
+    identities: int | None
+    images: int | None
+    cameras: int | None
+
+
+def find_root(root: str | Path | None, official_name: str, expected: Sequence[str]) -> Path:
+    """The folder that holds all of `expected`: `root` itself, or `root/official_name`.
+
+    Raises:
+        DataError: if `root` is not given, does not exist, or lacks one of them.
+    """
+    layout = f"the folder {official_name} with {', '.join(expected)}"
+    if root is None or not str(root):
+        raise DataError(f"dataset.root is not set: give {layout}, e.g. dataset.root=/data/{official_name}")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root}: no such folder; expected {layout}")
+    for candidate in (root, root / official_name):
+        missing = [name for name in expected if not (candidate / name).exists()]
+        if not missing:
+            return candidate
+        if len(missing) < len(expected):  # the right folder, but incomplete: say what it lacks
+            raise DataError(f"{candidate}: {', '.join(missing)} missing; dataset.root must be {layout}")
+    raise DataError(f"dataset.root={root}: found none of {', '.join(expected)}; expected {layout}")
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of the image files in a folder, sorted; anything else there (`Thumbs.db`, ...) is passed over.
+
+    Raises:
+        DataError: if there is no image.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
+    if not names:
+        raise DataError(f"{folder}: no image in it; check dataset.root")
+    return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """Non-empty lines of a text file, stripped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; dataset.root must be the complete official download") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def check_images(folder: Path, names: Iterable[str]) -> None:
+    """Raises DataError if a listed file is missing; lists each folder once instead of asking per file."""
+    present: dict[str, set[str]] = {}
+    missing = []
+    for name in names:
+        head, tail = os.path.split(name)
+        if head not in present:
+            directory = folder / head
+            present[head] = set(os.listdir(directory)) if directory.is_dir() else set()
+        if tail not in present[head]:
+            missing.append(name)
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} listed images are missing, first {missing[0]}; "
+            "dataset.root must be the complete official download"
+        )
+
+
+def parse_all(
+    folder: Path, names: Iterable[str], parse: Callable[[str], tuple[int, int] | None], example: str
+) -> list[Sighting]:
+    """Applies `parse` (name -> identity, camera, or None where it does not fit) to every name.
+
+    Raises:
+        DataError: for the first name that does not fit.
+    """
+    sightings = []
+    for name in names:
+        fields = parse(name)
+        if fields is None:
+            raise DataError(
+                f"{folder / name}: the name does not tell identity and camera, expected one like {example}; "
+                "is dataset the right one for this dataset.root?"
+            )
+        sightings.append(Sighting(folder / name, *fields))
+    return sightings
+
+
+def count(sightings: Iterable[Sighting]) -> Counts:
+    """Identities, images and cameras, without junk."""
+    kept = [s for s in sightings if s.identity != -1]
+    cameras = {s.camera for s in kept} - {-1}
+    return Counts(len({s.identity for s in kept}), len(kept), len(cameras))
+
+
+def build_catalog(
+    name: str,
+    train: Sequence[Sighting],
+    query: Sequence[Sighting],
+    gallery: Sequence[Sighting],
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    identity_names: Mapping[int, str] | None = None,
+    official: Mapping[str, Counts] | None = None,
+    allow_mismatch: bool = False,
+) -> Catalog:
+    """The catalog with its fingerprint: counts per split, junk and camera policy, `protocol`.
+
+    Training identities are numbered from 0 in ascending order of the annotated number (a set's order differs
+    between machines, trap of `enumerate(set(...))`). Junk is dropped from train and query, and stays in the
+    gallery.
+
+    Raises:
+        DataError: if a split is empty, or the counts differ from `official` and `allow_mismatch` is False.
+    """
+    train = [s for s in train if s.identity != -1]
+    query = [s for s in query if s.identity != -1]
+    splits = {"train": train, "query": query, "gallery": gallery}
+    for split, sightings in splits.items():
+        if not sightings:
+            raise DataError(
+                f"{name}: the split {split!r} is empty; check dataset.root and the reader's options"
+            )
+    counts = {split: count(sightings) for split, sightings in splits.items()}
+    junk = sum(s.identity == -1 for s in gallery)
+    fingerprint: dict[str, Any] = {
+        **(protocol or {}),
+        **{split: c._asdict() for split, c in counts.items()},
+        "gallery_junk": junk,
+        "junk_policy": JUNK_POLICY,
+        "camera_policy": CAMERA_POLICY
+        if counts["query"].cameras
+        else "no cameras: no gallery image is ignored",
+    }
+    LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
+    if official is not None:
+        fingerprint["mismatch"] = compare(name, counts, official, allow_mismatch)
+    identities = sorted({s.identity for s in train})
+    label = {identity: i for i, identity in enumerate(identities)}
+    return Catalog(
+        name=name,
+        splits={
+            "train": [Record(s.path, label[s.identity], s.camera) for s in train],
+            "query": [Record(s.path, s.identity, s.camera) for s in query],
+            "gallery": [Record(s.path, s.identity, s.camera) for s in gallery],
+        },
+        class_names=[(identity_names or {}).get(identity, str(identity)) for identity in identities],
+        protocol=fingerprint,
+    )
+
+
+def describe(split: str, counts: Counts) -> str:
+    return f"{split} {counts.identities} ids, {counts.images} images, {counts.cameras} cameras"
+
+
+def compare(
+    name: str, counts: Mapping[str, Counts], official: Mapping[str, Counts], allow_mismatch: bool
+) -> list[str]:
+    """Differences from the official table, in words; raises DataError for any unless they are allowed."""
+    differences = [
+        f"{split} {what}: {found} instead of {wanted}"
+        for split, table in official.items()
+        for what, found, wanted in zip(Counts._fields, counts[split], table, strict=True)
+        if wanted is not None and found != wanted
+    ]
+    if differences and not allow_mismatch:
+        raise DataError(
+            f"{name} in dataset.root is not the official set: {'; '.join(differences)}. Its figures do not "
+            "compare with published ones. If that is meant, say dataset.allow_mismatch=true"
+        )
+    if differences:
+        LOG.warning("%s is not the official set (allowed): %s", name, "; ".join(differences))
+    return differences

@@ -1,7 +1,8 @@
 """Where the YAML files are: beside the package in a checkout, inside it once installed from a wheel.
 
 In the repository `conf/` and `experiments/` are top-level folders, because users read and edit them;
-setup.cfg maps them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the checkout.
+setup.cfg maps them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the
+checkout.
 """
 
 from __future__ import annotations

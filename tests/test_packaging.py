@@ -12,13 +12,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import dcal
 
 ROOT = Path(__file__).resolve().parent.parent
-WHERE = (
-    "from dcal import paths; print(paths.__file__, paths.config_dir(), paths.experiments_dir(), sep='\\n')"
-)
+WHERE = "from dcal import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
 
 
 def python(code: str, *, cwd: Path, path: tuple[Path, ...] = ()) -> str:
@@ -52,7 +51,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plain_checkout(checkout: Path, tmp_path: Path) -> None:
-    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(checkout,)).split()
+    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(checkout,)).splitlines()
     assert Path(module) == checkout / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 
@@ -72,7 +71,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
     assert list(site.glob("dcal-*.dist-info/**/LICENSE"))
     assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}
 
-    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(site,)).split()
+    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(site,)).splitlines()
     assert Path(module) == site / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (site / "dcal" / "conf", site / "dcal" / "experiments")
 
@@ -90,7 +89,7 @@ def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path)
     # installed must not answer first
     forget = "import site, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
     add = f"{forget} site.addsitedir({str(site)!r}); "
-    module, conf, experiments = python(add + WHERE, cwd=tmp_path).split()
+    module, conf, experiments = python(add + WHERE, cwd=tmp_path).splitlines()
     assert Path(module) == checkout / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 
@@ -113,18 +112,13 @@ def test_console_scripts_lead_to_a_main_function() -> None:
 
 
 def test_every_constraint_admits_what_setup_cfg_asks_for() -> None:
-    requirements = pytest.importorskip("packaging.requirements")
     options, extras = setup_cfg()["options"], setup_cfg()["options.extras_require"]
-    asked = [
-        requirements.Requirement(line)
-        for line in (options["install_requires"] + extras["dev"]).split("\n")
-        if line
-    ]
+    asked = (options["install_requires"] + extras["dev"]).split("\n")
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [requirements.Requirement(line) for line in lines if line and not line.startswith("#")]
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     pinned = {pin.name: str(pin.specifier).removeprefix("==") for pin in pins}
 
-    for requirement in asked:
+    for requirement in map(Requirement, filter(None, asked)):
         assert requirement.name in pinned, f"{requirement.name}: no tested version in constraints.txt"
         assert requirement.specifier.contains(pinned[requirement.name])
 

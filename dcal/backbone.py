@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ def create_backbone(
     checkpoint: str | Path | None = None,
     drop_path_rate: float = 0.0,
     patch_stride: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
 
@@ -39,6 +40,7 @@ def create_backbone(
             it are dropped.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         patch_stride: step between patches where they overlap (TransReID: 12); None for the patch size.
+        kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained weights.
 
     Raises:
         ValueError: unknown name, image size that is not a multiple of the patch size.
@@ -54,11 +56,12 @@ def create_backbone(
             ", ".join(timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]) or "see timm.list_models('vit_*')"
         )
         raise ValueError(f"backbone.name={name!r} is not a timm model; near it: {near}")
-    grid_size = _pretend_size(name, image_size, patch_stride)
+    grid_size = _pretend_size(name, image_size, patch_stride, kwargs or {})
     options: dict[str, Any] = {
         "num_classes": 0,
         "drop_path_rate": drop_path_rate,
         "img_size": tuple(grid_size),
+        **(kwargs or {}),
     }
     try:
         vit: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
@@ -81,11 +84,13 @@ def create_backbone(
     return vit
 
 
-def _pretend_size(name: str, image_size: Sequence[int], patch_stride: int | None) -> tuple[int, int]:
+def _pretend_size(
+    name: str, image_size: Sequence[int], patch_stride: int | None, kwargs: Mapping[str, Any]
+) -> tuple[int, int]:
     """The input size at which timm builds the patch grid we want: the image's, or that of the overlapping grid."""
     height, width = (int(side) for side in image_size)
     with torch.device("meta"):
-        patch_embed = getattr(timm.create_model(name, pretrained=False, num_classes=0), "patch_embed", None)
+        patch_embed = getattr(timm.create_model(name, num_classes=0, **kwargs), "patch_embed", None)
     patch_h, patch_w = getattr(patch_embed, "patch_size", (1, 1))
     if patch_stride is not None:
         return ((height - patch_h) // patch_stride + 1) * patch_h, (

@@ -17,11 +17,13 @@ from omegaconf import MISSING
 @dataclass
 class BackboneConfig:
     _target_: str = MISSING
+    _partial_: bool = True
     name: str = MISSING
     pretrained: bool = False
     checkpoint: str | None = None
     drop_path_rate: float = 0.0
     patch_stride: int | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,7 +62,6 @@ class TripletConfig:
 @dataclass
 class TaskConfig:
     _target_: str = MISSING
-    _partial_: bool = True
     loss_weighting: str = MISSING
     label_smoothing: float = MISSING
     triplet: TripletConfig = field(default_factory=TripletConfig)

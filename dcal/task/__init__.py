@@ -1,1 +1,1 @@
-"""What a run is about: the loss of a batch, the evaluation and the headline metric."""
+"""What is learned and how it is judged: the loss of a batch, the evaluation, the headline metric."""

@@ -1,0 +1,98 @@
+"""Checkpoints of a run: whole or not there, verified when read, the one before as a spare.
+
+A checkpoint is a folder `checkpoints/<step>` that appears by a rename: weights as safetensors, the training state
+beside it (tensors and plain Python only), and a manifest with a checksum of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+KEEP = 2
+
+
+class Checkpoint(NamedTuple):
+    """What is needed to go on."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a weight file atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file({key: value.detach().contiguous().cpu() for key, value in weights.items()}, temporary, dict(metadata or {}))
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes `folder/<step>` whole and drops all but the newest two.
+
+    Raises:
+        OSError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_weights(temporary / "model.safetensors", weights)
+        torch.save(dict(state), temporary / "training_state.pt")
+        sums = {name: _checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
+        (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+        for file in temporary.iterdir():
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _steps(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning."""
+    for candidate in reversed(_steps(folder)):
+        try:
+            sums = json.loads((candidate / "manifest.json").read_text())["sha256"]
+            damaged = [name for name, known in sums.items() if _checksum(candidate / name) != known]
+            if damaged:
+                raise OSError(f"checksum of {', '.join(damaged)} does not hold")
+            weights = load_file(candidate / "model.safetensors")
+            state = torch.load(candidate / "training_state.pt", map_location="cpu", weights_only=True)
+            return Checkpoint(weights, state)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            log.warning("checkpoint %s is damaged (%s): going back to the one before", candidate, error)
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.glob("[0-9]*") if entry.is_dir()) if folder.is_dir() else []
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file.read())
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

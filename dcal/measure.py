@@ -1,0 +1,91 @@
+"""Measuring a call: seconds, FLOPs, bytes kept for the backward pass, peak memory.
+
+Seconds are medians of calls that take turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Call = Callable[[], object]
+
+
+def interleaved_medians(
+    calls: Mapping[str, Call], repeats: int, min_seconds: float, device: torch.device
+) -> dict[str, float]:
+    """Median seconds of each call. They take turns `repeats` times, after two rounds to warm up (and compile).
+
+    Args:
+        min_seconds: a call that is shorter is repeated within one measurement until it has lasted that long.
+    """
+    for call in calls.values():
+        seconds(call, 1, device)
+    count = {name: max(1, math.ceil(min_seconds / seconds(call, 1, device))) for name, call in calls.items()}
+    rounds = [
+        {name: seconds(call, count[name], device) for name, call in calls.items()} for _ in range(repeats)
+    ]
+    return {name: statistics.median(times[name] for times in rounds) for name in calls}
+
+
+def seconds(call: Call, count: int, device: torch.device) -> float:
+    """Mean seconds of `count` calls; waits for the GPU before and after."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    wait()
+    return (time.perf_counter() - start) / count
+
+
+def flops(call_on_meta: Call) -> int:
+    """FLOPs of a call, two per multiply-add, matrix products and convolutions only.
+
+    Its tensors must be on the meta device: elsewhere fused attention hides from the counter.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call_on_meta()
+    return int(counter.get_total_flops())
+
+
+def saved_bytes(call: Call, parameters: Iterable[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass: each storage once, parameters left out."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(sizes.values())
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """Most bytes that `call` holds at once beyond what is there before it."""
+    call()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(changes), default=0)

@@ -1,0 +1,180 @@
+"""A run and its directory: identity, what lies in it, and whether it is finished.
+
+The directory is a function of the composed configuration, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
+what was typed. So the same point reached alone, in a multirun or through an explicitly typed default is the same run,
+and repeating a command continues it or returns its result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path, PurePath
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
+"""What makes two runs the same but for the seed."""
+NOT_IDENTITY = {
+    "dataset": {"root", "cache", "on_bad_image"},
+    "train": {
+        "workers",
+        "progress",
+        "figures",
+        "checkpoint_minutes",
+        "eval_batch_size",
+        "compile",
+        "activation_checkpointing",
+    },
+}
+"""Where data lie and how fast they come: no part of what is computed."""
+
+
+class RunLocked(Exception):
+    """Another process works in the run directory."""
+
+
+def config_id(config: DictConfig) -> str:
+    """Eight hex digits over the identity nodes, interpolations unresolved and paths cut to their last part."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    identity = {
+        key: {k: v for k, v in plain[key].items() if k not in NOT_IDENTITY.get(key, ())}
+        if isinstance(plain[key], dict)
+        else plain[key]
+        for key in IDENTITY
+    }
+    checkpoint = identity["backbone"].get("checkpoint")
+    if checkpoint:  # the same weights lie elsewhere on another machine
+        identity["backbone"]["checkpoint"] = PurePath(checkpoint).name
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or leaves the old one: a temporary file beside it, flushed to disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Run:
+    """One run directory, held by one process at a time: `with Run(config) as run:`.
+
+    Raises:
+        RunLocked: on entering, if another process holds it; the message says which.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = config
+        self.cfg_id = config_id(config)
+        self.seed = int(config.seed)
+        root = Path(config.run.root).expanduser().absolute()
+        self.directory = root / str(config.name) / self.cfg_id / f"seed={self.seed}"
+        self.started = time.time()
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Run:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.directory / "run.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}")
+        self._lock.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        self._lock.close()
+
+    @property
+    def result_file(self) -> Path:
+        return self.directory / "result.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result if the run is finished, else None."""
+        if not self.result_file.is_file():
+            return None
+        result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        return result
+
+    def write_config(self, overrides: list[str]) -> None:
+        """Leaves the resolved configuration, what was typed, and the versions in the directory."""
+        write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
+        write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_metrics_after(self, size: int) -> None:
+        """Cuts `metrics.jsonl` to what it held at a checkpoint, so that a resumed run does not log twice."""
+        if self.metrics_file.exists():
+            os.truncate(self.metrics_file, min(size, self.metrics_file.stat().st_size))
+
+    def metrics_size(self) -> int:
+        return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
+
+    def finish(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
+        """Writes `result.json`, whose presence means finished, and returns it."""
+        result = {
+            "status": "finished",
+            "name": str(self.config.name),
+            "cfg_id": self.cfg_id,
+            "seed": self.seed,
+            "metrics": metrics,
+            "git": git_state(),
+            **more,
+        }
+        write_atomically(self.result_file, json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the code that runs and whether it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "platform": platform.platform(), "argv": " ".join(sys.argv)}
+    for package in ("dcal", "torch", "timm", "albumentations", "numpy", "opencv-python-headless", "hydra-core", "wandb"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

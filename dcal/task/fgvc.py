@@ -1,0 +1,91 @@
+"""Fine-grained classification: top-1 per branch and of the branches' averaged probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcal.dataset.loader import Data
+from dcal.device import Device
+from dcal.metric.classification import classification_metrics
+from dcal.model import DCAL
+from dcal.task.evaluation import Evaluation, check_inference
+from dcal.task.inference import infer
+from dcal.task.objective import Objective
+
+
+class FGVC:
+    """The fine-grained classification task.
+
+    Args: the keys of the group, see `conf/task/fgvc.yaml`.
+
+    Raises:
+        ValueError: an option that classification has no use for is set, or one is out of range.
+    """
+
+    name = "fgvc"
+    headline = "top1"
+    test_split = "test"
+
+    def __init__(
+        self,
+        *,
+        loss_weighting: str,
+        label_smoothing: float,
+        triplet: Mapping[str, Any],
+        bnneck: bool,
+        instances: int,
+        mixup: float,
+        cutmix: float,
+        inference: Sequence[str],
+        flip_test: bool,
+        metric: str,
+        rerank: bool,
+        side_information: str,
+    ) -> None:
+        if rerank:
+            raise ValueError("task.rerank=true ranks a gallery: it needs task=reid")
+        if side_information != "none":
+            raise ValueError(f"task.side_information={side_information} needs cameras: it needs task=reid")
+        if triplet["weight"] and instances < 2:
+            raise ValueError("task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more")
+        self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
+        self.bnneck, self.instances, self.mixup, self.cutmix = bnneck, instances, mixup, cutmix
+        self.inference, self.flip_test = check_inference(inference), flip_test
+        self.side_information = side_information
+
+    def objective(self, branches: Sequence[str]) -> Objective:
+        """The loss of a training batch for a model with these branches."""
+        return Objective(
+            branches, self.loss_weighting, self.label_smoothing, self.triplet["weight"], self.triplet["margin"]
+        )
+
+    def evaluate(self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device) -> Evaluation:
+        """Top-1, top-5 and NLL on a split: of combined inference, and per branch with the branch's name appended."""
+        seen = infer(model, data.eval_loader(split, batch_size, workers), device, self.flip_test)
+        scores = combined_scores(seen.logits, self.inference)
+        metrics = classification_metrics(scores, seen.labels)
+        for branch, log_probabilities in seen.logits.items():
+            own = classification_metrics(log_probabilities, seen.labels)
+            metrics |= {f"{key}_{branch}": value for key, value in own.items()}
+        metrics["images"] = float(len(seen.labels))
+        top = scores.exp().max(1)
+        items = {
+            "index": seen.index,
+            "label": seen.labels,
+            "prediction": top.indices,
+            "confidence": top.values,
+            **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
+        }
+        return Evaluation(metrics, items)
+
+
+def combined_scores(log_probabilities: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:
+    """Log of the mean of the branches' probabilities, those that the model has: (N, C)."""
+    present = [log_probabilities[branch] for branch in branches if branch in log_probabilities]
+    if not present:
+        raise ValueError(f"task.inference={list(branches)}: the model has none of these branches")
+    return torch.stack(present).logsumexp(0) - torch.tensor(float(len(present))).log()

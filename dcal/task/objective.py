@@ -1,0 +1,73 @@
+"""The loss of a training batch: per branch cross-entropy (+ triplet), combined by weights.
+
+Shapes: B images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcal.loss import TripletLoss, UncertaintyLoss
+from dcal.model import Output
+
+
+class Losses(NamedTuple):
+    """The total that is differentiated, and the branches' own losses for the log."""
+
+    total: Tensor
+    branches: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Cross-entropy and triplet per branch, combined by learned or fixed weights.
+
+    The triplet loss sees the features before BNNeck, the cross-entropy the logits after it.
+
+    Args:
+        branches: the model's branches, e.g. ("sa", "glca", "pwca").
+        weighting: `uncertainty`, `fixed` or `equal`.
+        label_smoothing: in [0, 1).
+        triplet_weight: 0 switches the triplet loss off.
+        triplet_margin: None for the soft margin.
+
+    Raises:
+        ValueError: an option out of its range; the message names its key.
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[str],
+        weighting: str,
+        label_smoothing: float,
+        triplet_weight: float,
+        triplet_margin: float | None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
+        if triplet_weight < 0.0:
+            raise ValueError(f"task.triplet.weight={triplet_weight}: must not be negative")
+        self.combine = UncertaintyLoss(branches, weighting)
+        self.label_smoothing = label_smoothing
+        self.triplet_weight = triplet_weight
+        self.triplet = TripletLoss(triplet_margin)
+
+    def forward(self, output: Output, targets: Tensor, labels: Tensor) -> Losses:
+        """The loss of one batch.
+
+        Args:
+            output: of the model in training mode.
+            targets: what the classifiers learn: labels (B,), or class probabilities (B, C) under mixup.
+            labels: classes or identities (B,), for the triplets.
+        """
+        losses = {}
+        for branch, logits in output.logits().items():
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+            if self.triplet_weight:
+                loss = loss + self.triplet_weight * self.triplet(getattr(output.features, branch), labels)
+            losses[branch] = loss
+        return Losses(self.combine(losses), losses)

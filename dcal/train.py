@@ -1,0 +1,94 @@
+"""`dcal-train`: trains, evaluates and logs one run (or, with `-m`, one run per point of a sweep).
+
+A finished run is returned as it is, an interrupted one goes on: repeating a command completes it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.cli import hydra_command, reported
+from dcal.run import Run, RunLocked
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of `dcal-train`."""
+    hydra_command(job, "train")
+
+
+def job(config: DictConfig) -> float:
+    """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
+    # torch, timm and albumentations take seconds to import: not for --help, and not for a run that is finished
+    result = Run(config).result()
+    if result is not None:
+        print(f"finished before: {summary(result, Run(config))}")
+    else:
+        result = reported(lambda: train(config), _mendable(), config.run.debug)
+    return float(result["metrics"][result["headline"]])
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    from dcal.backbone import CheckpointError
+    from dcal.dataset.record import DataError
+    from dcal.engine import Interrupted
+    from dcal.meter import BadLoss
+
+    return (ValueError, OSError, DataError, CheckpointError, RunLocked, Interrupted, BadLoss)
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Trains the run that `config` describes and returns what its `result.json` holds."""
+    from dcal.build import build
+    from dcal.engine import fit
+    from dcal.figure import draw_examples
+    from dcal.tracking import track
+
+    with Run(config) as run:
+        run.write_config(_overrides())
+        OmegaConf.resolve(config)
+        setup = build(config)
+        with track(run) as tracker:
+            evaluation = fit(setup, run, tracker)
+            evaluation.save(run.directory / "items.npz")
+            result = run.finish(
+                evaluation.metrics,
+                headline=setup.task.headline,
+                split=setup.validation,
+            )
+            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
+            if config.train.figures:
+                draw_examples(setup, evaluation, run, tracker)
+    print(summary(result, run))
+    return result
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def summary(result: dict[str, Any], run: Run) -> str:
+    """What a person wants to read at the end of a run: the figures, where everything is, what to type next."""
+    metrics = result["metrics"]
+    headline = result["headline"]
+    branches = "  ".join(
+        f"{branch} {metrics[f'{headline}_{branch}']:.4f}"
+        for branch in ("sa", "glca")
+        if f"{headline}_{branch}" in metrics
+    )
+    lines = [
+        f"{result['name']}  {result['cfg_id']}  seed {result['seed']}: {headline} {metrics[headline]:.4f}  ({branches})",
+        f"  everything  {run.directory}",
+        f"  figure      {run.directory / 'examples.png'}",
+        f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

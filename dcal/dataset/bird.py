@@ -1,0 +1,230 @@
+"""The anatomy of a synthetic bird: its shape, its pose, and how it is drawn.
+
+The bird is defined in its own frame, x forward and y down, the trunk about 1.4 units long; a `Pose` places
+it on a canvas. Parts that move (head, tail, wing) turn about their joint before that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dcal.dataset.drawing import (
+    SUPERSAMPLE,
+    Colour,
+    Image,
+    Points,
+    ellipse,
+    fill,
+    paste,
+    plain,
+    relief,
+    shade,
+    smooth,
+    stroke,
+    tint,
+)
+
+# fmt: off
+SILHOUETTE = np.array([
+    (0.78, -0.50), (0.68, -0.66), (0.52, -0.71), (0.35, -0.62), (0.15, -0.37), (-0.18, -0.19), (-0.55, 0.0),
+    (-0.64, 0.12), (-0.42, 0.29), (-0.05, 0.43), (0.28, 0.38), (0.53, 0.14), (0.67, -0.14), (0.77, -0.35),
+])
+BELLY = np.array([
+    (-0.62, 0.16), (-0.2, 0.2), (0.2, 0.1), (0.5, -0.14), (0.72, -0.3), (0.9, 0.1), (0.4, 0.6), (-0.4, 0.6),
+])
+WING = np.array([
+    (0.33, -0.14), (0.08, -0.22), (-0.3, -0.08), (-0.84, 0.2), (-0.42, 0.24), (-0.05, 0.25), (0.24, 0.14),
+])
+COVERTS = np.array([(0.4, -0.3), (0.0, -0.3), (-0.14, 0.0), (-0.05, 0.3), (0.4, 0.3)])
+BAR = np.array([(0.06, -0.3), (-0.03, -0.02), (0.06, 0.34), (-0.05, 0.34), (-0.14, -0.02), (-0.05, -0.3)])
+TAIL = np.array([
+    (-0.45, -0.03), (-0.85, 0.09), (-1.24, 0.20), (-1.27, 0.29), (-1.2, 0.38), (-0.85, 0.26), (-0.5, 0.2),
+])
+TAIL_TIP = np.array([(-1.0, 0.0), (-1.4, 0.1), (-1.4, 0.5), (-1.04, 0.42)])
+BILL = np.array([(0.75, -0.53), (0.86, -0.49), (1.03, -0.39), (0.88, -0.36), (0.75, -0.34)])
+CROWN = np.array([
+    (0.80, -0.53), (0.62, -0.55), (0.42, -0.52), (0.28, -0.50), (0.25, -0.62), (0.45, -0.9), (0.75, -0.8),
+])
+STRIPE = np.array([
+    (0.78, -0.61), (0.60, -0.635), (0.42, -0.60), (0.28, -0.54), (0.26, -0.58), (0.40, -0.66), (0.60, -0.69),
+    (0.74, -0.66),
+])
+EXTENT = np.array([(1.04, -0.45), (0.6, -0.8), (0.15, -0.75), (-1.28, 0.42), (0.1, 0.75), (-1.28, 0.05)])
+# fmt: on
+EYE = np.array([0.62, -0.46])
+FEET = np.array([(0.02, 0.66), (0.17, 0.66)])
+JOINTS = {"head": np.array([0.45, -0.32]), "tail": np.array([-0.5, 0.1]), "wing": np.array([0.3, 0.0])}
+PLACES: dict[str, tuple[str, tuple[float, float], float]] = {
+    "bill": ("head", (0.88, -0.43), 0.2),
+    "wing bar": ("wing", (-0.06, 0.02), 0.36),
+    "tail tip": ("tail", (-1.13, 0.27), 0.24),
+    "crown": ("head", (0.52, -0.63), 0.32),
+}
+"""Limb, centre and a radius that holds all of a part that can tell species apart, in units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What the species of a group have in common."""
+
+    name: str
+    part: str
+    back: Colour
+    belly: Colour
+    wing: Colour
+    bill: Colour
+    crown: Colour
+    crest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Everything random about the bird's body; the same for every species."""
+
+    unit: float
+    """Canvas pixels per unit of the bird's frame."""
+    to_canvas: Points
+    """(2, 3): bird's frame to canvas."""
+    turns: dict[str, float]
+    """By how much each limb is turned, in radians."""
+    head_shift: Points
+    plump: float
+
+    def place(self, points: Points, limb: str = "trunk") -> Points:
+        """Points (n, 2) of the bird's frame on the canvas, moved with the limb they belong to."""
+        p = np.atleast_2d(points).astype(float)
+        if limb in JOINTS:
+            p = _turn(p, JOINTS[limb], self.turns[limb])
+        if limb == "head":
+            p = p + self.head_shift
+        on_canvas: Points = p @ self.to_canvas[:, :2].T + self.to_canvas[:, 2]
+        return on_canvas
+
+    def window(self, size: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the window of the canvas that holds the bird."""
+        corners = self.place(EXTENT)
+        low = np.maximum(np.floor((corners.min(0) - 0.25 * self.unit) / SUPERSAMPLE), 0) * SUPERSAMPLE
+        high = np.minimum(np.ceil((corners.max(0) + 0.25 * self.unit) / SUPERSAMPLE) * SUPERSAMPLE, size)
+        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+    def silhouette(self, crest: float) -> Points:
+        """The outline of trunk and head, the head's points moved with the head and the belly plumped."""
+        p = SILHOUETTE.copy()
+        p[3] += (-crest, -crest)
+        p[8:12, 1] *= self.plump
+        weight = np.clip((-p[:, 1] + 0.05) / 0.35, 0, 1)[:, None] * (p[:, :1] > 0.1)
+        moved = _turn(p, JOINTS["head"], self.turns["head"]) + self.head_shift
+        return self.place(p + weight * (moved - p))
+
+
+def _turn(points: Points, pivot: Points, angle: float) -> Points:
+    c, s = math.cos(angle), math.sin(angle)
+    turned: Points = (points - pivot) @ np.array([[c, s], [-s, c]]) + pivot
+    return turned
+
+
+def draw_pose(rng: np.random.Generator, size: int) -> Pose:
+    """A random pose whose bird lies within a square canvas of `size` pixels."""
+    span = size * (0.68 + 0.24 * rng.random())
+    unit = span / 2.3
+    angle = (rng.random() - 0.5) * 0.6
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    c, s = math.cos(angle), math.sin(angle)
+    linear = unit * np.array([[c * flip, -s], [s * flip, c]])
+    corners = EXTENT @ linear.T
+    low, high = 0.03 * size - corners.min(0), 0.97 * size - corners.max(0)
+    shift = low + (high - low) * rng.random(2)
+    spread = rng.random(6) - 0.5
+    return Pose(
+        unit=unit,
+        to_canvas=np.column_stack([linear, shift]),
+        turns={"head": 0.5 * spread[0], "tail": 0.5 * spread[4], "wing": 0.2 * spread[5]},
+        head_shift=np.array([0.10, 0.08]) * spread[1:3],
+        plump=1 + 0.24 * spread[3],
+    )
+
+
+def draw_bird(
+    size: tuple[int, ...], pose: Pose, group: Group, marks: tuple[Colour, ...], light: float
+) -> tuple[Image, Image]:
+    """The bird on its own: colours (h, w, 3) and mask (h, w), 255 on the bird."""
+    bird, mask = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
+    tell = {group.part: marks}
+    trunk = smooth(pose.silhouette(group.crest))
+    _draw_tail(bird, mask, pose, group, tell.get("tail tip", ()))
+    bill = tell.get("bill", (group.bill,))[0]
+    outline = pose.place(BILL, "head")
+    fill(mask, outline, 255)
+    fill(bird, outline, bill)
+    fill(bird, outline[[0, 1, 2]], tint(bill, 1.2))
+    stroke(
+        bird, pose.place(np.array([(0.75, -0.43), (1.0, -0.39)]), "head"), tint(bill, 0.62), pose.unit * 0.02
+    )
+    body = np.zeros_like(mask)
+    fill(body, trunk, 255)
+    _draw_trunk(bird, body, pose, group, tell.get("crown", (group.crown,)))
+    cv2.bitwise_or(mask, body, mask)
+    _draw_wing(bird, mask, pose, group, tell.get("wing bar", ()))
+    gain = 1 + 0.55 * relief(body, 0.30 * pose.unit, light)
+    return shade(bird, np.clip(gain, 0.6, 1.35)), mask
+
+
+def _draw_tail(bird: Image, mask: Image, pose: Pose, group: Group, marks: tuple[Colour, ...]) -> None:
+    tail = smooth(pose.place(TAIL, "tail"))
+    region = np.zeros_like(mask)
+    fill(region, tail, 255)
+    layer = plain(bird, tint(group.wing, 0.9))
+    for mark in marks:
+        fill(layer, pose.place(TAIL_TIP, "tail"), mark)
+    for end in ((-1.24, 0.25), (-1.22, 0.33)):
+        line = pose.place(np.array([(-0.6, 0.08), end]), "tail")
+        stroke(layer, line, tint(group.wing, 0.66), pose.unit * 0.02)
+    paste(bird, layer, region)
+    cv2.bitwise_or(mask, region, mask)
+
+
+def _draw_trunk(bird: Image, body: Image, pose: Pose, group: Group, crown: tuple[Colour, ...]) -> None:
+    layer = plain(bird, group.back)
+    fill(layer, smooth(pose.place(BELLY)), group.belly)
+    cv2.blur(layer, (2 * round(0.05 * pose.unit) + 1,) * 2, dst=layer)
+    fill(layer, smooth(pose.place(CROWN, "head")), crown[0])
+    if len(crown) > 1:
+        fill(layer, smooth(pose.place(STRIPE, "head")), crown[1])
+    paste(bird, layer, body)
+    eye = pose.place(EYE, "head")[0]
+    for radius, colour in ((0.085, tint(group.back, 0.7)), (0.066, (24, 20, 22))):
+        fill(bird, ellipse(eye, (radius * pose.unit,) * 2), colour)
+    fill(bird, ellipse(eye - 0.022 * pose.unit, (0.02 * pose.unit,) * 2, corners=10), (250, 250, 250))
+
+
+def _draw_wing(bird: Image, mask: Image, pose: Pose, group: Group, bars: tuple[Colour, ...]) -> None:
+    wing = smooth(pose.place(WING, "wing"))
+    region = np.zeros_like(mask)
+    fill(region, wing, 255)
+    layer = plain(bird, group.wing)
+    fill(layer, smooth(pose.place(COVERTS, "wing")), tint(group.wing, 1.16))
+    for k in range(5):
+        end = np.array([(-0.12, 0.22 - 0.075 * k), (-0.45, 0.26 - 0.05 * k), (-0.86, 0.21)])
+        stroke(layer, pose.place(end, "wing"), tint(group.wing, 0.72), pose.unit * 0.022)
+    for k, bar in enumerate(bars):
+        fill(layer, pose.place(BAR + np.array([0.02 - 0.2 * k, 0]), "wing"), bar)
+    stroke(layer, wing, tint(group.wing, 0.66), pose.unit * 0.03, closed=True)
+    paste(bird, layer, region)
+    cv2.bitwise_or(mask, region, mask)
+
+
+def draw_feet(canvas: Image, pose: Pose) -> None:
+    """Draws legs and toes in place, down to where the perch is."""
+    for foot in FEET:
+        stroke(canvas, pose.place(np.array([(foot[0] - 0.02, 0.34), foot])), (96, 74, 62), pose.unit * 0.045)
+        for toe in (-0.07, 0.0, 0.08):
+            stroke(
+                canvas,
+                pose.place(np.array([foot, (foot[0] + toe, foot[1] + 0.05)])),
+                (84, 64, 54),
+                pose.unit * 0.035,
+            )

@@ -1,0 +1,78 @@
+"""What the readers share: finding a data set's folder and reading its list files, with errors that help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from dcal.dataset.record import DataError
+
+
+def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> Path:
+    """The folder that holds `marker`: `root` itself, or `root/folder` where users give the folder above.
+
+    Raises:
+        DataError: `root` is unset or missing, or lacks the marker.
+    """
+    if root is None:
+        raise DataError(f"dataset.root is not set: give the folder of {name}, the one that holds {marker}")
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise DataError(f"dataset.root={root}: no such folder; give the one of {name} that holds {marker}")
+    for candidate in (root, root / folder):
+        if (candidate / marker).exists():
+            return candidate
+    raise DataError(f"dataset.root={root}: holds no {marker}, so it is no complete copy of {name}")
+
+
+def read_lines(file: Path, name: str) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        DataError: the file is missing or no text.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(
+            f"{file}: {error.strerror}; is this copy of {name} complete, and dataset.root right?"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is no UTF-8 text; is this copy of {name} intact?") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_table(file: Path, name: str) -> dict[str, str]:
+    """A file of `id value` lines, as the rest of the line by id. Commas between the two are fine.
+
+    Raises:
+        DataError: the file is missing, a line has no value, or an id comes twice.
+    """
+    table: dict[str, str] = {}
+    lines = read_lines(file, name)
+    for number, line in enumerate(lines, 1):
+        parts = re.split(r"\s*,\s*|\s+", line, maxsplit=1)
+        if len(parts) < 2 or parts[0] in table:
+            problem = "has no value" if len(parts) < 2 else "repeats an id"
+            raise DataError(f"{file}: line {number} ('{line}') {problem}; expected lines 'id value'")
+        table[parts[0]] = parts[1]
+    return table
+
+
+def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:
+    """`table[key]`, or a `DataError` that says which file lacks an entry for what."""
+    try:
+        return table[key]
+    except KeyError:
+        raise DataError(
+            f"{file}: has no entry for {what}; the files of this copy do not belong together"
+        ) from None
+
+
+def numbered(keys: Iterable[str]) -> dict[str, int]:
+    """Contiguous labels from 0 for the distinct `keys`, numbers in numeric order before names in
+    alphabetical.
+    """
+    ordered = sorted(set(keys), key=lambda key: (0, int(key), key) if key.isdecimal() else (1, 0, key))
+    return {key: label for label, key in enumerate(ordered)}

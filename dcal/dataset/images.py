@@ -1,0 +1,193 @@
+"""Access to images by index, and the loader that stacks them to batches.
+
+A batch is a dict of stacked tensors: `image` (B, 3, H, W) uint8, not normalised, and the int64 vectors
+`label`, `camera`, `view` and `index` (position in the split's records).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dcal.dataset.cache import CACHES, PixelCache
+from dcal.dataset.decode import Pixels, read_image
+from dcal.dataset.record import DataError, Record
+from dcal.dataset.sampler import Draw
+from dcal.dataset.synthetic_cache import cache_home
+from dcal.dataset.transform import seed_transform
+
+logger = logging.getLogger(__name__)
+Item = dict[str, Any]
+POLICIES = ("error", "skip")
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read, on its way from a data worker to the main process."""
+
+    path: str
+    reason: str
+
+
+class ImageDataset(Dataset[Item]):
+    """Records as network inputs.
+
+    Args:
+        records: the split. transform: pipeline from `dcal.dataset.transform`; its first step, the resize, is
+        what a cache stores. cache: `none`, `ram` (one copy per process, shared with its workers) or `disk`
+        (one file per machine). cache_dir: folder of the `disk` cache; default `$XDG_CACHE_HOME/dcal/images`.
+        on_bad_image: `error`, or `skip`: in training another image takes the place of a damaged one, in
+        evaluation it
+            is left out. The loader warns once per file, see `Loader.skipped`.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        transform: A.Compose,
+        *,
+        cache: str = "none",
+        cache_dir: str | Path | None = None,
+        on_bad_image: str = "error",
+    ) -> None:
+        one_of("dataset.cache", cache, CACHES)
+        one_of("dataset.on_bad_image", on_bad_image, POLICIES)
+        self.records = records
+        self.transform = transform
+        self.on_bad_image = on_bad_image
+        self._cache: PixelCache | None = None
+        if cache != "none":
+            resize = transform[0]
+            self._cache = PixelCache(
+                cache,
+                [record.path for record in records],
+                lambda pixels: resize(image=pixels)["image"],
+                (resize.height, resize.width),
+                Path(cache_dir) if cache_dir else cache_home() / "images",
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw | int) -> Item:
+        """One image: `image` (3, H, W) uint8 with `label`, `camera`, `view` and `index`.
+
+        A `Draw` seeds the random part of the pipeline, so the result does not depend on the process that
+        computes it; an int is for pipelines without one.
+
+        Raises:
+            DataError: the file is missing or damaged, whatever `on_bad_image` says.
+        """
+        index = draw.index if isinstance(draw, Draw) else draw
+        if isinstance(draw, Draw):
+            seed_transform(self.transform, draw.seed)
+        record = self.records[index]
+        pixels: Pixels = self.transform(image=self._resized_or_decoded(index))["image"]
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))),
+            "label": record.label,
+            "camera": record.camera,
+            "view": record.view,
+            "index": index,
+        }
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> list[Item | BadImage]:
+        """A batch for `collate`, with damage as a value: an exception would arrive as a traceback in another.
+
+        torch's fetcher looks for this method by its name.
+        """
+        batch: list[Item | BadImage] = []
+        for draw in draws:
+            try:
+                batch.append(self[draw])
+            except DataError as error:
+                index = draw.index if isinstance(draw, Draw) else draw
+                batch.append(BadImage(str(self.records[index].path), str(error)))
+                if isinstance(draw, Draw) and self.on_bad_image == "skip":
+                    batch.append(self._substitute(draw))
+        return batch
+
+    def _resized_or_decoded(self, index: int) -> Pixels:
+        pixels = self._cache.get(index) if self._cache else None
+        # the resize at the pipeline's start returns an image of the right size as it is
+        return read_image(self.records[index].path) if pixels is None else pixels
+
+    def _substitute(self, draw: Draw) -> Item | BadImage:
+        """The next readable image, of the same class if there is one: identities keep their K images."""
+        others = [(draw.index + step) % len(self) for step in range(1, len(self))]
+        label = self.records[draw.index].label
+        for index in sorted(others, key=lambda index: self.records[index].label != label):
+            try:
+                return self[Draw(index, draw.seed)]
+            except DataError:
+                continue
+        return BadImage(str(self.records[draw.index].path), "no training image at all can be read")
+
+
+def collate(batch: Sequence[Item | BadImage]) -> dict[str, Any]:
+    """Stacks the items of a batch; what could not be read goes to the key `bad`, which `Loader` takes out."""
+    items = [item for item in batch if not isinstance(item, BadImage)]
+    stacked = default_collate(items) if items else {}
+    return {**stacked, "bad": [item for item in batch if isinstance(item, BadImage)]}
+
+
+class Loader(DataLoader[dict[str, Any]]):
+    """A DataLoader that turns damaged images into a `DataError` or a warning, here in the main process."""
+
+    skipped: dict[str, str]
+    """Reason by path of every image left out so far; an evaluation has to say so beside its scores."""
+
+    def __init__(self, dataset: ImageDataset, workers: int, pin_memory: bool, **options: Any) -> None:
+        self.skipped = {}
+        self._on_bad_image = dataset.on_bad_image
+        super().__init__(
+            dataset,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=collate,
+            worker_init_fn=_init_worker,
+            pin_memory=pin_memory,
+    """Reason by path of each image left out so far; an evaluation has to say so beside its scores."""
+            generator=torch.Generator(),
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        bad: list[BadImage] = []
+        empty = True
+        for batch in super().__iter__():
+            bad = batch.pop("bad")
+            self._note(bad)
+            if batch:
+                empty = False
+                yield batch
+        if bad and empty:
+            raise DataError(f"{bad[0].reason} (and so it is with all the others)")
+
+    def _note(self, images: Sequence[BadImage]) -> None:
+        for path, reason in images:
+            if self._on_bad_image == "error":
+                raise DataError(reason)
+            if path not in self.skipped:
+                logger.warning("left out: %s", reason)
+                self.skipped[path] = reason
+
+
+def one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` that names `key` and the nearest of `choices` unless `value` is one of them."""
+    if value not in choices:
+        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}{hint}")
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism

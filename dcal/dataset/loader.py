@@ -1,0 +1,159 @@
+"""A data set's splits and loaders: what `conf/dataset/*.yaml` instantiates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dcal.dataset.cache import CACHES
+from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
+from dcal.dataset.record import Catalog, DataError, Record
+from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
+from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction
+from dcal.dataset.transform import eval_transform, train_transform
+
+__all__ = ["Data", "ImageDataset", "Loader"]
+
+
+class Data:
+    """A data set, ready to be trained on: the target of `conf/dataset/*.yaml`.
+
+    Args:
+        reader: the catalog; in the YAML a reader function with its options, which Hydra calls first. root:
+        folder of the data set (already used by the reader; here for messages only). image_size, resize,
+        augment: see `dcal.dataset.transform`. val_fraction, val_ids, train_fraction: see
+        `dcal.dataset.splits`. All three leave the test splits alone. cache, on_bad_image: see `ImageDataset`.
+        allow_mismatch: a matter of the readers; accepted because all options of the group share their keys.
+
+    Raises:
+        ValueError: an option has no valid value; the message starts with its key.
+        DataError: a split is empty or its first image is missing.
+    """
+
+    def __init__(
+        self,
+        reader: Catalog,
+        root: str | Path | None = None,
+        *,
+        image_size: Sequence[int],
+        resize: Sequence[int],
+        augment: Mapping[str, Any],
+        val_fraction: float = 0.0,
+        val_ids: int = 0,
+        train_fraction: float = 1.0,
+        cache: str = "none",
+        on_bad_image: str = "error",
+        allow_mismatch: bool = False,
+    ) -> None:
+        one_of("dataset.cache", cache, CACHES)
+        one_of("dataset.on_bad_image", on_bad_image, POLICIES)
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
+        if val_ids < 0:
+            raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+        self.image_size = (image_size[0], image_size[1])
+        self._transforms = {
+            True: train_transform(image_size, resize, augment),
+            False: eval_transform(image_size, resize),
+        }
+        _check_files(reader, root)
+        if val_fraction:
+            reader = hold_out_fraction(reader, val_fraction)
+        if val_ids:
+            reader = hold_out_identities(reader, val_ids)
+        if train_fraction < 1:
+            reader = keep_fraction(reader, train_fraction)
+        self.catalog = reader
+        self._cache = cache
+        self._on_bad_image = on_bad_image
+        self._datasets: dict[tuple[str, bool], ImageDataset] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, or identities in training."""
+        return self.catalog.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name by label."""
+        return self.catalog.class_names
+
+    def records(self, split: str) -> list[Record]:
+        """The images of a split, in the order of the batches' `index`.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.catalog.splits:
+            raise ValueError(f"no split {split!r}: {self.catalog.name} has {', '.join(self.catalog.splits)}")
+        return self.catalog.splits[split]
+
+    def train_loader(
+        self,
+        batch_size: int,
+        instances: int,
+        seed: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Random batches of `train`; `loader.batch_sampler.seek(epoch, batch)` chooses where to start.
+
+        Args:
+            batch_size: of this rank.
+            instances: images per identity in a batch; 1 for plain shuffling.
+            seed: of the run; with equal seeds the batches are equal, whatever the number of workers.
+            workers: processes that load images; 0 loads in this one.
+            rank, world_size: this process among all.
+            pin_memory: for a CUDA device.
+        """
+        records = self.records("train")
+        sampler: ShuffleBatches | IdentityBatches
+        if instances > 1:
+            labels = [record.label for record in records]
+            sampler = IdentityBatches(labels, batch_size, instances, seed, rank, world_size)
+        else:
+            sampler = ShuffleBatches(len(records), batch_size, seed, rank, world_size)
+        return Loader(self._dataset("train", training=True), workers, pin_memory, batch_sampler=sampler)
+
+    def eval_loader(
+        self,
+        split: str,
+        batch_size: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Every image of `split` once, in order; with several ranks each gets every `world_size`-th, none
+        twice.
+        """
+        dataset = self._dataset(split, training=False)
+        mine = range(rank, len(dataset), world_size)
+        return Loader(dataset, workers, pin_memory, sampler=mine, batch_size=batch_size)
+
+    def _dataset(self, split: str, training: bool) -> ImageDataset:
+        """Made at first use, since it may fill a cache."""
+        if (split, training) not in self._datasets:
+            self._datasets[split, training] = ImageDataset(
+                self.records(split),
+                self._transforms[training],
+                cache=self._cache,
+                on_bad_image=self._on_bad_image,
+            )
+        return self._datasets[split, training]
+
+
+def _check_files(catalog: Catalog, root: str | Path | None) -> None:
+    for split, records in catalog.splits.items():
+        if not records:
+            raise DataError(f"{catalog.name}: split '{split}' has no images; check dataset.root={root}")
+        if not records[0].path.is_file():
+            raise DataError(
+                f"{records[0].path}: no such file, but the lists of {catalog.name} name it; are the images "
+                f"unpacked, and is dataset.root={root} right?"
+            )

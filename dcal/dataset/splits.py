@@ -1,0 +1,101 @@
+"""Validation splits and smaller training sets, cut out of `train`.
+
+None depends on the seed of a run: all seeds are validated on the same images, so their scores can be
+compared. The order in which a class gives up its images is fixed, so a smaller fraction is a subset of a
+larger one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dcal.dataset.record import Catalog, Record
+
+_SEED = 2205
+
+
+def hold_out_fraction(catalog: Catalog, fraction: float) -> Catalog:
+    """Moves `fraction` of each class, at least one image but never the last, from `train` to a new split
+    `val`.
+
+    Raises:
+        ValueError: the set has a split `val` already, or is one for retrieval.
+    """
+    if "query" in catalog.splits:
+        raise ValueError(
+            f"dataset.val_fraction={fraction}: would cut through identities; use dataset.val_ids for Re-ID"
+        )
+    if "val" in catalog.splits:
+        raise ValueError(f"dataset.val_fraction={fraction}: {catalog.name} brings a split 'val'; set it to 0")
+    train = catalog.splits["train"]
+    held = set()
+    for order in _orders(train):
+        held.update(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+    splits = {
+        **catalog.splits,
+        "train": [record for index, record in enumerate(train) if index not in held],
+        "val": [record for index, record in enumerate(train) if index in held],
+    }
+    return replace(catalog, splits=splits)
+
+
+def keep_fraction(catalog: Catalog, fraction: float) -> Catalog:
+    """Keeps `fraction` of each class of `train`, at least one image."""
+    train = catalog.splits["train"]
+    kept = {index for order in _orders(train) for index in order[: max(1, round(fraction * len(order)))]}
+    splits = {**catalog.splits, "train": [record for index, record in enumerate(train) if index in kept]}
+    return replace(catalog, splits=splits)
+
+
+def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
+    """Moves `count` whole identities from `train` to the new splits `val_query` and `val_gallery`.
+
+    The first image of an identity under each camera is a query, the others are the gallery. Only identities
+    qualify for which every query has a match under another camera. They keep their labels; what stays is
+    numbered afresh.
+
+    Raises:
+        ValueError: too few identities qualify, none would be left for training, or the set is not one for
+        retrieval.
+    """
+    if "query" not in catalog.splits:
+        raise ValueError(f"dataset.val_ids={count}: {catalog.name} is no Re-ID set; use dataset.val_fraction")
+    train = catalog.splits["train"]
+    by_camera: dict[int, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in train:
+        by_camera[record.label][record.camera].append(record)
+    # two cameras must have an image left for the gallery, or the query of one of them finds none
+    fit = [label for label, views in sorted(by_camera.items()) if sum(len(v) > 1 for v in views.values()) > 1]
+    if count > len(fit) or count >= len(by_camera):
+        raise ValueError(
+            f"dataset.val_ids={count}: only {len(fit)} of the {len(by_camera)} training identities of "
+            f"{catalog.name} have two images under each of two cameras, and some must stay for training"
+        )
+    held = set(np.random.default_rng(_SEED).permutation(fit)[:count].tolist())
+    left = [label for label in sorted(by_camera) if label not in held]
+    new_label = {label: index for index, label in enumerate(left)}
+    cameras = [views for label, views in sorted(by_camera.items()) if label in held]
+    splits = {
+        **catalog.splits,
+        "train": [
+            replace(record, label=new_label[record.label]) for record in train if record.label in new_label
+        ],
+        "val_query": [images[0] for views in cameras for images in views.values()],
+        "val_gallery": [image for views in cameras for images in views.values() for image in images[1:]],
+    }
+    return replace(catalog, splits=splits, class_names=[catalog.class_names[label] for label in left])
+
+
+def _orders(records: Sequence[Record]) -> list[list[int]]:
+    """Indices of each class, in the order in which the class gives up images."""
+    by_class: dict[int, list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        by_class[record.label].append(index)
+    return [
+        np.random.default_rng((_SEED, label)).permutation(indices).tolist()
+        for label, indices in sorted(by_class.items())
+    ]

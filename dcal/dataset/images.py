@@ -143,7 +143,7 @@ class Loader(DataLoader[dict[str, Any]]):
     """A DataLoader that turns damaged images into a `DataError` or a warning, here in the main process."""
 
     skipped: dict[str, str]
-    """Reason by path of every image left out so far; an evaluation has to say so beside its scores."""
+    """Reason by path of each image left out so far; an evaluation has to say so beside its scores."""
 
     def __init__(self, dataset: ImageDataset, workers: int, pin_memory: bool, **options: Any) -> None:
         self.skipped = {}
@@ -155,7 +155,7 @@ class Loader(DataLoader[dict[str, Any]]):
             collate_fn=collate,
             worker_init_fn=_init_worker,
             pin_memory=pin_memory,
-    """Reason by path of each image left out so far; an evaluation has to say so beside its scores."""
+            # without it each epoch would draw from the global generator, and a resumed run would miss that
             generator=torch.Generator(),
             **options,
         )

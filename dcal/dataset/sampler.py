@@ -46,8 +46,8 @@ class _Batches(Sampler[list[Draw]]):
         self.batch = batch
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        # A generator, so this runs at the first `next`: a DataLoader with workers makes two iterators at first and
-        # drops one. Moving on gives also those who never seek a new order every epoch.
+        # A generator, so this runs at the first `next`: a DataLoader with workers makes two iterators
+        # at first and drops one. Moving on gives also those who never seek a new order every epoch.
         epoch, first = self.epoch, self.batch
         self.seek(epoch + 1)
         order_seed, draw_seed = np.random.SeedSequence((self.seed, epoch)).spawn(2)

@@ -21,12 +21,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 
 # names below `dcal.`; the first pattern that matches counts
 FLOORS = (
-    "config paths rng run loss optimizer metric.* attention.* dataset.record",
+    "config device measure paths rng run loss optimizer metric.* attention.* dataset.record",
     "backbone tracking dataset.*",
-    "model",
-    "task.* checkpoint",
+    "model meter",
+    "task.* checkpoint figure",
     "engine",
-    "build",
+    "build cli",
     # entry points: none imports another
     "train evaluate results bench predict extract query explain export doctor worker",
 )

@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 WHERE = "from dcal import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
 
 
-def python(code: str, *, cwd: Path, path: tuple[Path, ...] = ()) -> str:
-    """Output of `code` in a fresh interpreter that finds first what is on `path`."""
+def python(code: str, *flags: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:
+    """Output of `code` in a fresh interpreter that finds first what is on `path`.
+
+    With the flag -S it finds the standard library besides and nothing else, installed or not.
+    """
+    command = [sys.executable, *flags, "-c", code]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=cwd, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -51,7 +53,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plain_checkout(checkout: Path, tmp_path: Path) -> None:
-    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(checkout,)).splitlines()
+    module, conf, experiments = python(WHERE, "-S", cwd=tmp_path, path=(checkout,)).splitlines()
     assert Path(module) == checkout / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 
@@ -71,7 +73,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
     assert list(site.glob("dcal-*.dist-info/**/LICENSE"))
     assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}
 
-    module, conf, experiments = python(WHERE, cwd=tmp_path, path=(site,)).splitlines()
+    module, conf, experiments = python(WHERE, "-S", cwd=tmp_path, path=(site,)).splitlines()
     assert Path(module) == site / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (site / "dcal" / "conf", site / "dcal" / "experiments")
 
@@ -85,11 +87,9 @@ def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
 
-    # its finder is registered by a .pth file, which only site folders run; a dcal that this interpreter has
-    # installed must not answer first
-    forget = "import site, sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
-    add = f"{forget} site.addsitedir({str(site)!r}); "
-    module, conf, experiments = python(add + WHERE, cwd=tmp_path).splitlines()
+    # the finder is registered by a .pth file, which only site folders run
+    code = f"import site; site.addsitedir({str(site)!r}); {WHERE}"
+    module, conf, experiments = python(code, "-S", cwd=tmp_path).splitlines()
     assert Path(module) == checkout / "dcal" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 

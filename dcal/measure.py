@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,31 +21,39 @@ Call = Callable[[], object]
 
 
 def interleaved_medians(
-    calls: Mapping[str, Call], repeats: int, min_seconds: float, device: torch.device
+    calls: Mapping[str, Call],
+    repeats: int,
+    min_seconds: float,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each call. They take turns `repeats` times, after two rounds to warm up (and compile).
+    """Median seconds of each call. They take turns `repeats` times, after two rounds to warm up and compile.
 
     Args:
         min_seconds: a call that is shorter is repeated within one measurement until it has lasted that long.
+        clock: `time.process_time` on one thread measures truly on a machine that is busy with other things.
     """
     for call in calls.values():
-        seconds(call, 1, device)
-    count = {name: max(1, math.ceil(min_seconds / seconds(call, 1, device))) for name, call in calls.items()}
+        seconds(call, 1, device, clock)
+    count = {
+        name: max(1, math.ceil(min_seconds / seconds(call, 1, device, clock))) for name, call in calls.items()
+    }
     rounds = [
-        {name: seconds(call, count[name], device) for name, call in calls.items()} for _ in range(repeats)
+        {name: seconds(call, count[name], device, clock) for name, call in calls.items()}
+        for _ in range(repeats)
     ]
     return {name: statistics.median(times[name] for times in rounds) for name in calls}
 
 
-def seconds(call: Call, count: int, device: torch.device) -> float:
+def seconds(call: Call, count: int, device: torch.device, clock: Callable[[], float]) -> float:
     """Mean seconds of `count` calls; waits for the GPU before and after."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(count):
         call()
     wait()
-    return (time.perf_counter() - start) / count
+    return (clock() - start) / count
 
 
 def flops(call_on_meta: Call) -> int:
@@ -85,7 +94,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         call()
-    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = profile.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(itertools.accumulate(changes), default=0)

@@ -9,8 +9,10 @@ Shapes: B images, H heads, N queries, M keys, D channels per head, C rows in han
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +65,13 @@ def _cpu_flash_works() -> bool:
         )
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off; also on the meta device, on which FLOPs are counted and which knows no autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Tensor:

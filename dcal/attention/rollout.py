@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from dcal.attention.intercept import intercept
-from dcal.attention.kernel import Trace, attention_rows, attention_with_trace, fuse_heads, row_times_attention
+from dcal.attention.kernel import (
+    Trace,
+    attention_rows,
+    attention_with_trace,
+    full_precision,
+    fuse_heads,
+    row_times_attention,
+)
 from dcal.attention.support import check_supported
 
 HEAD_FUSIONS = ("mean", "max", "min")
@@ -33,7 +40,7 @@ def rollout_row(traces: Sequence[Trace], fusion: str = "mean", row: int = 0) -> 
     """
     q = traces[-1].q_BHND
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with full_precision(q.device):
         # e_row times the last block's map is that one row of the map: nothing else of it is computed.
         s_BN = fuse_heads(attention_rows(traces[-1], slice(row, row + 1), dtype), fusion).squeeze(1)
         r_BN = torch.cat([s_BN[:, :row], s_BN[:, row : row + 1] + 1.0, s_BN[:, row + 1 :]], dim=1) / 2

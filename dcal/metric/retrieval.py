@@ -1,0 +1,261 @@
+"""Retrieval metrics of re-identification: exact, in blocks of queries with bounded memory, on CPU and GPU.
+
+This module turns features into distances, block by block, and results into figures; the ranking itself is in
+`ranking`.
+
+Shape suffixes: Q queries (of a block), G gallery items, T tracks, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dcal.metric.ranking import Gallery, PerQuery, from_ranks, positive_ranks
+
+METRICS = ("cosine", "euclidean")
+JUNK = -1
+BLOCK_BYTES = 64 * 2**20  # of the distances of one block of queries
+COLLAPSED = 1e-6  # share of the features' energy around their mean, below which float32 ranks rounding errors
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    query_features: Tensor | None,
+    query_ids: Tensor,
+    query_cams: Tensor,
+    gallery_features: Tensor | None,
+    gallery_ids: Tensor,
+    gallery_cams: Tensor,
+    metric: str = "cosine",
+    *,
+    distances: Tensor | None = None,
+    gallery_tracks: Tensor | None = None,
+    per_query: bool = False,
+    per_camera: bool = False,
+    block_bytes: int = BLOCK_BYTES,
+) -> dict[str, Any]:
+    """mAP, CMC at 1, 5 and 10 and mINP of ranking the gallery per query, as the Re-ID field defines them.
+
+    - Gallery items of the query's identity *and* camera are removed, items with identity -1 (junk) likewise.
+      A negative camera means unknown and equals none, so sets without cameras lose nothing.
+    - AP is the step (not trapezoid) form, mean over the matches of j / rank_j (Zheng et al., ICCV 2015 single
+      query, as in every current code base; the 2015 MATLAB code's trapezoid differs by about a point). mINP
+      as in Ye et al., TPAMI 2021.
+    - Queries without a match are left out of all means, with a warning that says how many. Without any valid
+      query all values are 0. A gallery of fewer than k items is searched whole for rank k.
+    - Equal distances are ranked in gallery order, as a stable sort would. Distances are computed in float64
+      if features are, else in float32 (also inside autocast, TF32 off); "euclidean" ranks by the squared
+      distance.
+
+    Runs where the gallery features (or `distances`) are. Extra memory is a copy of the features plus about
+    twice `block_bytes`.
+
+    Args:
+        query_features: (Q, D), of any scale; None if `distances` is given.
+        query_ids: (Q,) integers; query_cams likewise.
+        gallery_features: (G, D) or None.
+        gallery_ids: (G,) integers, -1 for junk; gallery_cams likewise.
+        metric: "cosine" or "euclidean"; ignored with `distances`.
+        distances: (Q, G) to rank by instead of features, e.g. after re-ranking; smaller is nearer.
+        gallery_tracks: (G,) number of the track of each gallery item: ranks tracks instead, by their nearest
+            image (the image-to-track protocol of VeRi-776). All images of a track share identity and camera.
+        per_query: adds "per_query", a `PerQuery`.
+        per_camera: adds "per_camera", {camera: the five metrics and "queries"} over the queries of each
+        camera.
+        block_bytes: upper limit of one block of distances.
+
+    Returns:
+        {"mAP", "rank1", "rank5", "rank10", "mINP"}, floats in [0, 1], plus what was asked for.
+
+    Raises:
+        ValueError: unknown metric, shapes that do not fit, no query or gallery item, NaN or infinite input.
+    """
+    source = distances if distances is not None else gallery_features
+    if source is None or (distances is None and query_features is None):
+        raise ValueError("evaluate_retrieval needs query_features and gallery_features, or distances")
+    device = torch.as_tensor(source).device
+    query_ids, query_cams, gallery_ids, gallery_cams = (
+        torch.as_tensor(t).to(device, torch.int64).flatten()
+        for t in (query_ids, query_cams, gallery_ids, gallery_cams)
+    )
+    check_sizes(query_ids, query_cams, gallery_ids, gallery_cams)
+    keep_G = (gallery_ids != JUNK).nonzero().squeeze(1)
+    rows = max(1, block_bytes // (4 * max(1, len(keep_G))))
+    if distances is not None:
+        blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, rows)
+    else:
+        query_QD, gallery_GD = prepare(
+            query_features, gallery_features, len(query_ids), len(gallery_ids), metric
+        )
+        blocks = blocks_of_features(query_QD, gallery_GD[keep_G], metric, rows)
+    ids_G, cams_G = gallery_ids[keep_G], gallery_cams[keep_G]
+    if gallery_tracks is not None:
+        tracks_G = torch.as_tensor(gallery_tracks).to(device)[keep_G]
+        blocks, ids_G, cams_G = by_track(blocks, tracks_G, ids_G, cams_G)
+    results = rank_blocks(blocks, query_ids, query_cams, ids_G, cams_G)
+    extras: dict[str, Any] = {}
+    if per_query:
+        extras["per_query"] = results
+    if per_camera:
+        extras["per_camera"] = breakdown(results, query_cams.cpu())
+    return {**summary(results), **extras}
+
+
+def check_sizes(query_ids: Tensor, query_cams: Tensor, gallery_ids: Tensor, gallery_cams: Tensor) -> None:
+    if len(query_ids) != len(query_cams) or len(gallery_ids) != len(gallery_cams):
+        raise ValueError(
+            "one identity and one camera per image expected; "
+            f"got {len(query_ids)} and {len(query_cams)} for queries, "
+            f"{len(gallery_ids)} and {len(gallery_cams)} for the gallery"
+        )
+    if not len(query_ids) or not len(gallery_ids):
+        raise ValueError(f"nothing to rank: {len(query_ids)} queries, {len(gallery_ids)} gallery items")
+
+
+def prepare(
+    query: Tensor | None, gallery: Tensor | None, num_queries: int, num_gallery: int, metric: str
+) -> tuple[Tensor, Tensor]:
+    """Features as float32 or float64 on the gallery's device, normalised for the cosine; else ValueError."""
+    if metric not in METRICS:
+        raise ValueError(f"task.metric={metric!r}: choose one of {', '.join(METRICS)}")
+    query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"features (Q, D) and (G, D) expected, got {tuple(query.shape)} and {tuple(gallery.shape)}"
+        )
+    if len(query) != num_queries or len(gallery) != num_gallery:
+        raise ValueError(
+            f"{len(query)} query features for {num_queries} identities, "
+            f"{len(gallery)} gallery features for {num_gallery}"
+        )
+    dtype = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
+    query, gallery = query.to(gallery.device, dtype), gallery.to(dtype)
+    for name, features in (("query", query), ("gallery", gallery)):
+        bad = int((~torch.isfinite(features).all(dim=1)).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(features)} {name} features are NaN or infinite")
+    if metric == "cosine":
+        query, gallery = F.normalize(query), F.normalize(gallery)
+    sample = gallery[:: max(1, len(gallery) // 1000)]
+    spread = (sample - sample.mean(dim=0)).square().sum()
+    if len(sample) > 1 and spread <= COLLAPSED * sample.square().sum():
+        warnings.warn("the features have collapsed to a point: the ranking is rounding noise", stacklevel=3)
+    return query, gallery
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the dtype of their factors: no autocast, no TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def blocks_of_features(query_QD: Tensor, gallery_GD: Tensor, metric: str, rows: int) -> Iterator[Tensor]:
+    """Distances (rows, G) of successive queries, up to a constant per query; each overwrites the last."""
+    buffer_QG = gallery_GD.new_empty(min(rows, len(query_QD)), len(gallery_GD))
+    # per query, |q - g|^2 ranks like |g|^2 - 2 qg, and 1 - qg like -qg
+    squares_G = gallery_GD.square().sum(dim=1) if metric == "euclidean" else gallery_GD.new_zeros(1)
+    factor = -2 if metric == "euclidean" else -1
+    for block_QD in torch.split(query_QD, rows):
+        distance_QG = buffer_QG[: len(block_QD)]
+        with full_precision(gallery_GD.device):
+            torch.addmm(squares_G, block_QD, gallery_GD.T, alpha=factor, out=distance_QG)
+        yield distance_QG
+
+
+def blocks_of_matrix(
+    distances: Tensor, num_queries: int, num_gallery: int, keep_G: Tensor, rows: int
+) -> Iterator[Tensor]:
+    """The same from given distances, copied without the junk columns."""
+    if distances.shape != (num_queries, num_gallery):
+        raise ValueError(f"distances ({num_queries}, {num_gallery}) expected, got {tuple(distances.shape)}")
+    dtype = torch.float64 if distances.dtype == torch.float64 else torch.float32
+    sample = distances[:: max(1, len(distances) // 100)]
+    low, high = torch.aminmax(sample, dim=1)
+    if num_gallery > 1 and bool((high - low <= COLLAPSED * high.abs()).all()):
+        warnings.warn(
+            "all gallery items are equally far from the queries: the ranking is arbitrary", stacklevel=4
+        )
+    for block_QG in torch.split(distances, rows):
+        kept_QG = block_QG.index_select(1, keep_G).to(dtype)
+        if not torch.isfinite(kept_QG).all():
+            raise ValueError("distances are NaN or infinite")
+        yield kept_QG
+
+
+def by_track(
+    blocks: Iterator[Tensor], tracks_G: Tensor, ids_G: Tensor, cams_G: Tensor
+) -> tuple[Iterator[Tensor], Tensor, Tensor]:
+    """Distances, identities and cameras of tracks instead of images; a track is as near as its nearest."""
+    numbers_T, track_G = torch.unique(tracks_G, return_inverse=True)
+    ids_T = torch.empty_like(numbers_T).scatter_(0, track_G, ids_G)
+    cams_T = torch.empty_like(numbers_T).scatter_(0, track_G, cams_G)
+    if not (torch.equal(ids_T[track_G], ids_G) and torch.equal(cams_T[track_G], cams_G)):
+        raise ValueError("gallery_tracks: the images of a track must share identity and camera")
+
+    def merged() -> Iterator[Tensor]:
+        for block_QG in blocks:
+            index_QG = track_G.expand(len(block_QG), -1)
+            block_QT = block_QG.new_full((len(block_QG), len(numbers_T)), torch.inf)
+            yield block_QT.scatter_reduce_(1, index_QG, block_QG, "amin")
+
+    return merged(), ids_T, cams_T
+
+
+def rank_blocks(
+    blocks: Iterator[Tensor], query_ids: Tensor, query_cams: Tensor, ids_G: Tensor, cams_G: Tensor
+) -> PerQuery:
+    """Per-query results over all blocks; warns of queries without a match."""
+    order_G = torch.argsort(ids_G, stable=True)
+    gallery = Gallery(ids_G, cams_G, order_G, ids_G[order_G])
+    parts, start = [], 0
+    for distance_QG in blocks:
+        block = slice(start, start + len(distance_QG))
+        row_P, rank_P = positive_ranks(distance_QG, query_ids[block], query_cams[block], gallery)
+        parts.append(from_ranks(row_P, rank_P, len(distance_QG)))
+        start = block.stop
+    results = PerQuery(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    valid = int(results.valid.sum())
+    if valid < len(query_ids):
+        warnings.warn(
+            f"{len(query_ids) - valid} of {len(query_ids)} queries have no match in the gallery "
+            "(of another camera, not junk) and are left out of the means",
+            stacklevel=3,
+        )
+    return results
+
+
+def summary(results: PerQuery) -> dict[str, float]:
+    """Means over the valid queries; all 0 if there is none."""
+    valid = results.valid
+    number = max(1, int(valid.sum()))
+    first = results.first_rank[valid]
+    return {
+        "mAP": float(results.average_precision[valid].sum()) / number,
+        **{f"rank{k}": float((first <= k).sum()) / number for k in (1, 5, 10)},
+        "mINP": float(results.inp[valid].sum()) / number,
+    }
+
+
+def breakdown(results: PerQuery, cams_Q: Tensor) -> dict[int, dict[str, float]]:
+    """The summary over the queries of each camera, and their number (valid or not)."""
+    table = {}
+    for camera in torch.unique(cams_Q).tolist():
+        chosen = cams_Q == camera
+        table[camera] = {
+            **summary(PerQuery(*(column[chosen] for column in results))),
+            "queries": int(chosen.sum()),
+        }
+    return table

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -51,6 +52,10 @@ class Task(Protocol):
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
     ) -> Evaluation: ...
+
+    def show(
+        self, model: DCAL, data: Data, split: str, evaluation: Evaluation, device: Device, folder: Path, tracker: Any
+    ) -> Path: ...
 
 
 class Interrupted(Exception):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.attention.rollout import AttentionRollout
 from dcal.device import Device
 from dcal.model import DCAL
 
-matplotlib.use("Agg")  # no display on a training machine
 EXAMPLES = 6
 
 
@@ -42,5 +43,70 @@ def look(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
     return attention.view(-1, *grid).cpu(), mask.view(-1, *grid).cpu()
 
 
-def draw_examples(setup: Any, evaluation: Any, run: Any, tracker: Any) -> None:
-    pass
+def draw_examples(
+    images: Tensor, rollout: Tensor, selected: Tensor, captions: Sequence[str], correct: Sequence[bool], path: Path
+) -> None:
+    """Three rows of pictures: the images, the rollout over them, and the patches that GLCA selected.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        rollout: (B, h, w).
+        selected: bool (B, h, w).
+        captions: a line under each image.
+        correct: green or red for each caption.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    count = len(images)
+    figure = Figure(figsize=(1.9 * count, 1.9 * 3 + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    for row, title in zip(axes[:, 0], ("image", "rollout", "selected patches"), strict=True):
+        row.set_ylabel(title)
+    for column, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        heat = upsample(rollout[column], pixels.shape[:2])
+        mask = upsample(selected[column].float(), pixels.shape[:2], mode="nearest")
+        axes[0, column].imshow(pixels)
+        axes[1, column].imshow(pixels)
+        axes[1, column].imshow(heat, cmap="inferno", alpha=0.55)
+        axes[2, column].imshow((pixels * (0.25 + 0.75 * mask[..., None])).astype(np.uint8))
+        color = "#1a7f37" if correct[column] else "#c0392b"
+        axes[2, column].set_xlabel(captions[column], color=color, fontsize=8)
+    figure.savefig(path)
+
+
+def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping[str, Sequence[str]]) -> None:
+    """The same examples as a W&B table: image, rollout over it, and the given columns."""
+    import wandb
+
+    table = wandb.Table(columns=["image", "rollout", *columns])
+    for row, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        heat = upsample(rollout[row], pixels.shape[:2])[..., None]
+        overlay = (pixels * (0.3 + 0.7 * heat)).astype(np.uint8)
+        table.add_data(wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values()))
+    tracker.log({"examples": table})
+
+
+def upsample(grid: Tensor, size: tuple[int, int], mode: str = "bicubic") -> NDArray[np.float32]:
+    """A patch grid at the image's size, its values stretched to [0, 1]."""
+    large = F.interpolate(grid[None, None].float(), size=size, mode=mode)[0, 0]
+    spread = (large.max() - large.min()).clamp(min=1e-12)
+    return ((large - large.min()) / spread).numpy()
+
+
+def pick_examples(correct: Tensor, count: int = EXAMPLES) -> list[int]:
+    """Positions to show: as many right as wrong ones if there are, spread over the split, the right ones first."""
+    right, wrong = correct.nonzero().flatten().tolist(), (~correct).nonzero().flatten().tolist()
+    num_wrong = min(len(wrong), count // 2)
+    return spread(right, count - num_wrong) + spread(wrong, num_wrong)
+
+
+def spread(items: list[int], count: int) -> list[int]:
+    """`count` items (or all, if fewer) at equal distances."""
+    if len(items) <= count:
+        return items
+    return [items[int((number + 0.5) * len(items) / count)] for number in range(count)]

@@ -153,7 +153,13 @@ class Run:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the code that runs and whether it was changed since; None outside a checkout."""
+    """Commit of the code that runs and whether it was changed since; None outside a checkout.
+
+    Where code travels without its `.git` (a container, a copied folder), `DCAL_COMMIT` in the environment names it.
+    """
+    named = os.environ.get("DCAL_COMMIT")
+    if named:
+        return {"commit": named, "dirty": False}
     here = Path(__file__).parent
 
     def git(*args: str) -> str | None:

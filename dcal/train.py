@@ -46,7 +46,6 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Trains the run that `config` describes and returns what its `result.json` holds."""
     from dcal.build import build
     from dcal.engine import fit
-    from dcal.figure import draw_examples
     from dcal.tracking import track
 
     with Run(config) as run:
@@ -63,7 +62,8 @@ def train(config: DictConfig) -> dict[str, Any]:
             )
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             if config.train.figures:
-                draw_examples(setup, evaluation, run, tracker)
+                show = setup.task.show
+                show(setup.evaluated, setup.data, setup.validation, evaluation, setup.device, run.directory, tracker)
     print(summary(result, run))
     return result
 

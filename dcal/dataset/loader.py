@@ -70,6 +70,7 @@ class Data:
         self._cache = cache
         self._on_bad_image = on_bad_image
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
+        self._eval_loaders: dict[tuple[Any, ...], Loader] = {}
 
     @property
     def num_classes(self) -> int:
@@ -129,12 +130,23 @@ class Data:
         world_size: int = 1,
         pin_memory: bool = False,
     ) -> Loader:
-        """Every image of `split` once, in order; with several ranks each gets every `world_size`-th, none
-        twice.
+        """Every image of `split` once, in order; with several ranks each gets its share, none twice.
+
+        The same arguments give the same loader again, with its workers still running and `skipped` filled.
         """
-        dataset = self._dataset(split, training=False)
-        mine = range(rank, len(dataset), world_size)
-        return Loader(dataset, workers, pin_memory, sampler=mine, batch_size=batch_size)
+        key = (split, batch_size, workers, rank, world_size, pin_memory)
+        if key not in self._eval_loaders:
+            dataset = self._dataset(split, training=False)
+            mine = range(rank, len(dataset), world_size)
+            self._eval_loaders[key] = Loader(
+                dataset, workers, pin_memory, sampler=mine, batch_size=batch_size
+            )
+        return self._eval_loaders[key]
+
+    def image(self, split: str, index: int) -> torch.Tensor:
+        """One image of a split as evaluation sees it: uint8 (3, H, W)."""
+        image: torch.Tensor = self._dataset(split, training=False)[index]["image"]
+        return image
 
     def _dataset(self, split: str, training: bool) -> ImageDataset:
         """Made at first use, since it may fill a cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
+from dcal.figure import draw_examples, log_examples, look, pick_examples
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation, check_inference
@@ -81,6 +83,32 @@ class FGVC:
             **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
         }
         return Evaluation(metrics, items)
+
+    def show(
+        self, model: DCAL, data: Data, split: str, evaluation: Evaluation, device: Device, folder: Path, tracker: Any
+    ) -> Path:
+        """Draws examples of the split, right and wrong ones, into `folder`, and logs them as a W&B table."""
+        items = evaluation.items
+        chosen = pick_examples(items["prediction"] == items["label"])
+        images = torch.stack([data.image(split, int(items["index"][row])) for row in chosen])
+        rollout, selected = look(model, images, device)
+        names = data.catalog.class_names
+        truth, guess = ([names[items[key][row]] for row in chosen] for key in ("label", "prediction"))
+        right = [wanted == given for wanted, given in zip(truth, guess, strict=True)]
+        captions = [
+            short(given) if hit else f"{short(given)}\nis {short(wanted)}"
+            for wanted, given, hit in zip(truth, guess, right, strict=True)
+        ]
+        path = folder / "examples.png"
+        draw_examples(images, rollout, selected, captions, right, path)
+        log_examples(tracker, images, rollout, {"truth": truth, "prediction": guess})
+        return path
+
+
+def short(name: str, length: int = 22) -> str:
+    """A class name that fits under a small picture: `001.Black_footed_Albatross` → `Black footed Albatross`."""
+    plain = name.split(".", 1)[-1].replace("_", " ")
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
 def combined_scores(log_probabilities: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
-from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import PerQuery, evaluate_retrieval
 from dcal.model import DCAL, join_features
 from dcal.task.evaluation import Evaluation, check_inference
@@ -85,6 +84,8 @@ class ReID:
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
+            from dcal.metric.rerank import k_reciprocal_rerank
+
             keep = gallery.labels >= 0
             distances = k_reciprocal_rerank(self._join(query), self._join(gallery)[keep])
             reranked = evaluate_retrieval(

@@ -1,4 +1,4 @@
-"""Blocked k-reciprocal re-ranking against a dense one, written from the paper with matrices and Python sets."""
+"""Blocked k-reciprocal re-ranking against a dense one, written from the paper with matrices and sets."""
 
 from __future__ import annotations
 

@@ -163,12 +163,18 @@ class Loader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         bad: list[BadImage] = []
         empty = True
-        for batch in super().__iter__():
-            bad = batch.pop("bad")
-            self._note(bad)
-            if batch:
-                empty = False
-                yield batch
+        try:
+            for batch in super().__iter__():
+                bad = batch.pop("bad")
+                self._note(bad)
+                if batch:
+                    empty = False
+                    yield batch
+        except BaseException:  # an error here or a consumer that stops early
+            # Ends the workers now. In a reference cycle with an exception they would be left to the garbage
+            # collector, which takes their queues apart first; torch then waits 5 s for each worker.
+            self._iterator = None
+            raise
         if bad and empty:
             raise DataError(f"{bad[0].reason} (and so it is with all the others)")
 

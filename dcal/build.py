@@ -46,7 +46,7 @@ def build(config: DictConfig) -> Setup:
         batch_size=cfg.train.batch_size,
     )
     if cfg.train.compile:
-        model.compile()
+        model.compile(dynamic=False)
     return Setup(
         task,
         data,

@@ -186,9 +186,12 @@ def apply_gradients(setup: Setup) -> None:
 
 
 def evaluate(setup: Setup, split: str) -> Evaluation:
-    """The task's evaluation of the evaluated model on a split."""
+    """The task's evaluation of the evaluated model on a split; not compiled, for its batches come in two sizes."""
     cfg = setup.train
-    return setup.task.evaluate(setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device)
+    with torch.compiler.set_stance("force_eager"):
+        return setup.task.evaluate(
+            setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device
+        )
 
 
 def weights_and_rates(setup: Setup) -> dict[str, float]:

@@ -1,0 +1,26 @@
+"""Top-k accuracy, negative log-likelihood and calibration of class probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Share of the N items in [0, 1], and nats for `nll`.
+
+    Args:
+        log_probabilities: (N, C).
+        labels: (N,) classes.
+
+    Returns:
+        `top1`, `top5` (as many as there are classes, if fewer), and `nll`, the mean negative log-likelihood.
+    """
+    top = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
+    hit = top == labels[:, None]
+    picked = log_probabilities.gather(1, labels[:, None])
+    return {
+        "top1": hit[:, 0].double().mean().item(),
+        "top5": hit.any(1).double().mean().item(),
+        "nll": -picked.double().clamp(min=torch.finfo(torch.float32).min).mean().item(),
+    }

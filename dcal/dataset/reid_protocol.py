@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcal.dataset.files import find_root
 from dcal.dataset.record import Catalog, DataError, Record
 
 LOG = logging.getLogger(__name__)
@@ -37,25 +38,20 @@ class Counts(NamedTuple):
     cameras: int | None
 
 
-def find_root(root: str | Path | None, official_name: str, expected: Sequence[str]) -> Path:
-    """The folder that holds all of `expected`: `root` itself, or `root/official_name`.
+def complete_root(root: str | Path | None, name: str, expected: Sequence[str], folder: str) -> Path:
+    """The folder that holds all of `expected`: `root` itself, or `root/folder`.
 
     Raises:
-        DataError: if `root` is not given, does not exist, or lacks one of them.
+        DataError: `root` is unset or missing, or lacks one of them.
     """
-    layout = f"the folder {official_name} with {', '.join(expected)}"
-    if root is None or not str(root):
-        raise DataError(f"dataset.root is not set: give {layout}, e.g. dataset.root=/data/{official_name}")
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"dataset.root={root}: no such folder; expected {layout}")
-    for candidate in (root, root / official_name):
-        missing = [name for name in expected if not (candidate / name).exists()]
-        if not missing:
-            return candidate
-        if len(missing) < len(expected):  # the right folder, but incomplete: say what it lacks
-            raise DataError(f"{candidate}: {', '.join(missing)} missing; dataset.root must be {layout}")
-    raise DataError(f"dataset.root={root}: found none of {', '.join(expected)}; expected {layout}")
+    found = find_root(root, name, expected[0], folder)
+    missing = [entry for entry in expected if not (found / entry).exists()]
+    if missing:
+        raise DataError(
+            f"dataset.root={found}: {', '.join(missing)} missing; "
+            f"the folder of {name} holds {', '.join(expected)}"
+        )
+    return found
 
 
 def list_images(folder: Path) -> list[str]:
@@ -71,16 +67,7 @@ def list_images(folder: Path) -> list[str]:
     return names
 
 
-def read_lines(path: Path) -> list[str]:
-    """Non-empty lines of a text file, stripped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; dataset.root must be the complete official download") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def check_images(folder: Path, names: Iterable[str]) -> None:
+def require_images(folder: Path, names: Iterable[str]) -> None:
     """Raises DataError if a listed file is missing; lists each folder once instead of asking per file."""
     present: dict[str, set[str]] = {}
     missing = []
@@ -165,7 +152,7 @@ def build_catalog(
         else "no cameras: no gallery image is ignored",
     }
     LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
-    if official is not None:
+    if official:
         fingerprint["mismatch"] = compare(name, counts, official, allow_mismatch)
     identities = sorted({s.identity for s in train})
     label = {identity: i for i, identity in enumerate(identities)}

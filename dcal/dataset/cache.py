@@ -29,10 +29,12 @@ class PixelCache:
     """Pixels of `paths` after `resize`, each (height, width, 3) uint8.
 
     Args:
-        kind: `ram` or `disk`. paths: the image files, in the order of their indices. resize: gives an image
-        its size; must be deterministic. size: (height, width) that `resize` makes. folder: where the file of
-        `disk` lies; it is found again by the images' paths, file sizes and times and by
-            `size`, and shared by all processes that ask for the same.
+        kind: `ram` or `disk`.
+        paths: the image files, in the order of their indices.
+        resize: gives an image its size; must be deterministic.
+        size: (height, width) that `resize` makes.
+        folder: where the file of `disk` lies. It is found again by `size` and the images' paths, file sizes
+            and times, and shared by all processes that ask for the same.
 
     Raises:
         ValueError: memory or disk are too small.
@@ -76,7 +78,8 @@ def _load_or_build(
             _fill(rows, paths, resize)
             rows.flush()
             part.replace(file)
-    return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
+    stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    return stored
 
 
 def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], resize: Callable[[Pixels], Pixels]) -> None:

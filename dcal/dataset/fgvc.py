@@ -1,82 +1,227 @@
-"""Readers of the fine-grained sets in common text layouts: CUB-200-2011, folders by class, CSV.
+"""Readers of fine-grained sets in text layouts: CUB-200-2011, NABirds, FGVC-Aircraft, folders by class, CSV.
 
 Readers trust the lists and do not look at the images: whether they are there is checked when they are loaded.
 Labels are contiguous over the classes that occur, in the set's own order, so subsets of the official sets
-read fine.
+read fine; `Catalog.protocol` tells how many images there are and should be. torchvision's classes for some of
+these sets are of little help: they want folders of their own naming, and give no boxes.
 """
 
 from __future__ import annotations
 
+import csv
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from dcal.dataset.files import find_root, look_up, numbered, read_lines, read_table
-from dcal.dataset.record import Catalog, DataError, Part, Record
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-CUB = "CUB-200-2011"
+from dcal.dataset.files import Entry, find_root, look_up, make_catalog, read_lines, read_table
+from dcal.dataset.record import Catalog, DataError, Part
+
+CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
+Box = tuple[float, float, float, float]
 
 
 def read_cub(root: str | Path | None) -> Catalog:
-    """CUB-200-2011 (Wah et al. 2011): 5 994 training and 5 794 test images of 200 species, boxes, 15 parts.
+    """CUB-200-2011 (Wah et al. 2011): birds of 200 species with boxes and 15 parts.
 
     Reads images.txt, classes.txt, image_class_labels.txt and train_test_split.txt, and bounding_boxes.txt and
     parts/ where they exist. Rows are joined by image id: ids may start anywhere, and lists longer than
     images.txt are fine.
 
     Raises:
-        DataError: a file is missing or malformed, an image lacks a label or split, or the lists contradict
-        each other.
+        DataError: a file is missing or malformed, an image has no label or split, or the lists contradict
+            each other.
     """
     root = find_root(root, CUB, "images.txt", "CUB_200_2011")
-    images = read_table(root / "images.txt", CUB)
-    return _read_joined(root, CUB, images, official={"train": 5994, "test": 5794})
+    classes = read_table(root / "classes.txt", CUB)
+    entries = list(_joined(root, CUB))
+    _check_folders(root, entries, classes)
+    catalog = make_catalog(CUB, entries, classes, {"train": 5994, "test": 5794})
+    _check_split(root, catalog)
+    return catalog
 
 
-def _read_joined(root: Path, name: str, images: dict[str, str], official: dict[str, int]) -> Catalog:
+def read_nabirds(root: str | Path | None, level: int | None = None) -> Catalog:
+    """NABirds (Van Horn et al. 2015): 555 classes in a hierarchy; the files of CUB and hierarchy.txt.
+
+    Args:
+        root: the folder with images.txt.
+        level: tell classes apart this many steps below the root of the hierarchy (1: orders); None for its
+            leaves.
+
+    Raises:
+        DataError: as `read_cub`.
+        ValueError: `level` is not positive.
+    """
+    root = find_root(root, NABIRDS, "images.txt", "nabirds")
+    classes = read_table(root / "classes.txt", NABIRDS)
+    entries = list(_joined(root, NABIRDS))
+    if level is not None:
+        if level < 1:
+            raise ValueError(f"dataset.reader.level={level}: must be 1 or more")
+        parents = read_table(root / "hierarchy.txt", NABIRDS)
+        entries = [entry._replace(key=_ancestor(parents, entry.key, level)) for entry in entries]
+    return make_catalog(NABIRDS, entries, classes, {"train": 23929, "test": 24633})
+
+
+def read_aircraft(root: str | Path | None, level: str = "variant", official_val: bool = False) -> Catalog:
+    """FGVC-Aircraft 2013b (Maji et al. 2013): 100 variants, of 70 families and 30 manufacturers.
+
+    Args:
+        root: the folder with data/, which holds images/ and the lists.
+        level: `variant`, `family` or `manufacturer`.
+        official_val: train on the official `train` and offer `val` as a split; else train on both, as papers
+            do.
+
+    Raises:
+        DataError: a list is missing or malformed.
+        ValueError: there is no such level.
+    """
+    if level not in ("variant", "family", "manufacturer"):
+        raise ValueError(f"dataset.reader.level='{level}': choose one of variant, family, manufacturer")
+    data = find_root(root, AIRCRAFT, f"data/images_{level}_test.txt", "fgvc-aircraft-2013b") / "data"
+    lists = {"train": "train", "val": "val"} if official_val else {"train": "trainval"}
+    boxes = {
+        key: (x - 1, y - 1, right - x + 1, bottom - y + 1)  # corners, counted from 1
+        for key, (x, y, right, bottom) in _read_boxes(data / "images_box.txt", AIRCRAFT).items()
+    }
+    entries = [
+        Entry(split, data / "images" / f"{image}.jpg", key, boxes.get(image))
+        for split, part in {**lists, "test": "test"}.items()
+        for image, key in read_table(data / f"images_{level}_{part}.txt", AIRCRAFT).items()
+    ]
+    official = {"train": 3334, "val": 3333} if official_val else {"train": 6667}
+    return make_catalog(AIRCRAFT, entries, None, {**official, "test": 3333})
+
+
+def read_image_folder(root: str | Path | None) -> Catalog:
+    """Images in `root/<split>/<class>/`, deeper folders included; splits `train`, `test` and `val`.
+
+    A set with `val` but no `test` is tested on `val`, as ImageNet is.
+
+    Raises:
+        DataError: `train`, or both others, are missing or empty.
+    """
+    folder = find_root(root, "an image folder", "train", "")
+    entries = [
+        Entry(split, path, class_folder.name)
+        for split in ("train", "val", "test")
+        if (folder / split).is_dir()
+        for class_folder in sorted((folder / split).iterdir())
+        if class_folder.is_dir()
+        for path in sorted(class_folder.rglob("*"))
+        if path.suffix.lower() in IMG_EXTENSIONS
+    ]
+    found = {entry.split for entry in entries}
+    if "train" not in found or len(found) < 2:
+        raise DataError(
+            f"dataset.root={root}: expected images in train/<class>/ and in test/<class>/ or val/<class>/; "
+            f"found some in {', '.join(sorted(found)) or 'none of them'}"
+        )
+    if "test" not in found:
+        entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in entries]
+    return make_catalog(folder.name, entries, None, None)
+
+
+def read_csv(root: str | Path | None) -> Catalog:
+    """A table with the columns `path`, `label` and `split` (train, val or test); others are ignored.
+
+    Args:
+        root: the CSV file, or a folder that holds only one. Paths in it are relative to its folder or
+        absolute.
+
+    Raises:
+        DataError: the file is missing, lacks a column or a value, names another split, or has no test images.
+    """
+    file = _find_csv(root)
+    entries = []
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        table = csv.DictReader(stream)
+        missing = {"path", "label", "split"} - set(table.fieldnames or ())
+        if missing:
+            raise DataError(
+                f"{file}: column {', '.join(sorted(missing))} is missing; the first line must name the "
+                "columns path, label and split, separated by commas"
+            )
+        for row in table:
+            path, label, split = row["path"], row["label"], row["split"]
+            if not path or not label or split not in ("train", "val", "test"):
+                raise DataError(
+                    f"{file}: line {table.line_num}: path '{path}', label '{label}', split '{split}'; all "
+                    "three are needed, and split is one of train, val, test"
+                )
+            entries.append(Entry(split, file.parent / path, label))
+    if not any(entry.split == "test" for entry in entries):
+        raise DataError(f"{file}: has no row with split 'test'")
+    return make_catalog(file.stem, entries, None, None)
+
+
+def _find_csv(root: str | Path | None) -> Path:
+    if root is None:
+        raise DataError("dataset.root is not set: give a CSV file with the columns path, label and split")
+    path = Path(root).expanduser()
+    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    if len(files) != 1 or not files[0].is_file():
+        raise DataError(f"dataset.root={root}: give a CSV file, or a folder that holds exactly one")
+    return files[0]
+
+
+def _joined(root: Path, name: str) -> Iterator[Entry]:
     """CUB's layout: several files that speak of the images of images.txt by id."""
-    classes = read_table(root / "classes.txt", name)
     class_file, split_file = root / "image_class_labels.txt", root / "train_test_split.txt"
     class_of, split_of = read_table(class_file, name), read_table(split_file, name)
-    boxes = _read_boxes(root / "bounding_boxes.txt", name)
-    parts = _read_parts(root / "parts", name)
-    names = {key: look_up(class_of, key, class_file, f"image {key}") for key in images}
-    labels = numbered(names.values())
-    class_names = [look_up(classes, key, root / "classes.txt", f"class {key}") for key in labels]
-    splits: dict[str, list[Record]] = {"train": [], "test": []}
-    for key, file in images.items():
-        flag = look_up(split_of, key, split_file, f"image {key}")
+    boxes, parts = _read_boxes(root / "bounding_boxes.txt", name), _read_parts(root / "parts", name)
+    for image, path in read_table(root / "images.txt", name).items():
+        key = look_up(class_of, image, class_file, f"image {image}")
+        flag = look_up(split_of, image, split_file, f"image {image}")
         if flag not in ("0", "1"):
-            raise DataError(f"{split_file}: image {key} has '{flag}'; expected 1 for training or 0 for test")
-        label = labels[names[key]]
-        _check_folder(root, file, class_names[label], class_names)
-        record = Record(root / "images" / file, label, box=boxes.get(key), parts=tuple(parts.get(key, ())))
-        splits["train" if flag == "1" else "test"].append(record)
-    counts = {split: len(records) for split, records in splits.items()}
-    if counts == dict(zip(official, reversed(official.values()), strict=True)) and counts != official:
-        raise DataError(f"{split_file}: {counts} are the official counts swapped: 1 must mean training")
-    protocol = {"counts": counts, "official_counts": counts == official, "classes": len(labels)}
-    return Catalog(name, splits, class_names, protocol)
+            raise DataError(f"{split_file}: image {image} has '{flag}'; expected 1 for training, 0 for test")
+        split = "train" if flag == "1" else "test"
+        yield Entry(split, root / "images" / path, key, boxes.get(image), parts.get(image, ()))
 
 
-def _check_folder(root: Path, file: str, expected: str, class_names: list[str]) -> None:
-    """Numbers that are off by one between the files (0-based copies) still join; the image's folder tells."""
-    folder = file.split("/")[0]
-    if folder != expected and folder in class_names:
+def _check_folders(root: Path, entries: list[Entry], classes: dict[str, str]) -> None:
+    """Numbers that are off by one between the files (0-based copies) still join; the images' folders tell."""
+    known = set(classes.values())
+    for entry in entries:
+        folder, listed = entry.path.parent.name, classes.get(entry.key)
+        if listed is not None and folder in known and folder != listed:
+            raise DataError(
+                f"{root / 'image_class_labels.txt'}: puts {folder}/{entry.path.name} into class '{listed}'; "
+                "do images or classes count from 0 in one file and from 1 in another?"
+            )
+
+
+def _check_split(root: Path, catalog: Catalog) -> None:
+    """The official split has 29 or 30 training images of every class and 11 to 30 test images."""
+    train, test = (Counter(record.label for record in catalog.splits.get(s, ())) for s in ("train", "test"))
+    if test and set(test.values()) <= {29, 30} and not set(train.values()) <= {29, 30}:
         raise DataError(
-            f"{root / 'image_class_labels.txt'}: puts {file} into class '{expected}'; do images or classes "
-            "count from 0 in one file and from 1 in another?"
+            f"{root / 'train_test_split.txt'}: every class has 30 test images, as many as the official split "
+            "has training images: the flags of this copy are swapped; 1 must mean training"
         )
 
 
-def _read_boxes(file: Path, name: str) -> dict[str, tuple[float, float, float, float]]:
+def _ancestor(parents: dict[str, str], key: str, level: int) -> str:
+    """The class `level` steps below the root on the way to `key`; `key` itself if it is not that deep."""
+    path = [key]
+    while path[-1] in parents and parents[path[-1]] not in path:
+        path.append(parents[path[-1]])
+    return path[max(0, len(path) - 1 - level)]
+
+
+def _read_boxes(file: Path, name: str) -> dict[str, Box]:
+    """Four numbers by image id, as they stand; nothing if there is no such file."""
+    boxes: dict[str, Box] = {}
     if not file.exists():
-        return {}
-    boxes = {}
-    for key, text in read_table(file, name).items():
+        return boxes
+    for image, text in read_table(file, name).items():
         try:
-            x, y, width, height = (float(value) for value in text.replace(",", " ").split())
+            a, b, c, d = (float(value) for value in text.replace(",", " ").split())
         except ValueError:
-            raise DataError(f"{file}: image {key} has '{text}'; expected x, y, width and height") from None
-        boxes[key] = (x, y, width, height)
+            raise DataError(f"{file}: image {image} has '{text}'; expected four numbers") from None
+        boxes[image] = (a, b, c, d)
     return boxes
 
 
@@ -91,8 +236,7 @@ def _read_parts(folder: Path, name: str) -> dict[str, list[Part]]:
         try:
             image, part, x, y, visible = line.replace(",", " ").split()
             if visible == "1":
-                location = Part(names[part], float(x), float(y))
-                parts.setdefault(image, []).append(location)
+                parts.setdefault(image, []).append(Part(names[part], float(x), float(y)))
         except (ValueError, KeyError):
             raise DataError(
                 f"{file}: line {number} ('{line}'); expected image, part, x, y and 0 or 1 for visible"

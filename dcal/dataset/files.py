@@ -1,12 +1,59 @@
-"""What the readers share: finding a data set's folder and reading its list files, with errors that help."""
+"""What the readers share: finding a data set's folder, reading its lists, and numbering classes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dcal.dataset.record import DataError
+from scipy.io import loadmat
+
+from dcal.dataset.record import Catalog, DataError, Part, Record
+
+
+class Entry(NamedTuple):
+    """An image as a list names it, before classes are numbered."""
+
+    split: str
+    path: Path
+    key: str
+    """Number or name of its class in the set's own files."""
+    box: tuple[float, float, float, float] | None = None
+    parts: Sequence[Part] = ()
+
+
+def make_catalog(
+    name: str, entries: Iterable[Entry], names: Mapping[str, str] | None, official: Mapping[str, int] | None
+) -> Catalog:
+    """A classification set from its entries; classes that do not occur get no label.
+
+    Args:
+        name: of the set.
+        entries: all images; their order within a split is kept.
+        names: class name by key; None where the keys are the names.
+        official: published number of images by split; becomes part of the protocol beside this copy's.
+
+    Raises:
+        DataError: a class has no name, or images but none to train on.
+    """
+    entries = list(entries)
+    labels = _numbered(entry.key for entry in entries)
+    unseen = sorted(set(labels) - {entry.key for entry in entries if entry.split == "train"})
+    if unseen:
+        raise DataError(f"{name}: class '{unseen[0]}' has images in other splits, but none in 'train'")
+    unnamed = sorted(set(labels) - set(names)) if names is not None else []
+    if unnamed:
+        raise DataError(f"{name}: images have class '{unnamed[0]}', but the list of classes does not")
+    splits: dict[str, list[Record]] = {}
+    for split, path, key, box, parts in entries:
+        splits.setdefault(split, []).append(Record(path, labels[key], box=box, parts=tuple(parts)))
+    counts = Counter(entry.split for entry in entries)
+    protocol: dict[str, Any] = {"images": dict(counts), "classes": len(labels)}
+    if official is not None:
+        protocol["official_images"] = dict(official)
+    return Catalog(name, splits, [key if names is None else names[key] for key in labels], protocol)
 
 
 def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> Path:
@@ -70,9 +117,24 @@ def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:
         ) from None
 
 
-def numbered(keys: Iterable[str]) -> dict[str, int]:
+def _numbered(keys: Iterable[str]) -> dict[str, int]:
     """Contiguous labels from 0 for the distinct `keys`, numbers in numeric order before names in
     alphabetical.
     """
     ordered = sorted(set(keys), key=lambda key: (0, int(key), key) if key.isdecimal() else (1, 0, key))
     return {key: label for label, key in enumerate(ordered)}
+
+
+def read_mat(file: Path, name: str) -> dict[str, Any]:
+    """The variables of a MATLAB file, structs as dicts.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        variables: dict[str, Any] = loadmat(file, simplify_cells=True)
+    except Exception as error:  # scipy raises whatever it meets in a damaged file
+        raise DataError(
+            f"{file}: cannot be read as a MATLAB file ({error}); is this copy of {name} complete?"
+        ) from error
+    return variables

@@ -41,12 +41,12 @@ class ImageDataset(Dataset[Item]):
     """Records as network inputs.
 
     Args:
-        records: the split. transform: pipeline from `dcal.dataset.transform`; its first step, the resize, is
-        what a cache stores. cache: `none`, `ram` (one copy per process, shared with its workers) or `disk`
-        (one file per machine). cache_dir: folder of the `disk` cache; default `$XDG_CACHE_HOME/dcal/images`.
+        records: the split.
+        transform: pipeline from `dcal.dataset.transform`; its first step, the resize, is what a cache stores.
+        cache: `none`, `ram` (one copy per process, shared with its workers) or `disk` (one file per machine).
+        cache_dir: folder of the `disk` cache; default `$XDG_CACHE_HOME/dcal/images`.
         on_bad_image: `error`, or `skip`: in training another image takes the place of a damaged one, in
-        evaluation it
-            is left out. The loader warns once per file, see `Loader.skipped`.
+            evaluation it is left out. The loader warns once per file, see `Loader.skipped`.
     """
 
     def __init__(

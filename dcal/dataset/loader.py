@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcal.dataset.cache import CACHES
 from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
 from dcal.dataset.record import Catalog, DataError, Record
@@ -20,10 +22,11 @@ class Data:
     """A data set, ready to be trained on: the target of `conf/dataset/*.yaml`.
 
     Args:
-        reader: the catalog; in the YAML a reader function with its options, which Hydra calls first. root:
-        folder of the data set (already used by the reader; here for messages only). image_size, resize,
-        augment: see `dcal.dataset.transform`. val_fraction, val_ids, train_fraction: see
-        `dcal.dataset.splits`. All three leave the test splits alone. cache, on_bad_image: see `ImageDataset`.
+        reader: the catalog; in the YAML a reader function with its options, which Hydra calls first.
+        root: folder of the data set; the reader has used it, here it is for messages only.
+        image_size, resize, augment: see `dcal.dataset.transform`.
+        val_fraction, val_ids, train_fraction: see `dcal.dataset.splits`; the test splits stay as they are.
+        cache, on_bad_image: see `ImageDataset`.
         allow_mismatch: a matter of the readers; accepted because all options of the group share their keys.
 
     Raises:

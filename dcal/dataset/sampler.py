@@ -121,8 +121,7 @@ class IdentityBatches(_Batches):
         rank, world_size: this process among all.
 
     Raises:
-        ValueError: `batch_size` is no multiple of `instances`, or the split has too few identities for one
-        batch.
+        ValueError: `batch_size` is no multiple of `instances`, or there are too few identities for a batch.
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class PairWiseCrossAttention(nn.Module):
 
     def start(self, x_SND: Tensor, partner_B: Tensor) -> Tensor:
         """The distracted stream where it parts from the backbone's: (B, N, D)."""
-        return x_SND[partner_B] if self.stream == "figure" else x_SND[: len(partner_B)]
+        return x_SND.index_select(0, partner_B) if self.stream == "figure" else x_SND[: len(partner_B)]
 
     def forward(
         self,
@@ -95,9 +95,12 @@ class PairWiseCrossAttention(nn.Module):
         return out[:images], out[images:], traces[0]
 
     def _partner(self, both: Tensor, images: int, partner_B: Tensor) -> Tensor:
-        """The partner's keys (or values) out of those of both streams, (S + B, H, N, D)."""
+        """The partner's keys (or values) out of those of both streams, (S + B, H, N, D).
+
+        By `index_select`: the gradient of plain indexing sorts the indices on a GPU.
+        """
         if self.stream == "clean":
-            return both[partner_B]
+            return both.index_select(0, partner_B)
         batch = len(both) - images
         # A noise partner stands behind the batch and carries no distracted stream: it is met as it is.
-        return torch.cat([both[images:], both[batch:images]])[partner_B]
+        return torch.cat([both[images:], both[batch:images]]).index_select(0, partner_B)

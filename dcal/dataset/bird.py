@@ -30,39 +30,40 @@ from dcal.dataset.drawing import (
 
 # fmt: off
 SILHOUETTE = np.array([
-    (0.78, -0.50), (0.68, -0.66), (0.52, -0.71), (0.35, -0.62), (0.15, -0.37), (-0.18, -0.19), (-0.55, 0.0),
-    (-0.64, 0.12), (-0.42, 0.29), (-0.05, 0.43), (0.28, 0.38), (0.53, 0.14), (0.67, -0.14), (0.77, -0.35),
+    (0.86, -0.52), (0.74, -0.72), (0.54, -0.79), (0.33, -0.69), (0.13, -0.39), (-0.18, -0.19), (-0.55, 0.0),
+    (-0.64, 0.12), (-0.42, 0.29), (-0.05, 0.43), (0.29, 0.38), (0.56, 0.14), (0.73, -0.12), (0.85, -0.33),
 ])
 BELLY = np.array([
-    (-0.62, 0.16), (-0.2, 0.2), (0.2, 0.1), (0.5, -0.14), (0.72, -0.3), (0.9, 0.1), (0.4, 0.6), (-0.4, 0.6),
+    (-0.62, 0.16), (-0.2, 0.2), (0.2, 0.1), (0.5, -0.12), (0.76, -0.27), (1.0, 0.1), (0.4, 0.6), (-0.4, 0.6),
 ])
 WING = np.array([
-    (0.33, -0.14), (0.08, -0.22), (-0.3, -0.08), (-0.84, 0.2), (-0.42, 0.24), (-0.05, 0.25), (0.24, 0.14),
+    (0.35, -0.15), (0.08, -0.23), (-0.3, -0.09), (-0.84, 0.2), (-0.42, 0.25), (-0.05, 0.27), (0.26, 0.16),
 ])
-COVERTS = np.array([(0.4, -0.3), (0.0, -0.3), (-0.14, 0.0), (-0.05, 0.3), (0.4, 0.3)])
-BAR = np.array([(0.06, -0.3), (-0.03, -0.02), (0.06, 0.34), (-0.05, 0.34), (-0.14, -0.02), (-0.05, -0.3)])
+COVERTS = np.array([(0.42, -0.3), (0.0, -0.3), (-0.14, 0.0), (-0.05, 0.34), (0.42, 0.34)])
+BAR = np.array([(0.17, -0.3), (0.07, -0.02), (0.17, 0.36), (-0.06, 0.36), (-0.16, -0.02), (-0.06, -0.3)])
 TAIL = np.array([
-    (-0.45, -0.03), (-0.85, 0.09), (-1.24, 0.20), (-1.27, 0.29), (-1.2, 0.38), (-0.85, 0.26), (-0.5, 0.2),
+    (-0.45, -0.04), (-0.85, 0.06), (-1.24, 0.15), (-1.29, 0.28), (-1.2, 0.42), (-0.85, 0.29), (-0.5, 0.21),
 ])
-TAIL_TIP = np.array([(-1.0, 0.0), (-1.4, 0.1), (-1.4, 0.5), (-1.04, 0.42)])
-BILL = np.array([(0.75, -0.53), (0.86, -0.49), (1.03, -0.39), (0.88, -0.36), (0.75, -0.34)])
+TAIL_TIP = np.array([(-0.86, -0.1), (-1.4, 0.0), (-1.4, 0.6), (-0.9, 0.5)])
+BILL = np.array([(0.79, -0.62), (0.97, -0.56), (1.20, -0.38), (0.99, -0.30), (0.79, -0.28)])
+GAPE = np.array([(0.84, -0.44), (1.16, -0.39)])
 CROWN = np.array([
-    (0.80, -0.53), (0.62, -0.55), (0.42, -0.52), (0.28, -0.50), (0.25, -0.62), (0.45, -0.9), (0.75, -0.8),
+    (0.90, -0.55), (0.66, -0.585), (0.42, -0.56), (0.24, -0.52), (0.20, -0.68), (0.45, -1.0), (0.85, -0.9),
 ])
 STRIPE = np.array([
-    (0.78, -0.61), (0.60, -0.635), (0.42, -0.60), (0.28, -0.54), (0.26, -0.58), (0.40, -0.66), (0.60, -0.69),
-    (0.74, -0.66),
+    (0.86, -0.63), (0.64, -0.665), (0.43, -0.64), (0.25, -0.56), (0.23, -0.61), (0.40, -0.72), (0.62, -0.75),
+    (0.80, -0.70),
 ])
-EXTENT = np.array([(1.04, -0.45), (0.6, -0.8), (0.15, -0.75), (-1.28, 0.42), (0.1, 0.75), (-1.28, 0.05)])
+EXTENT = np.array([(1.21, -0.45), (0.6, -0.86), (0.13, -0.80), (-1.29, 0.46), (0.1, 0.75), (-1.29, 0.05)])
 # fmt: on
-EYE = np.array([0.62, -0.46])
+EYE = np.array([0.67, -0.47])
 FEET = np.array([(0.02, 0.66), (0.17, 0.66)])
 JOINTS = {"head": np.array([0.45, -0.32]), "tail": np.array([-0.5, 0.1]), "wing": np.array([0.3, 0.0])}
 PLACES: dict[str, tuple[str, tuple[float, float], float]] = {
-    "bill": ("head", (0.88, -0.43), 0.2),
-    "wing bar": ("wing", (-0.06, 0.02), 0.36),
-    "tail tip": ("tail", (-1.13, 0.27), 0.24),
-    "crown": ("head", (0.52, -0.63), 0.32),
+    "bill": ("head", (0.98, -0.44), 0.26),
+    "wing bar": ("wing", (0.0, 0.02), 0.32),
+    "tail tip": ("tail", (-1.07, 0.26), 0.29),
+    "crown": ("head", (0.53, -0.68), 0.36),
 }
 """Limb, centre and a radius that holds all of a part that can tell species apart, in units."""
 
@@ -129,9 +130,9 @@ def _turn(points: Points, pivot: Points, angle: float) -> Points:
 
 def draw_pose(rng: np.random.Generator, size: int) -> Pose:
     """A random pose whose bird lies within a square canvas of `size` pixels."""
-    span = size * (0.68 + 0.24 * rng.random())
-    unit = span / 2.3
-    angle = (rng.random() - 0.5) * 0.6
+    span = size * (0.76 + 0.18 * rng.random())
+    unit = span / 2.45
+    angle = (rng.random() - 0.5) * 0.44
     flip = -1.0 if rng.random() < 0.5 else 1.0
     c, s = math.cos(angle), math.sin(angle)
     linear = unit * np.array([[c * flip, -s], [s * flip, c]])
@@ -161,9 +162,7 @@ def draw_bird(
     fill(mask, outline, 255)
     fill(bird, outline, bill)
     fill(bird, outline[[0, 1, 2]], tint(bill, 1.2))
-    stroke(
-        bird, pose.place(np.array([(0.75, -0.43), (1.0, -0.39)]), "head"), tint(bill, 0.62), pose.unit * 0.02
-    )
+    stroke(bird, pose.place(GAPE, "head"), tint(bill, 0.62), pose.unit * 0.02)
     body = np.zeros_like(mask)
     fill(body, trunk, 255)
     _draw_trunk(bird, body, pose, group, tell.get("crown", (group.crown,)))
@@ -196,7 +195,7 @@ def _draw_trunk(bird: Image, body: Image, pose: Pose, group: Group, crown: tuple
         fill(layer, smooth(pose.place(STRIPE, "head")), crown[1])
     paste(bird, layer, body)
     eye = pose.place(EYE, "head")[0]
-    for radius, colour in ((0.085, tint(group.back, 0.7)), (0.066, (24, 20, 22))):
+    for radius, colour in ((0.095, tint(group.back, 0.7)), (0.075, (24, 20, 22))):
         fill(bird, ellipse(eye, (radius * pose.unit,) * 2), colour)
     fill(bird, ellipse(eye - 0.022 * pose.unit, (0.02 * pose.unit,) * 2, corners=10), (250, 250, 250))
 
@@ -210,8 +209,8 @@ def _draw_wing(bird: Image, mask: Image, pose: Pose, group: Group, bars: tuple[C
     for k in range(5):
         end = np.array([(-0.12, 0.22 - 0.075 * k), (-0.45, 0.26 - 0.05 * k), (-0.86, 0.21)])
         stroke(layer, pose.place(end, "wing"), tint(group.wing, 0.72), pose.unit * 0.022)
-    for k, bar in enumerate(bars):
-        fill(layer, pose.place(BAR + np.array([0.02 - 0.2 * k, 0]), "wing"), bar)
+    for bar in bars:
+        fill(layer, pose.place(BAR, "wing"), bar)
     stroke(layer, wing, tint(group.wing, 0.66), pose.unit * 0.03, closed=True)
     paste(bird, layer, region)
     cv2.bitwise_or(mask, region, mask)

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, tuple[Colour, ...]]] = {
         "Plain-winged": (),
         "White-barred": (IVORY,),
         "Gold-barred": (GOLD,),
-        "Twin-barred": (IVORY, IVORY),
+        "Red-barred": (RED,),
     },
     "tail tip": {
         "Red-tailed": (RED,),
@@ -92,7 +92,7 @@ def _share(region: Image, cover: Image) -> float:
     return cv2.countNonZero(cv2.bitwise_and(region, cover)) / max(1, cv2.countNonZero(region))
 
 
-def draw_image(label: int, rng: np.random.Generator, image_size: int = 128) -> tuple[Image, Part, Box]:
+def draw_image(label: int, rng: np.random.Generator, image_size: int = 96) -> tuple[Image, Part, Box]:
     """One image of species `label`: RGB (image_size, image_size, 3), the part that tells, and the bird's box.
 
     Part and box in pixels. The generator is used alike for every species: its state alone gives the scene.
@@ -125,8 +125,8 @@ def draw_image(label: int, rng: np.random.Generator, image_size: int = 128) -> t
 def _light(rng: np.random.Generator, image: Image) -> Image:
     """Exposure, warm or cold light, and soft shadows that fall across the scene."""
     size = len(image)
-    exposure = 0.8 + 0.4 * rng.random()
-    warmth = (rng.random() - 0.5) * 0.24
+    exposure = 0.86 + 0.28 * rng.random()
+    warmth = (rng.random() - 0.5) * 0.14
     shadow = 1 + (0.05 + 0.15 * rng.random()) * cloud(rng, size, size, 3)
     gain = cv2.merge(
         [shadow * np.float32(g) for g in (exposure * (1 + warmth), exposure, exposure * (1 - warmth))]
@@ -144,8 +144,8 @@ def _draw_job(job: tuple[str, int, int], image_size: int, seed: int) -> tuple[Im
 
 def read_synthetic_birds(
     root: str | Path | None,
-    image_size: int = 128,
-    train_per_class: int = 120,
+    image_size: int = 96,
+    train_per_class: int = 200,
     test_per_class: int = 40,
     seed: int = 0,
 ) -> Catalog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from dcal.dataset.transform import RandomErasing, eval_transform, seed_transform, train_transform
@@ -26,6 +27,15 @@ def test_sizes(shape: tuple[int, ...], pad: int) -> None:
     for result in (run(train, image, 0), eval_transform([32, 16], [48, 32])(image=image)["image"]):
         assert result.shape == (32, 16, 3)
         assert result.dtype == np.uint8
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (90, 110), (60, 200), (700, 90)])
+def test_resize_is_pillows(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = PIL.Image.fromarray(image).resize((160, 128), PIL.Image.Resampling.BILINEAR)
+    result = eval_transform([128, 160], [128, 160])(image=image)["image"]
+    assert np.abs(result - np.asarray(expected).astype(int)).max() <= 1
+    assert np.array_equal(eval_transform([128, 160], [128, 160])(image=result)["image"], result)
 
 
 def test_evaluation_takes_the_centre() -> None:

@@ -1,0 +1,89 @@
+"""The composed configuration: typed, complete, and the same keys in every option of a group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.cli import group_options, suggest
+from dcal.config import register
+from dcal.paths import config_dir, experiments_dir
+from dcal.run import config_id
+
+GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")
+
+
+def composed(*overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        search = f"hydra.searchpath=[file://{experiments_dir()}]"
+        return compose("train", [search, "name=test", *overrides])
+
+
+def leaves(node: Any, prefix: str = "") -> set[str]:
+    """Dotted keys; what lies below a free node (a reader's or a timm model's own arguments) is not ours to compare."""
+    if not isinstance(node, dict) or prefix in ("reader.", "kwargs."):
+        return {prefix}
+    return set().union(*(leaves(value, f"{prefix}{key}.") for key, value in node.items()))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_options_of_a_group_share_their_keys(group: str) -> None:
+    keys = {}
+    for option in group_options(group):
+        keys[option] = leaves(OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{option}.yaml")))
+    first = next(iter(keys.values()))
+    assert all(found == first for found in keys.values()), {name: found ^ first for name, found in keys.items()}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_option_composes(group: str) -> None:
+    for option in group_options(group):
+        assert OmegaConf.missing_keys(composed(f"{group}={option}")) == set()
+
+
+def test_identity_is_the_configuration_not_what_was_typed() -> None:
+    default = config_id(composed())
+    assert config_id(composed("attention=dcal", "optimizer.opt=adamw")) == default
+    assert config_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
+    assert config_id(composed("attention=glca")) != default
+    assert config_id(composed("train.epochs=7")) != default
+    here, there = (composed(f"backbone.checkpoint=/{folder}/w.safetensors") for folder in ("a", "b"))
+    assert config_id(here) == config_id(there) != default
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("attention=dcla", "did you mean dcal"),
+        ("backbone=deit_tinny", "did you mean deit_tiny"),
+        ("train.epohcs=3", "did you mean train.epochs"),
+        ("attention=none,glac", "did you mean glca"),
+    ],
+)
+def test_typos_get_the_nearest_name(override: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        suggest([override])
+    assert stopped.value.code == 1
+    assert told in capsys.readouterr().err
+
+
+def test_right_overrides_pass() -> None:
+    suggest(["-m", "attention=none,dcal", "attention.glca.top_ratio=0.2", "+new=1", "dataset.reader.seed=3"])
+
+
+def test_wrong_type_names_the_key(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dcal.train", "train.epochs=abc", f"run.root={tmp_path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "train.epochs" in done.stderr and "abc" in done.stderr
+    assert "Traceback" not in done.stderr

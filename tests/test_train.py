@@ -1,0 +1,174 @@
+"""`dcal-train` as a user meets it: a run, its directory, resuming, sweeps, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY = [
+    "dataset=image_folder",
+    "dataset.image_size=[32,32]",
+    "dataset.resize=[36,36]",
+    "backbone=test_vit",
+    "backbone.kwargs={depth: 3, embed_dim: 32, num_heads: 2, patch_size: 8}",
+    "train.batch_size=8",
+    "train.epochs=2",
+    "train.workers=0",
+    "train.precision=fp32",
+    "optimizer.schedule.warmup_epochs=0",
+    "wandb.mode=disabled",
+    "name=tiny",
+]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of three classes that differ in colour."""
+    root = tmp_path_factory.mktemp("pictures of birds ü")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("test", 4)):
+        for number, name in enumerate(("ant", "bee", "cow")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 120, (40, 44, 3), dtype=np.uint8)
+                pixels[..., number] += 100
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+def command(folder: Path | str, runs: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "dcal.train", *TINY, f"dataset.root='{folder}'", f"run.root={runs}", *more]
+
+
+def run(folder: Path | str, runs: Path, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(folder, runs, *more), capture_output=True, text=True, env=env, cwd=runs)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def results(runs: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(runs.glob("tiny/*/seed=*/result.json"))]
+
+
+def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_path: Path) -> None:
+    done = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
+    (result,) = results(tmp_path)
+    assert result["status"] == "finished" and result["seed"] == 0 and len(result["cfg_id"]) == 8
+    assert {"top1", "top1_sa", "top1_glca", "top5", "nll"} <= set(result["metrics"])
+    directory = tmp_path / "tiny" / result["cfg_id"] / "seed=0"
+    for name in ("config_resolved.yaml", "metrics.jsonl", "last.safetensors", "items.npz", "examples.png", "checkpoints"):
+        assert (directory / name).exists(), name
+    assert str(directory) in done.stdout
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    keys = {"train/loss", "train/loss_sa", "train/loss_glca", "train/loss_pwca", "train/weight_sa", "train/lr", "val/top1"}
+    assert keys <= set(lines[0])
+    assert list(directory.glob("wandb/offline-run-*/*.wandb"))
+    assert not (directory / "best.safetensors").exists()  # without a validation split there is no best but by the test
+
+    before = (directory / "result.json").stat().st_mtime_ns
+    again = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
+    assert "finished before" in again.stdout
+    assert (directory / "result.json").stat().st_mtime_ns == before
+
+
+def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    slow = ["train.checkpoint_minutes=0", "train.epochs=3"]  # a checkpoint after every step
+    run(folder, whole, *slow)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(folder, killed, *slow), env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("tiny/*/*/checkpoints/0000000[89]")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not results(killed)
+    run(folder, killed, *slow)
+    assert results(killed)[0]["metrics"] == results(whole)[0]["metrics"]
+    weights = [next(runs.glob("tiny/*/*/last.safetensors")).read_bytes() for runs in (whole, killed)]
+    assert weights[0] == weights[1]
+
+
+def test_a_sweep_gives_one_run_each(folder: Path, tmp_path: Path) -> None:
+    run(
+        folder, tmp_path, "-m", "attention=none,glca,pwca,dcal", "attention.glca.top_ratio=0.2", "train.epochs=1",
+        "train.figures=false",
+    )  # fmt: skip
+    found = results(tmp_path)
+    assert len({result["cfg_id"] for result in found}) == 4
+    assert {"top1_glca" in result["metrics"] for result in found} == {True, False}
+
+
+def test_seeds_decide(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path, "-m", "seed=0,1", "train.epochs=1", "train.figures=false")
+    first, second = results(tmp_path)
+    assert first["cfg_id"] == second["cfg_id"] and first["metrics"] != second["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["dataset.root=/nowhere/at/all"], "dataset.root"),
+        (["attention.glca.readout=medium"], "attention.glca.readout='medium'"),
+        (["attention.pwca.pairing=friends"], "attention.pwca.pairing='friends'"),
+        (["dataset.image_size=[33,32]", "dataset.resize=[36,36]"], "dataset.image_size"),
+        (["backbone.checkpoint=/nowhere.safetensors"], "backbone.checkpoint"),
+        (["task.rerank=true"], "task=reid"),
+        (["train.batch_size=4096"], "train.batch_size"),
+        (["train.accumulate=3"], "train.accumulate"),
+        (["optimizer.lr=1e30", "train.clip_grad=null"], "optimizer.lr"),
+        (["device=cuda"], "device=cuda"),
+    ],
+)
+def test_errors_are_one_sentence_that_names_the_key(folder: Path, tmp_path: Path, more: list[str], told: str) -> None:
+    import torch
+
+    if more == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(folder, tmp_path, *more, code=1)
+    assert told in done.stderr and "Traceback" not in done.stderr
+    assert not results(tmp_path)
+
+
+def test_a_truncated_image_is_named_or_skipped(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    victim = copy / "train" / "bee" / "3.jpg"
+    Image.open(copy / "train" / "bee" / "3.png").save(victim)
+    (copy / "train" / "bee" / "3.png").unlink()
+    victim.write_bytes(victim.read_bytes()[:-200])
+    done = run(copy, tmp_path, code=1)
+    assert "3.jpg" in done.stderr and "dataset.on_bad_image" in done.stderr and "Traceback" not in done.stderr
+    run(copy, tmp_path, "dataset.on_bad_image=skip")
+    assert len(results(tmp_path)) == 1
+
+
+def test_two_processes_do_not_share_a_run(folder: Path, tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        command(folder, tmp_path, "train.epochs=2000"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("tiny/*/*/config_resolved.yaml")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = run(folder, tmp_path, "train.epochs=2000", code=1)
+        assert f"process {first.pid}" in second.stderr
+    finally:
+        first.terminate()  # it saves a checkpoint and stops
+        assert first.wait(60) == 1
+    assert list(tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json"))

@@ -8,11 +8,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import CompactHydraException, HydraException
@@ -32,8 +30,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     Errors whose class says that the user can mend them are printed as one sentence; `run.debug=true` shows the stack.
     """
     schema.register()
-    sys.argv[1:] = [f"hydra.searchpath=[file://{experiments_dir()}]", *sys.argv[1:]]
-    suggest(sys.argv[2:])
+    suggest(sys.argv[1:])
     hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(job)()
 
 

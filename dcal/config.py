@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+
+from dcal.paths import experiments_dir
 
 
 @dataclass
@@ -23,7 +25,7 @@ class BackboneConfig:
     checkpoint: str | None = None
     drop_path_rate: float = 0.0
     patch_stride: int | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: Any = None  # a free node: a typed one would not take a dictionary from the command line
 
 
 @dataclass
@@ -86,7 +88,7 @@ class AugmentConfig:
 @dataclass
 class DatasetConfig:
     _target_: str = MISSING
-    reader: dict[str, Any] = MISSING
+    reader: Any = MISSING
     root: str | None = None
     image_size: list[int] = MISSING
     resize: list[int] = MISSING
@@ -170,5 +172,6 @@ class Config:
 
 
 def register() -> None:
-    """Makes the schema known to Hydra under the name that `conf/train.yaml` lists first."""
+    """Makes known to Hydra: the schema that `conf/train.yaml` lists first, and where experiments/ is."""
+    OmegaConf.register_new_resolver("experiments_dir", lambda: str(experiments_dir()), replace=True)
     ConfigStore.instance().store(name="schema", node=Config)

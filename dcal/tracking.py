@@ -1,7 +1,7 @@
 """Weights & Biases of one run: everything under the run directory, nothing that the result depends on.
 
-One `with track(...)` per job: only leaving the context attributes a failure to the right run, and a run left open would
-take in the log of the next job of a multirun.
+One `with track(...)` per job: leaving the context attributes a failure to the right run, and a run left open would take
+in the log of the next job of a multirun.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     config = OmegaConf.to_container(run.config, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     settings = wandb.Settings(console="off", x_transaction_log_flush_interval=1, silent=True)
-    with wandb.init(
+    tracked = wandb.init(
         mode=mode,
         project=run.config.wandb.project,
         entity=run.config.wandb.entity,
@@ -46,6 +46,11 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
         dir=str(run.directory),
         config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
         settings=settings,
-    ) as tracked:
-        tracked.define_metric("epoch")
+    )
+    try:
         yield tracked
+    except BaseException as error:  # what wandb's own context would do, but without printing the stack
+        tracked.summary["error"] = f"{type(error).__name__}: {error}"
+        tracked.finish(exit_code=1)
+        raise
+    tracked.finish()

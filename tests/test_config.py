@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.cli import group_options, suggest
 from dcal.config import register
-from dcal.paths import config_dir, experiments_dir
+from dcal.paths import config_dir
 from dcal.run import config_id
 
 GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")
@@ -22,8 +22,7 @@ GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")
 def composed(*overrides: str) -> DictConfig:
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        search = f"hydra.searchpath=[file://{experiments_dir()}]"
-        return compose("train", [search, "name=test", *overrides])
+        return compose("train", ["name=test", *overrides])
 
 
 def leaves(node: Any, prefix: str = "") -> set[str]:

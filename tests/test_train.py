@@ -12,14 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+
+from dcal.train import main
 
 TINY = [
     "dataset=image_folder",
     "dataset.image_size=[32,32]",
     "dataset.resize=[36,36]",
     "backbone=test_vit",
-    "backbone.kwargs={depth: 3, embed_dim: 32, num_heads: 2, patch_size: 8}",
+    "++backbone.kwargs={depth: 3, embed_dim: 32, num_heads: 2, patch_size: 8}",
     "train.batch_size=8",
     "train.epochs=2",
     "train.workers=0",
@@ -28,6 +32,9 @@ TINY = [
     "wandb.mode=disabled",
     "name=tiny",
 ]
+
+# from a folder of its own, so that the command is shown to work from any; one thread, so that it is fast on few cores
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +53,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(folder: Path | str, runs: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dcal.train", *TINY, f"dataset.root='{folder}'", f"run.root={runs}", *more]
+    flags = [word for word in more if word == "-m"]
+    words = [word for word in more if word != "-m"]
+    return [sys.executable, "-m", "dcal.train", *flags, *TINY, f"dataset.root='{folder}'", f"run.root={runs}", *words]
 
 
 def run(folder: Path | str, runs: Path, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(folder, runs, *more), capture_output=True, text=True, env=env, cwd=runs)
+    done = subprocess.run(command(folder, runs, *more), capture_output=True, text=True, env=ENV, cwd=runs)
     assert done.returncode == code, done.stderr
     return done
+
+
+def start(folder: Path, runs: Path, *more: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(folder, runs, *more), env=ENV, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
 
 def results(runs: Path) -> list[dict]:
@@ -88,8 +102,7 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(folder: Path, tmp_
     killed.mkdir()
     slow = ["train.checkpoint_minutes=0", "train.epochs=3"]  # a checkpoint after every step
     run(folder, whole, *slow)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(folder, killed, *slow), env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = start(folder, killed, *slow)
     deadline = time.monotonic() + 120
     while not list(killed.glob("tiny/*/*/checkpoints/0000000[89]")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -133,13 +146,23 @@ def test_seeds_decide(folder: Path, tmp_path: Path) -> None:
         (["device=cuda"], "device=cuda"),
     ],
 )
-def test_errors_are_one_sentence_that_names_the_key(folder: Path, tmp_path: Path, more: list[str], told: str) -> None:
-    import torch
-
+def test_errors_are_one_sentence_that_names_the_key(
+    folder: Path,
+    tmp_path: Path,
+    more: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     if more == ["device=cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = run(folder, tmp_path, *more, code=1)
-    assert told in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", command(folder, tmp_path, *more)[2:])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capfd.readouterr().err
+    assert stopped.value.code == 1
+    assert told in said and "Traceback" not in said
     assert not results(tmp_path)
 
 
@@ -159,9 +182,7 @@ def test_a_truncated_image_is_named_or_skipped(folder: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_do_not_share_a_run(folder: Path, tmp_path: Path) -> None:
-    first = subprocess.Popen(
-        command(folder, tmp_path, "train.epochs=2000"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    first = start(folder, tmp_path, "train.epochs=2000")
     try:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob("tiny/*/*/config_resolved.yaml")) and time.monotonic() < deadline:

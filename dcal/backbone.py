@@ -36,11 +36,12 @@ def create_backbone(
         name: any timm model name of a supported family, e.g. `deit_tiny_patch16_224`.
         image_size: (height, width) in pixels; multiples of the patch size unless patches overlap.
         pretrained: fetch timm's weights from its hub.
-        checkpoint: weight file (.safetensors, or .pth read with `weights_only`); timm and DeiT layouts; classifiers in
-            it are dropped.
+        checkpoint: weight file (.safetensors, or .pth read with `weights_only`); timm and DeiT layouts;
+            classifiers in it are dropped.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         patch_stride: step between patches where they overlap (TransReID: 12); None for the patch size.
-        kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained weights.
+        kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
+            weights.
 
     Raises:
         ValueError: unknown name, image size that is not a multiple of the patch size.
@@ -79,8 +80,6 @@ def create_backbone(
         _overlap_patches(vit, image_size, patch_stride)
     if checkpoint:
         load_weights(vit, checkpoint)
-    for block in vit.blocks:  # type: ignore[union-attr]
-        block.attn.fused_attn = True
     return vit
 
 
@@ -149,7 +148,8 @@ _WRONG_MODEL = "the weights are of another architecture: choose the matching bac
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weight file by name, wrappers (`model`, `state_dict`, `module.`) taken off. Runs no pickled code.
+    """The tensors of a weight file by name, wrappers (`model`, `state_dict`, `module.`) taken off. Runs no
+    pickled code.
 
     Raises:
         CheckpointError: missing, torn or unsafe file.

@@ -1,7 +1,7 @@
 """DCAL: a timm ViT with the two extra attention branches, and what comes out of it.
 
-Shapes: B images, S ≥ B images in the backbone's stream (the rest are noise partners), N tokens (prefix first),
-C classes, D channels, K selected patches.
+Shapes: B images, S ≥ B images in the backbone's stream (the rest are noise partners), N tokens (prefix
+first), C classes, D channels, K selected patches.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ class DCAL(nn.Module):
         self.vit = vit
         self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
         self.activation_checkpointing = False
+        for block in vit.blocks:  # type: ignore[union-attr]
+            block.attn.fused_attn = True  # the branches see attention where it is called as one function
         self.head = Head(channels, num_classes, bnneck)
         self.side = nn.Parameter(torch.zeros(side_information, 1, channels)) if side_information else None
 
@@ -169,7 +171,8 @@ class DCAL(nn.Module):
     def draw_partners(
         self, images: Tensor, labels: Tensor | None = None, progress: float = 0.0, side: Tensor | None = None
     ) -> Partners | None:
-        """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU generator.
+        """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU
+        generator.
 
         Args:
             labels: class of each image; needed by every pairing but natural, gaussian and none.
@@ -245,7 +248,8 @@ class DCAL(nn.Module):
         """All blocks on one stream or two. The last one computes the prefix rows only: nothing else is read.
 
         Returns:
-            the prefix rows of both streams, GLCA's inputs, and the attention traces of the blocks before GLCA.
+            the prefix rows of both streams, GLCA's inputs, and the attention traces of the blocks before
+            GLCA.
         """
         z: Tensor | None = None
         glca_inputs: list[Tensor] = []
@@ -325,8 +329,9 @@ def create_dcal_model(
         attention: `none`, `glca`, `pwca` or `dcal` (both).
         pretrained: fetch timm's weights.
         checkpoint_path: weight file for the backbone.
-        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `stream`, `pairing`, `pairing_ratio`,
-            `curriculum`; `head_fusion`, `bnneck`, `side_information`; `drop_path_rate`, `patch_stride`.
+        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `stream`, `pairing`,
+            `pairing_ratio`, `curriculum`; `head_fusion`, `bnneck`, `side_information`; `drop_path_rate`,
+            `patch_stride`.
 
     Raises:
         ValueError: unknown name, attention or option; an image size that does not fit the patches.

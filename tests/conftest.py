@@ -11,7 +11,7 @@ import torch
 
 def pytest_configure() -> None:
     # small tensors only: more threads than this cost time and starve whatever else runs on the machine
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def from_environment(variable: str, what: str) -> Path:

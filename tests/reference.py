@@ -2,7 +2,8 @@
 
 It shares the parameters of a `dcal.model.DCAL` and nothing else: no interception, no fused attention, no
 restriction to rows. Every attention map is materialised for every row, the rollout is the product of N×N
-matrices, and each stream is a model call of its own. What the usual public code does, minus its mistakes.
+matrices, and each stream is a model call of its own: the pair-wise branch runs the backbone again for the
+partners' keys and values. What the usual public code does, minus its mistakes.
 
 Shapes: B images, S ≥ B images in the backbone's stream (the rest are noise partners), N tokens, H heads,
 D channels.
@@ -105,7 +106,7 @@ class LiteralDCAL(nn.Module):
             glca, selected = self.glca_stream([x[:batch] for x in states], maps, ropes)
         pwca = None
         if partners is not None and model.pwca_blocks:
-            pwca = norm(self.pwca_stream(states, ropes, partners, batch))[:, 0]
+            pwca = norm(self.pwca_stream(x, ropes, partners, batch))[:, 0]
         return Output(
             model.head(sa),
             None if glca is None else model.glca_head(glca),
@@ -124,11 +125,11 @@ class LiteralDCAL(nn.Module):
         return vit.norm_pre(x), ropes
 
     def self_attention_stream(
-        self, x: Tensor, ropes: list[Tensor | None]
+        self, x: Tensor, ropes: list[Tensor | None], blocks: int | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The tokens before each block and after the last, and every block's attention map."""
+        """The tokens before each of the first `blocks` blocks and after the last, and their attention maps."""
         states, maps = [x], []
-        for block, rope in zip(self.model.vit.blocks, ropes, strict=True):
+        for block, rope in list(zip(self.model.vit.blocks, ropes, strict=True))[:blocks]:
             q, k, v = heads_of(block.attn, block.norm1(x), rope)
             s = attention_map(q, k)
             x = rest_of_block(block, x, s @ v)
@@ -171,16 +172,16 @@ class LiteralDCAL(nn.Module):
         mean = y[:, prefix:].mean(1)
         return {"cls": y[:, 0], "mean": mean, "cls_mean": (y[:, 0] + mean) / 2}[glca.readout], selected
 
-    def pwca_stream(
-        self, states: list[Tensor], ropes: list[Tensor | None], partners: Partners, batch: int
-    ) -> Tensor:
-        """The distracted tokens of the batch after the last block, by a second pass over the backbone."""
+    def pwca_stream(self, x: Tensor, ropes: list[Tensor | None], partners: Partners, batch: int) -> Tensor:
+        """The distracted tokens of the batch after the last block, from nothing but the embedded images."""
         model = self.model
         stream, partner = model.pwca.stream, partners.index_B
         parting = model.depth - model.pwca_blocks
+        alone = stream == "symmetric" and not partners.noise  # attends to distracted streams only
+        states = self.self_attention_stream(x, ropes, parting if alone else model.depth)[0]
         z = states[parting][partner] if stream == "figure" else states[parting][:batch]
         for index in range(parting, model.depth):
-            block, rope, x = model.vit.blocks[index], ropes[index], states[index]
+            block, rope, x = model.vit.blocks[index], ropes[index], states[min(index, len(states) - 1)]
             if stream == "figure":
                 own, other = x[:batch], z
             elif stream == "clean":

@@ -1,12 +1,12 @@
 """Global-local cross-attention (DCAL section 3.2): the patches that matter most attend to the whole image.
 
-M transformer blocks with weights of their own run beside the last M blocks of the backbone. Queries are the prefix
-tokens and the R patches that the selection ranks highest; keys and values are *all* tokens of the backbone's stream at
-the same depth. Only the selected rows are computed.
+M transformer blocks with weights of their own run beside the last M blocks of the backbone. Queries are the
+prefix tokens and the R patches that the selection ranks highest; keys and values are *all* tokens of the
+backbone's stream at the same depth. Only the selected rows are computed.
 
-The readout matters. Attention rows, LayerNorm and FFN are row-wise and the keys are global, so a branch read at its
-class token (`cls`, the paper's figure to the letter) does not depend on the selection at all. `mean` reads the mean of
-the selected patches, `cls_mean` the average of both.
+The readout matters. Attention rows, LayerNorm and FFN are row-wise and the keys are global, so a branch read
+at its class token (`cls`, the paper's figure to the letter) does not depend on the selection at all. `mean`
+reads the mean of the selected patches, `cls_mean` the average of both.
 
 Shapes: B images, N tokens, P patches, K selected patches, R = prefix + K rows, D channels.
 """
@@ -37,8 +37,8 @@ class GlobalLocalCrossAttention(nn.Module):
         norm: the backbone's final norm; copied.
         num_prefix_tokens: class, distillation and register tokens before the patches.
         top_ratio: share of the patches that are selected, in (0, 1]; at least one is.
-        selection: `rollout` (the paper's), `last` (class-token attention of the last block before the branch),
-            `random` or `all`.
+        selection: `rollout` (the paper's), `last` (class-token attention of the last block before the
+            branch), `random` or `all`.
         readout: `cls`, `mean` or `cls_mean`, see the module's docstring.
         init: `copy` keeps the copied weights, `fresh` draws new ones.
         head_fusion: `mean`, `max` or `min` over heads in the rollout.
@@ -104,7 +104,8 @@ class GlobalLocalCrossAttention(nn.Module):
 
         Args:
             inputs: the backbone's tokens that enter its last M blocks, each (B, N, D).
-            traces: attention traces of the blocks before those, first block first (unused by `random` and `all`).
+            traces: attention traces of the blocks before those, first block first (unused by `random` and
+                `all`).
             ropes: rotary embedding of the last M blocks, None where the family has none.
 
         Returns:

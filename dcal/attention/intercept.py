@@ -1,11 +1,12 @@
 """Seeing and replacing the attention of a timm block without touching its code.
 
-timm's blocks call `F.scaled_dot_product_attention`. Inside `with intercept(attend):` every such call goes to `attend`,
-which sees queries, keys and values *after* qk-norm and rotary embedding. That is enough to record an attention map
-(rollout), to append a partner's keys and values (PWCA), and to answer few rows from all tokens (GLCA).
+timm's blocks call `F.scaled_dot_product_attention`. Inside `with intercept(attend):` every such call goes to
+`attend`, which sees queries, keys and values *after* qk-norm and rotary embedding. That is enough to record
+an attention map (rollout), to append a partner's keys and values (PWCA), and to answer few rows from all
+tokens (GLCA).
 
-The mode has to be entered in the function that is differentiated: activation checkpointing runs that function a second
-time in the backward pass, when a mode entered around the whole forward is gone.
+The mode has to be entered in the function that is differentiated: activation checkpointing runs that function
+a second time in the backward pass, when a mode entered around the whole forward is gone.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
-"""Attention with its log-sum-exp, and the product of a row vector with an attention matrix that is never kept.
+"""Attention with what rollout needs of it, and a row vector times an attention matrix that is never kept.
 
-Rollout needs `r S` for the attention `S = softmax(q kᵀ s)` of a block and a vector `r`. With `lse_i` the row normaliser
-that fused attention computes anyway, `(r S)_j = Σ_i r_i exp(s q_i·k_j − lse_i)`, so one pass over blocks of rows does
-it with O(N) memory; without the normaliser the same pass takes the softmax of the rows in hand.
+Rollout needs `r S` for the attention `S = softmax(q kᵀ s)` of a block and a vector `r`. With `lse_i` the row
+normaliser, which fused attention computes anyway, `(r S)_j = Σ_i 2^(log₂e·(s q_i·k_j − lse_i) + log₂ r_i)`: a
+matrix product, `exp2` and a sum over rows do it in blocks of rows, with O(N) memory. (`exp2`, because torch's
+is 2.7 times as fast as its `exp` on AVX-512.) Without the normaliser the rows in hand go through a softmax.
 
-Shapes: B images, H heads, N queries, M keys, D channels per head, C rows in hand.
+Shapes: B images, H heads, G = B·H, N queries, M keys, D channels per head, C rows in hand.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -19,8 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ROW_BLOCK_ELEMENTS = 1 << 18
-"""Attention entries per image and head that `row_times_attention` holds at once: 1 MiB in fp32, so it stays in cache."""
+LOG2_E = math.log2(math.e)
+CACHE_BLOCK = 1 << 19
+"""Attention entries held at once on the CPU: 2 MiB in fp32, which stays in cache."""
+LARGE_BLOCK = 1 << 24
+"""The same where launches count and not the cache: on a GPU, and in a compiled or exported graph."""
 
 
 class Trace(NamedTuple):
@@ -34,37 +38,66 @@ class Trace(NamedTuple):
 
 
 def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Trace]:
-    """`F.scaled_dot_product_attention` (same result, same options) and the trace of its attention map.
+    """`F.scaled_dot_product_attention` (same options; autocast too) and the trace of its attention map.
 
-    The map is the one before attention dropout: rollout ranks what the block would attend to, not a random draw of it.
+    The map is the one before attention dropout: rollout ranks what the block would attend to, not a draw of
+    it.
     """
     scale = options.get("scale") or 1.0 / math.sqrt(q.shape[-1])
-    if _returns_lse(q, options):
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[:2]
-        return out, Trace(q.detach(), k.detach(), scale, lse.detach())
+    q, k, v = (_as_autocast(t) for t in (q, k, v))
+    plain = options.get("attn_mask") is None and not options.get("dropout_p") and not options.get("is_causal")
+    lse: Tensor | None = None
+    if plain and q.device.type == "cpu" and not torch.compiler.is_exporting():
+        if q.dtype in (torch.float32, torch.float64) and CPU_FLASH:
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[:2]
+            return out, Trace(q.detach(), k.detach(), scale, lse.detach())
+        if q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out, lse = attention_by_rows(q, k, v, scale)
+            return out, Trace(q, k, scale, lse)
     out = F.scaled_dot_product_attention(q, k, v, **options)
     return out, Trace(q.detach(), k.detach(), scale, None)
 
 
-def _returns_lse(q: Tensor, options: dict[str, Any]) -> bool:
-    plain = options.get("attn_mask") is None and not options.get("dropout_p") and not options.get("is_causal")
-    return (
-        plain and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and _cpu_flash_works()
-    )
+def _as_autocast(t: Tensor) -> Tensor:
+    """What autocast does to the arguments of fused attention; the functions used in its place are not on its list."""
+    kind = t.device.type
+    if t.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return t.to(torch.get_autocast_dtype(kind))
+    return t
 
 
-@functools.cache
 def _cpu_flash_works() -> bool:
-    """Whether this torch has the private CPU kernel that returns its log-sum-exp, probed once by using it."""
+    """Whether this torch has the private CPU kernel that returns its log-sum-exp, found out by using it."""
     try:
         q = torch.linspace(-1.0, 1.0, 16).view(1, 1, 4, 4)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q, scale=0.5)[:2]
         expected = torch.logsumexp(q @ q.mT * 0.5, -1)
         return (
-            lse.shape == expected.shape and torch.allclose(lse, expected, atol=1e-5) and out.shape == q.shape
+            lse.shape == expected.shape and out.shape == q.shape and torch.allclose(lse, expected, atol=1e-5)
         )
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+CPU_FLASH = _cpu_flash_works()  # at import: inside a compiled function the probe would be traced
+
+
+def attention_by_rows(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Plain attention on blocks of rows, and its log-sum-exp (B, H, N) in float32.
+
+    For inference in bfloat16 on the CPU, where it is a third faster than torch's own. Scores are rounded to
+    bfloat16, as in timm's unfused attention.
+    """
+    q_GND, k_GDM, v_GMD = q.flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1)
+    out_GND = torch.empty_like(q_GND)
+    lse_GN1 = q_GND.new_empty((*q_GND.shape[:2], 1), dtype=torch.float32)
+    for group, rows, scores in _score_blocks(q_GND, k_GDM, scale * LOG2_E, torch.float32):
+        most = scores.amax(-1, keepdim=True)
+        total = scores.sub_(most).exp2_().sum(-1, keepdim=True)
+        out = torch.bmm(scores.to(q.dtype), v_GMD[group], out=out_GND[group, rows])
+        out.div_(total)
+        lse_GN1[group, rows] = (most + total.log2()) / LOG2_E
+    return out_GND.view(q.shape), lse_GN1.view(q.shape[:3])
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
@@ -78,29 +111,84 @@ def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Ten
     """`r S̃` for the head-fused attention S̃ of one block: (B, M), in the dtype of `r`.
 
     Args:
-        r_BN: a row vector per image, float32 or float64.
+        r_BN: a non-negative row vector per image, float32 or float64.
         fusion: `mean`, `max` or `min` over heads; max and min are renormalised to rows of sum 1.
     """
-    total_BM = torch.zeros_like(r_BN)
-    rows = max(16, ROW_BLOCK_ELEMENTS // trace.k_BHMD.shape[2])
+    if fusion != "mean":
+        return _row_times_extreme(r_BN, trace, fusion)
+    batch, heads = trace.q_BHND.shape[:2]
+    product = _product_by_normaliser if trace.lse_BHN is not None else _product_by_softmax
+    return product(r_BN, trace).view(batch, heads, -1).mean(1)
+
+
+def _product_by_normaliser(r_BN: Tensor, trace: Trace) -> Tensor:
+    """`r S` of every head, (G, M), from the row normalisers."""
+    assert trace.lse_BHN is not None
+    q, k, scale, dtype = trace.q_BHND, trace.k_BHMD, trace.scale * LOG2_E, r_BN.dtype
+    bias_BHN1 = (r_BN.log2().unsqueeze(1) - trace.lse_BHN.to(dtype) * LOG2_E).unsqueeze(-1)
+    folded = q.dtype == dtype
+    if folded:  # one more channel of q and k: cheaper than another pass over the scores
+        q, k, scale = torch.cat([q * scale, bias_BHN1], dim=-1), F.pad(k, (0, 1), value=1.0), 1.0
+    q_GND, k_GDM, bias_GN1 = q.flatten(0, 1), k.flatten(0, 1).mT, bias_BHN1.flatten(0, 1)
+    total_GM = torch.zeros_like(k_GDM[:, 0], dtype=dtype)
+    for group, rows, scores in _score_blocks(q_GND, k_GDM, scale, dtype):
+        if not folded:
+            scores.add_(bias_GN1[group, rows])
+        total_GM[group] += scores.exp2_().sum(1)
+    return total_GM
+
+
+def _product_by_softmax(r_BN: Tensor, trace: Trace) -> Tensor:
+    """`r S` of every head, (G, M), by the softmax of the rows in hand."""
+    q_GND, k_GDM = trace.q_BHND.flatten(0, 1), trace.k_BHMD.flatten(0, 1).mT
+    r_G1N = r_BN.repeat_interleave(trace.q_BHND.shape[1], dim=0).unsqueeze(1)
+    total_GM = torch.zeros_like(k_GDM[:, 0], dtype=r_BN.dtype)
+    for group, rows, scores in _score_blocks(q_GND, k_GDM, trace.scale, r_BN.dtype):
+        total_GM[group] += torch.bmm(r_G1N[group, :, rows], scores.softmax(-1)).squeeze(1)
+    return total_GM
+
+
+def _score_blocks(
+    q_GND: Tensor, k_GDM: Tensor, scale: float, dtype: torch.dtype
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The entries of `q kᵀ scale` block by block: slices of maps and of rows, and the scores in `dtype`.
+
+    Products are taken in the precision of q and k. Every block is in the same memory: fresh memory costs as
+    much as the arithmetic.
+    """
+    maps, queries, keys = q_GND.shape[0], q_GND.shape[1], k_GDM.shape[2]
+    cached = q_GND.device.type == "cpu" and not torch.compiler.is_compiling()
+    room = max(1, (CACHE_BLOCK if cached else LARGE_BLOCK) // keys)
+    rows = min(queries, room)
+    group = min(maps, max(1, room // rows))
+    narrow = q_GND.new_empty(group * rows * keys)
+    wide = narrow if dtype == q_GND.dtype else torch.empty_like(narrow, dtype=dtype)
+    for first in range(0, maps, group):
+        for row in range(0, queries, rows):
+            some, window = slice(first, min(first + group, maps)), slice(row, min(row + rows, queries))
+            shape = (some.stop - some.start, window.stop - window.start, keys)
+            scores = narrow[: math.prod(shape)].view(shape)
+            torch.baddbmm(scores, q_GND[some, window], k_GDM[some], beta=0, alpha=scale, out=scores)
+            if wide is not narrow:
+                scores = wide[: math.prod(shape)].view(shape).copy_(scores)
+            yield some, window, scores
+
+
+def _row_times_extreme(r_BN: Tensor, trace: Trace, fusion: str) -> Tensor:
+    """`r S̃` for the largest or smallest attention over heads, (B, M): needs the rows of all heads side by side."""
+    total_BM = torch.zeros_like(trace.k_BHMD[:, 0, :, 0], dtype=r_BN.dtype)
+    rows = max(16, CACHE_BLOCK // trace.k_BHMD.shape[2])
     for start in range(0, trace.q_BHND.shape[2], rows):
         window = slice(start, start + rows)
-        total_BM = total_BM + _rows_times_attention(r_BN[:, window], trace, window, fusion)
+        s_BCM = fuse_heads(attention_rows(trace, window, r_BN.dtype), fusion)
+        total_BM += torch.bmm(r_BN[:, window].unsqueeze(1), s_BCM).squeeze(1)
     return total_BM
-
-
-def _rows_times_attention(r_BC: Tensor, trace: Trace, window: slice, fusion: str) -> Tensor:
-    s_BCM = fuse_heads(attention_rows(trace, window, r_BC.dtype), fusion)
-    return torch.bmm(r_BC.unsqueeze(1), s_BCM).squeeze(1)
 
 
 def attention_rows(trace: Trace, window: slice, dtype: torch.dtype) -> Tensor:
     """The attention map at the query rows of `window`: (B, H, C, M) in `dtype`."""
     q, k = trace.q_BHND[:, :, window].to(dtype), trace.k_BHMD.to(dtype)
-    scores = q @ k.mT * trace.scale
-    if trace.lse_BHN is None:
-        return scores.softmax(-1)
-    return (scores - trace.lse_BHN[:, :, window, None]).exp()
+    return (q * trace.scale @ k.mT).softmax(-1)
 
 
 def fuse_heads(s_BHCM: Tensor, fusion: str) -> Tensor:

@@ -1,10 +1,12 @@
 """Who distracts whom: the partner of every image in a batch for pair-wise cross-attention.
 
-A partner is never the image itself (except under the control `none`). `natural` is the paper's: a random permutation of
-the batch without fixed points. The policies that look at classes draw for each image on its own; an image that has no
-partner of the wanted kind in the batch takes any other image, and the shares that are logged show it.
+A partner is never the image itself (except under the control `none`). `natural` is the paper's: a random
+permutation of the batch without fixed points. The policies that look at classes draw for each image on its
+own; an image that has no partner of the wanted kind in the batch takes any other image, and the shares that
+are logged show it.
 
-Everything here runs on the CPU from the global torch generator, so the draw depends neither on the device nor on compile.
+Everything here runs on the CPU from the global torch generator, so the draw depends neither on the device nor
+on compile.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Partners(NamedTuple):
 def derangement(size: int) -> Tensor:
     """A uniformly random permutation of `range(size)` without fixed points.
 
-    `torch.randperm` leaves one on average; drawing until there is none takes e ≈ 2.7 draws and keeps it uniform.
+    `torch.randperm` leaves one on average; drawing until there is none takes e ≈ 2.7 draws and keeps it
+    uniform.
 
     Raises:
         ValueError: fewer than two items.

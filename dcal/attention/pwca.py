@@ -1,19 +1,23 @@
-"""Pair-wise cross-attention (DCAL section 3.3): an image attends to itself and to a partner that distracts it.
+"""Pair-wise cross-attention (DCAL section 3.3): an image attends to itself and to a partner that distracts
+it.
 
-softmax(Q₁[K₁;K₂]ᵀ/√d)[V₁;V₂], one softmax over the keys of both images. The branch shares every weight with the
-backbone, predicts the label of image 1 and exists in training only. It is one extra stream of tokens `z` that shares
-the batch dimension with the backbone's stream `x` in every linear layer and parts from it only inside attention.
+softmax(Q₁[K₁;K₂]ᵀ/√d)[V₁;V₂], one softmax over the keys of both images. The branch shares every weight with
+the backbone, predicts the label of image 1 and exists in training only. It is one extra stream of tokens `z`
+that shares the batch dimension with the backbone's stream `x` in every linear layer and parts from it only
+inside attention.
 
 Where K₂ and V₂ come from above the first block is not in the paper; `stream` names the readings:
 
-- `clean`: the partner's self-attention keys and values of the same depth; image 1 keeps its own distracted stream;
+- `clean`: the partner's self-attention keys and values of the same depth; image 1 keeps its own distracted
+  stream;
 - `symmetric`: both images carry a distracted stream and attend to each other's;
-- `figure`: Q₁, K₁, V₁ from image 1's self-attention stream, K₂, V₂ from the previous PWCA output, which starts as the
-  partner's embeddings.
+- `figure`: Q₁, K₁, V₁ from image 1's self-attention stream, K₂, V₂ from the previous PWCA output, which
+  starts as the partner's embeddings.
 
 Attending to oneself changes nothing (`pwca(x, x) = sa(x)`) in all three.
 
-Shapes: B images, S ≥ B images in the backbone's stream (the first B of them, then noise partners), N tokens, D channels.
+Shapes: B images, S ≥ B images in the backbone's stream (the first B of them, then noise partners), N tokens,
+D channels.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ class PairWiseCrossAttention(nn.Module):
             z_BND: the distracted tokens entering the block, from `start` or the block before.
             partner_B: position in `x_SND` of each image's partner.
             rope: rotary embedding of the block, None where the family has none.
-            prefix_only: compute only that many prefix rows, for the last block, of which nothing else is read.
+            prefix_only: compute only that many prefix rows, for the last block, of which nothing else is
+                read.
 
         Returns:
             both streams after the block, and the trace of the backbone's own attention.

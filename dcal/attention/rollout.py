@@ -1,9 +1,9 @@
 """Attention rollout (Abnar & Zuidema 2020) as DCAL uses it: how much each patch matters to the class token.
 
-With S̄_l = ½ S_l + ½ E for the head-fused attention S_l of block l, the rollout is Ŝ = S̄_L ⋯ S̄_1. Its class-token row
-is all that is ranked, and e_clsᵀ Ŝ is a chain of vector-matrix products from the last block down to the first; the N×N
-product is never formed. No gradient flows through it, and stochastic depth is ignored: a block that is dropped for one
-training step still counts with the attention it would have had.
+With S̄_l = ½ S_l + ½ E for the head-fused attention S_l of block l, the rollout is Ŝ = S̄_L ⋯ S̄_1. Its
+class-token row is all that is ranked, and e_clsᵀ Ŝ is a chain of vector-matrix products from the last block
+down to the first; the N×N product is never formed. No gradient flows through it, and stochastic depth is
+ignored: a block that is dropped for one training step still counts with the attention it would have had.
 
 Shapes: B images, N tokens, P patches, H heads, D channels per head.
 """
@@ -71,8 +71,8 @@ class AttentionRollout:
     rollout.cls_attention()          # (B, patches)
     ```
 
-    Each forward pass replaces the record of the one before. Fused attention stays on; blocks whose fused attention was
-    switched off have it on while the context is open.
+    Each forward pass replaces the record of the one before. Fused attention stays on; blocks whose fused
+    attention was switched off have it on while the context is open.
 
     Args:
         vit: a supported timm Vision Transformer, see `dcal.attention.support.check_supported`.

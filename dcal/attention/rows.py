@@ -1,10 +1,11 @@
 """Running a transformer block at some of its rows against the keys and values of all tokens.
 
-Queries, LayerNorm, projection and FFN of a block are row-wise; only keys and values are global. So a block can be
-evaluated exactly at the rows that are read: GLCA at the prefix and the selected patches, the last SA and PWCA block at
-the prefix alone.
+Queries, LayerNorm, projection and FFN of a block are row-wise; only keys and values are global. So a block
+can be evaluated exactly at the rows that are read: GLCA at the prefix and the selected patches, the last SA
+and PWCA block at the prefix alone.
 
-Shapes: B images, N tokens (prefix first), R rows, H heads, D channels (of a token, or of a head where H stands before).
+Shapes: B images, N tokens (prefix first), R rows, H heads, D channels (of a token, or of a head where H
+stands before).
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def run_rows(
 def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of all tokens as the block's own attention would compute them, queries left out.
 
-    Covers timm's `Attention`, `AttentionRope` and `EvaAttention`: fused or separate projections, every bias layout,
-    qk-norm, rotary embedding and grouped heads.
+    Covers timm's `Attention`, `AttentionRope` and `EvaAttention`: fused or separate projections, every bias
+    layout, qk-norm, rotary embedding and grouped heads.
 
     Returns:
         keys and values, each (B, H, N, D).

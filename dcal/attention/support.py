@@ -1,7 +1,8 @@
 """Which timm models the branches can be attached to, and the reason where they cannot.
 
-The branches need: a class token to rank patches for, blocks in one sequence at one resolution, attention that calls
-`F.scaled_dot_product_attention` without a bias over the keys, and projections that `rows.project_keys_values` knows.
+The branches need: a class token to rank patches for, blocks in one sequence at one resolution, attention that
+calls `F.scaled_dot_product_attention` without a bias over the keys, and projections that
+`rows.project_keys_values` knows.
 """
 
 from __future__ import annotations

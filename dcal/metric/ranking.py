@@ -19,7 +19,9 @@ from torch import Tensor
 
 Array = NDArray[Any]
 SORT_BYTES = 256 * 2**20  # of what sorting holds at a time
-MANY_POSITIVES = 128  # from here on, sorting the row is cheaper than counting for each positive
+# a row is sorted after all if it has many positives, or few items per positive
+MANY_POSITIVES = 128
+FEW_ITEMS = 32
 
 
 class Gallery(NamedTuple):
@@ -97,7 +99,7 @@ def ranks_in_row(distance_G: Array, columns_P: Array, buffer_G: Array) -> Array:
             np.searchsorted(near, columns_P),
             buffer_G[:candidates],
         )
-    if len(columns_P) > MANY_POSITIVES:
+    if len(columns_P) > MANY_POSITIVES or len(distance_G) < FEW_ITEMS * len(columns_P):
         rank_G = np.empty(len(distance_G), dtype=np.int64)
         rank_G[np.argsort(distance_G, kind="stable")] = np.arange(1, len(distance_G) + 1)
         return rank_G[columns_P]

@@ -9,8 +9,10 @@ Shape suffixes: Q queries (of a block), G gallery items, T tracks, D features.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -54,8 +56,9 @@ def evaluate_retrieval(
       if features are, else in float32 (also inside autocast, TF32 off); "euclidean" ranks by the squared
       distance.
 
-    Runs where the gallery features (or `distances`) are. Extra memory is a copy of the features plus about
-    twice `block_bytes`.
+    Runs where the gallery features (or `distances`) are. Queries may be spread over processes: join the
+    shards' `PerQuery` and take their `summary`. Extra memory is a copy of the features plus about three
+    times `block_bytes`.
 
     Args:
         query_features: (Q, D), of any scale; None if `distances` is given.
@@ -87,7 +90,7 @@ def evaluate_retrieval(
     )
     check_sizes(query_ids, query_cams, gallery_ids, gallery_cams)
     keep_G = (gallery_ids != JUNK).nonzero().squeeze(1)
-    rows = max(1, block_bytes // (4 * max(1, len(keep_G))))
+    rows = rows_per_block(query_ids, gallery_ids[keep_G], block_bytes)
     if distances is not None:
         blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, rows)
     else:
@@ -99,6 +102,8 @@ def evaluate_retrieval(
     if gallery_tracks is not None:
         tracks_G = torch.as_tensor(gallery_tracks).to(device)[keep_G]
         blocks, ids_G, cams_G = by_track(blocks, tracks_G, ids_G, cams_G)
+    if len(query_ids) > rows:
+        blocks = one_ahead(blocks)
     results = rank_blocks(blocks, query_ids, query_cams, ids_G, cams_G)
     extras: dict[str, Any] = {}
     if per_query:
@@ -119,6 +124,13 @@ def check_sizes(query_ids: Tensor, query_cams: Tensor, gallery_ids: Tensor, gall
         raise ValueError(f"nothing to rank: {len(query_ids)} queries, {len(gallery_ids)} gallery items")
 
 
+def rows_per_block(query_ids: Tensor, gallery_ids: Tensor, block_bytes: int) -> int:
+    """Queries whose distances, and lists of items of the same identity, fit the block."""
+    shared = gallery_ids[torch.isin(gallery_ids, query_ids)]
+    matches = int(torch.unique(shared, return_counts=True)[1].max()) if len(shared) else 0
+    return max(1, block_bytes // (4 * len(gallery_ids) + 64 * matches + 1))
+
+
 def prepare(
     query: Tensor | None, gallery: Tensor | None, num_queries: int, num_gallery: int, metric: str
 ) -> tuple[Tensor, Tensor]:
@@ -136,7 +148,7 @@ def prepare(
             f"{len(gallery)} gallery features for {num_gallery}"
         )
     dtype = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
-    query, gallery = query.to(gallery.device, dtype), gallery.to(dtype)
+    query, gallery = query.detach().to(gallery.device, dtype), gallery.detach().to(dtype)
     for name, features in (("query", query), ("gallery", gallery)):
         bad = int((~torch.isfinite(features).all(dim=1)).sum())
         if bad:
@@ -163,15 +175,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def blocks_of_features(query_QD: Tensor, gallery_GD: Tensor, metric: str, rows: int) -> Iterator[Tensor]:
-    """Distances (rows, G) of successive queries, up to a constant per query; each overwrites the last."""
-    buffer_QG = gallery_GD.new_empty(min(rows, len(query_QD)), len(gallery_GD))
+    """Distances (rows, G) of successive queries, up to a constant per query; overwrites the last but one."""
+    buffers = [gallery_GD.new_empty(min(rows, len(query_QD)), len(gallery_GD)) for _ in range(2)]
     # per query, |q - g|^2 ranks like |g|^2 - 2 qg, and 1 - qg like -qg
-    squares_G = gallery_GD.square().sum(dim=1) if metric == "euclidean" else gallery_GD.new_zeros(1)
-    factor = -2 if metric == "euclidean" else -1
-    for block_QD in torch.split(query_QD, rows):
+    squares_G = gallery_GD.square().sum(dim=1) if metric == "euclidean" else None
+    query_QD = query_QD * (-1 if squares_G is None else -2)
+    for block_QD, buffer_QG in zip(torch.split(query_QD, rows), itertools.cycle(buffers), strict=False):
         distance_QG = buffer_QG[: len(block_QD)]
         with full_precision(gallery_GD.device):
-            torch.addmm(squares_G, block_QD, gallery_GD.T, alpha=factor, out=distance_QG)
+            torch.mm(block_QD, gallery_GD.T, out=distance_QG)
+        if squares_G is not None:
+            distance_QG += squares_G
         yield distance_QG
 
 
@@ -212,6 +226,15 @@ def by_track(
             yield block_QT.scatter_reduce_(1, index_QG, block_QG, "amin")
 
     return merged(), ids_T, cams_T
+
+
+def one_ahead(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Computes the next block while the caller counts in this one, which keeps a single core busy."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, blocks, None)
+        while (block := following.result()) is not None:
+            following = pool.submit(next, blocks, None)
+            yield block
 
 
 def rank_blocks(

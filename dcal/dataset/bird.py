@@ -45,22 +45,19 @@ TAIL = np.array([
     (-0.45, -0.04), (-0.85, 0.06), (-1.24, 0.15), (-1.29, 0.28), (-1.2, 0.42), (-0.85, 0.29), (-0.5, 0.21),
 ])
 TAIL_TIP = np.array([(-0.86, -0.1), (-1.4, 0.0), (-1.4, 0.6), (-0.9, 0.5)])
-BILL = np.array([(0.79, -0.62), (0.97, -0.56), (1.20, -0.38), (0.99, -0.30), (0.79, -0.28)])
-GAPE = np.array([(0.84, -0.44), (1.16, -0.39)])
+BILL = np.array([(0.78, -0.64), (0.99, -0.59), (1.26, -0.38), (1.01, -0.27), (0.78, -0.25)])
+GAPE = np.array([(0.84, -0.44), (1.21, -0.39)])
 CROWN = np.array([
     (0.90, -0.55), (0.66, -0.585), (0.42, -0.56), (0.24, -0.52), (0.20, -0.68), (0.45, -1.0), (0.85, -0.9),
 ])
-STRIPE = np.array([
-    (0.86, -0.63), (0.64, -0.665), (0.43, -0.64), (0.25, -0.56), (0.23, -0.61), (0.40, -0.72), (0.62, -0.75),
-    (0.80, -0.70),
-])
-EXTENT = np.array([(1.21, -0.45), (0.6, -0.86), (0.13, -0.80), (-1.29, 0.46), (0.1, 0.75), (-1.29, 0.05)])
+EXTENT = np.array([(1.27, -0.45), (0.6, -0.86), (0.13, -0.80), (-1.29, 0.46), (0.1, 0.75), (-1.29, 0.05)])
 # fmt: on
+BILL_BASE = np.array([0.80, -0.44])
 EYE = np.array([0.67, -0.47])
 FEET = np.array([(0.02, 0.66), (0.17, 0.66)])
 JOINTS = {"head": np.array([0.45, -0.32]), "tail": np.array([-0.5, 0.1]), "wing": np.array([0.3, 0.0])}
 PLACES: dict[str, tuple[str, tuple[float, float], float]] = {
-    "bill": ("head", (0.98, -0.44), 0.26),
+    "bill": ("head", (1.0, -0.44), 0.30),
     "wing bar": ("wing", (0.0, 0.02), 0.32),
     "tail tip": ("tail", (-1.07, 0.26), 0.29),
     "crown": ("head", (0.53, -0.68), 0.36),
@@ -80,6 +77,7 @@ class Group:
     bill: Colour
     crown: Colour
     crest: float = 0.0
+    bill_size: float = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +129,7 @@ def _turn(points: Points, pivot: Points, angle: float) -> Points:
 def draw_pose(rng: np.random.Generator, size: int) -> Pose:
     """A random pose whose bird lies within a square canvas of `size` pixels."""
     span = size * (0.76 + 0.18 * rng.random())
-    unit = span / 2.45
+    unit = span / 2.5
     angle = (rng.random() - 0.5) * 0.44
     flip = -1.0 if rng.random() < 0.5 else 1.0
     c, s = math.cos(angle), math.sin(angle)
@@ -150,35 +148,36 @@ def draw_pose(rng: np.random.Generator, size: int) -> Pose:
 
 
 def draw_bird(
-    size: tuple[int, ...], pose: Pose, group: Group, marks: tuple[Colour, ...], light: float
+    size: tuple[int, ...], pose: Pose, group: Group, mark: Colour | None, light: float
 ) -> tuple[Image, Image]:
     """The bird on its own: colours (h, w, 3) and mask (h, w), 255 on the bird."""
     bird, mask = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)
-    tell = {group.part: marks}
+    part = {group.part: mark}
     trunk = smooth(pose.silhouette(group.crest))
-    _draw_tail(bird, mask, pose, group, tell.get("tail tip", ()))
-    bill = tell.get("bill", (group.bill,))[0]
-    outline = pose.place(BILL, "head")
+    _draw_tail(bird, mask, pose, group, part.get("tail tip"))
+    bill = part.get("bill") or group.bill
+    outline = pose.place(BILL_BASE + group.bill_size * (BILL - BILL_BASE), "head")
     fill(mask, outline, 255)
     fill(bird, outline, bill)
     fill(bird, outline[[0, 1, 2]], tint(bill, 1.2))
-    stroke(bird, pose.place(GAPE, "head"), tint(bill, 0.62), pose.unit * 0.02)
+    gape = pose.place(BILL_BASE + group.bill_size * (GAPE - BILL_BASE), "head")
+    stroke(bird, gape, tint(bill, 0.62), pose.unit * 0.02)
     body = np.zeros_like(mask)
     fill(body, trunk, 255)
-    _draw_trunk(bird, body, pose, group, tell.get("crown", (group.crown,)))
+    _draw_trunk(bird, body, pose, group, part.get("crown") or group.crown)
     cv2.bitwise_or(mask, body, mask)
-    _draw_wing(bird, mask, pose, group, tell.get("wing bar", ()))
+    _draw_wing(bird, mask, pose, group, part.get("wing bar"))
     gain = 1 + 0.55 * relief(body, 0.30 * pose.unit, light)
     return shade(bird, np.clip(gain, 0.6, 1.35)), mask
 
 
-def _draw_tail(bird: Image, mask: Image, pose: Pose, group: Group, marks: tuple[Colour, ...]) -> None:
+def _draw_tail(bird: Image, mask: Image, pose: Pose, group: Group, tip: Colour | None) -> None:
     tail = smooth(pose.place(TAIL, "tail"))
     region = np.zeros_like(mask)
     fill(region, tail, 255)
     layer = plain(bird, tint(group.wing, 0.9))
-    for mark in marks:
-        fill(layer, pose.place(TAIL_TIP, "tail"), mark)
+    if tip is not None:
+        fill(layer, pose.place(TAIL_TIP, "tail"), tip)
     for end in ((-1.24, 0.25), (-1.22, 0.33)):
         line = pose.place(np.array([(-0.6, 0.08), end]), "tail")
         stroke(layer, line, tint(group.wing, 0.66), pose.unit * 0.02)
@@ -186,13 +185,11 @@ def _draw_tail(bird: Image, mask: Image, pose: Pose, group: Group, marks: tuple[
     cv2.bitwise_or(mask, region, mask)
 
 
-def _draw_trunk(bird: Image, body: Image, pose: Pose, group: Group, crown: tuple[Colour, ...]) -> None:
+def _draw_trunk(bird: Image, body: Image, pose: Pose, group: Group, crown: Colour) -> None:
     layer = plain(bird, group.back)
     fill(layer, smooth(pose.place(BELLY)), group.belly)
     cv2.blur(layer, (2 * round(0.05 * pose.unit) + 1,) * 2, dst=layer)
-    fill(layer, smooth(pose.place(CROWN, "head")), crown[0])
-    if len(crown) > 1:
-        fill(layer, smooth(pose.place(STRIPE, "head")), crown[1])
+    fill(layer, smooth(pose.place(CROWN, "head")), crown)
     paste(bird, layer, body)
     eye = pose.place(EYE, "head")[0]
     for radius, colour in ((0.095, tint(group.back, 0.7)), (0.075, (24, 20, 22))):
@@ -200,7 +197,7 @@ def _draw_trunk(bird: Image, body: Image, pose: Pose, group: Group, crown: tuple
     fill(bird, ellipse(eye - 0.022 * pose.unit, (0.02 * pose.unit,) * 2, corners=10), (250, 250, 250))
 
 
-def _draw_wing(bird: Image, mask: Image, pose: Pose, group: Group, bars: tuple[Colour, ...]) -> None:
+def _draw_wing(bird: Image, mask: Image, pose: Pose, group: Group, bar: Colour | None) -> None:
     wing = smooth(pose.place(WING, "wing"))
     region = np.zeros_like(mask)
     fill(region, wing, 255)
@@ -209,7 +206,7 @@ def _draw_wing(bird: Image, mask: Image, pose: Pose, group: Group, bars: tuple[C
     for k in range(5):
         end = np.array([(-0.12, 0.22 - 0.075 * k), (-0.45, 0.26 - 0.05 * k), (-0.86, 0.21)])
         stroke(layer, pose.place(end, "wing"), tint(group.wing, 0.72), pose.unit * 0.022)
-    for bar in bars:
+    if bar is not None:
         fill(layer, pose.place(BAR, "wing"), bar)
     stroke(layer, wing, tint(group.wing, 0.66), pose.unit * 0.03, closed=True)
     paste(bird, layer, region)

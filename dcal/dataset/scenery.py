@@ -38,8 +38,14 @@ LEAVES: tuple[Colour, ...] = (
     (72, 116, 92),
 )
 BARK: tuple[Colour, ...] = ((112, 86, 66), (92, 76, 66), (132, 108, 86), (84, 72, 58))
-BERRIES: tuple[Colour, ...] = ((214, 48, 44), (240, 186, 44), (44, 42, 50), (240, 238, 228))
-OTHER_BERRIES: tuple[Colour, ...] = ((92, 84, 150), (150, 92, 120), (96, 130, 170))
+BERRIES: tuple[Colour, ...] = (
+    (212, 44, 40),
+    (246, 190, 40),
+    (244, 241, 230),
+    (40, 130, 226),
+    (146, 66, 186),
+    (38, 36, 44),
+)
 SKIES: tuple[tuple[Colour, Colour], ...] = (
     ((136, 184, 220), (222, 234, 238)),
     ((176, 202, 214), (240, 228, 206)),
@@ -132,14 +138,14 @@ def _near_twig(rng: np.random.Generator, canvas: Image, unit: float) -> None:
         reach = np.array([math.cos(side), math.sin(side)]) * length
         if kind < 0.45:
             some_leaf(rng, at + reach / 2, length, side).draw(canvas)
-        elif kind < 0.75:
+        elif kind < 0.6:
             stroke(canvas, np.stack([at, at + reach / 2]), (104, 92, 60), unit * 0.02)
             _berry(rng, canvas, at + reach / 2, unit * (0.06 + 0.07 * rng.random()))
 
 
 def _berry(rng: np.random.Generator, canvas: Image, spot: Points, radius: float) -> None:
     """A berry in one of the tell-tale colours."""
-    colour = jitter(rng, pick(rng, BERRIES if rng.random() < 0.15 else OTHER_BERRIES), 14)
+    colour = jitter(rng, pick(rng, BERRIES), 14)
     squash, angle = 0.6 + 0.4 * rng.random(), rng.random() * math.pi
     fill(canvas, ellipse(spot, (radius, radius * squash), angle, corners=18), tint(colour, 0.8))
     fill(

@@ -1,7 +1,7 @@
 """Birds drawn by the program: sixteen species in four groups that differ in one small part only.
 
 A data set for first runs, tests and demonstrations: nothing to download, made in seconds, the same on every
-machine. Within a group the species share everything but the colour or pattern of one part (bill, wing bar,
+machine. Within a group the species share everything but the colour of one part (bill, wing bar,
 tail tip or crown), so knowing the group alone scores 1 in 4. Pose, shape, scale, light, surroundings and
 leaves in front vary at random and independently of the species; `Record.parts` gives the place of the part
 that tells, so that "does the selection look at it?" can be measured.
@@ -24,48 +24,56 @@ from dcal.dataset.record import Catalog, Part, Record
 from dcal.dataset.synthetic_cache import drawn_once, recipe_hash
 
 Box = tuple[float, float, float, float]
-RED, GOLD, INK, IVORY = (212, 44, 40), (246, 190, 40), (38, 36, 44), (244, 241, 230)
-
+RED, GOLD, IVORY = (212, 44, 40), (246, 190, 40), (244, 241, 230)
+AZURE, VIOLET, INK = (40, 130, 226), (146, 66, 186), (38, 36, 44)
 
 GROUPS = (
-    Group("finch", "bill", (172, 96, 74), (226, 178, 150), (112, 74, 62), (150, 124, 92), (150, 72, 56)),
+    Group(
+        "finch",
+        part="bill",
+        back=(146, 106, 80),
+        belly=(234, 210, 186),
+        wing=(104, 76, 60),
+        bill=IVORY,
+        crown=(126, 88, 66),
+        bill_size=1.0,
+    ),
     Group(
         "jay",
-        "wing bar",
-        (70, 112, 178),
-        (222, 226, 232),
-        (46, 76, 136),
-        (52, 52, 60),
-        (60, 98, 166),
+        part="wing bar",
+        back=(70, 112, 178),
+        belly=(222, 226, 232),
+        wing=(46, 76, 136),
+        bill=(52, 52, 60),
+        crown=(60, 98, 166),
         crest=0.13,
     ),
     Group(
-        "flycatcher", "tail tip", (118, 128, 84), (232, 220, 150), (86, 92, 64), (66, 62, 58), (104, 112, 72)
+        "flycatcher",
+        part="tail tip",
+        back=(118, 128, 84),
+        belly=(232, 220, 150),
+        wing=(86, 92, 64),
+        bill=(66, 62, 58),
+        crown=(104, 112, 72),
     ),
-    Group("tit", "crown", (126, 136, 152), (236, 228, 220), (92, 102, 120), (60, 60, 66), (112, 120, 136)),
+    Group(
+        "tit",
+        part="crown",
+        back=(126, 136, 152),
+        belly=(236, 228, 220),
+        wing=(92, 102, 120),
+        bill=(60, 60, 66),
+        crown=(112, 120, 136),
+    ),
 )
-VARIANTS: dict[str, dict[str, tuple[Colour, ...]]] = {
-    "bill": {"Red-billed": (RED,), "Gold-billed": (GOLD,), "Ink-billed": (INK,), "Ivory-billed": (IVORY,)},
-    "wing bar": {
-        "Plain-winged": (),
-        "White-barred": (IVORY,),
-        "Gold-barred": (GOLD,),
-        "Red-barred": (RED,),
-    },
-    "tail tip": {
-        "Red-tailed": (RED,),
-        "Gold-tailed": (GOLD,),
-        "Ink-tailed": (INK,),
-        "White-tailed": (IVORY,),
-    },
-    "crown": {
-        "Red-capped": (RED,),
-        "Gold-capped": (GOLD,),
-        "Ink-capped": (INK,),
-        "White-striped": (INK, IVORY),
-    },
+VARIANTS: dict[str, dict[str, Colour | None]] = {
+    "bill": {"Red-billed": RED, "Gold-billed": GOLD, "Azure-billed": AZURE, "Ivory-billed": IVORY},
+    "wing bar": {"Red-barred": RED, "Gold-barred": GOLD, "White-barred": IVORY, "Plain-winged": None},
+    "tail tip": {"Red-tailed": RED, "Gold-tailed": GOLD, "Azure-tailed": AZURE, "White-tailed": IVORY},
+    "crown": {"Red-capped": RED, "Gold-capped": GOLD, "Violet-capped": VIOLET, "Black-capped": INK},
 }
-SPECIES = tuple((group, marks) for group in GROUPS for marks in VARIANTS[group.part].values())
+SPECIES = tuple((group, mark) for group in GROUPS for mark in VARIANTS[group.part].values())
 CLASS_NAMES = [f"{variant} {group.name}" for group in GROUPS for variant in VARIANTS[group.part]]
 
 
@@ -98,7 +106,7 @@ def draw_image(label: int, rng: np.random.Generator, image_size: int = 96) -> tu
     Part and box in pixels. The generator is used alike for every species: its state alone gives the scene.
     """
     size = image_size * SUPERSAMPLE
-    group, marks = SPECIES[label]
+    group, mark = SPECIES[label]
     pose = draw_pose(rng, size)
     canvas = scenery.backdrop(rng, size, pose.unit)
     slope = math.atan2(pose.to_canvas[1, 0], pose.to_canvas[0, 0]) + (rng.random() - 0.5) * 0.5
@@ -108,7 +116,7 @@ def draw_image(label: int, rng: np.random.Generator, image_size: int = 96) -> tu
     left, top, right, bottom = pose.window(size)
     window = canvas[top:bottom, left:right]
     local = replace(pose, to_canvas=pose.to_canvas - [[0, 0, left], [0, 0, top]])
-    figure, mask = draw_bird(window.shape[:2], local, group, marks, light)
+    figure, mask = draw_bird(window.shape[:2], local, group, mark, light)
     draw_feet(window, local)
     paste(window, figure, mask)
     limb, centre, radius = PLACES[group.part]
@@ -145,7 +153,7 @@ def _draw_job(job: tuple[str, int, int], image_size: int, seed: int) -> tuple[Im
 def read_synthetic_birds(
     root: str | Path | None,
     image_size: int = 96,
-    train_per_class: int = 200,
+    train_per_class: int = 150,
     test_per_class: int = 40,
     seed: int = 0,
 ) -> Catalog:

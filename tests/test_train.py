@@ -66,7 +66,11 @@ def run(folder: Path | str, runs: Path, *more: str, code: int = 0) -> subprocess
 
 def start(folder: Path, runs: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command(folder, runs, *more), env=ENV, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        command(folder, runs, *more),
+        env=ENV,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
 
@@ -181,15 +185,16 @@ def test_a_truncated_image_is_named_or_skipped(folder: Path, tmp_path: Path) -> 
     assert len(results(tmp_path)) == 1
 
 
-def test_two_processes_do_not_share_a_run(folder: Path, tmp_path: Path) -> None:
-    first = start(folder, tmp_path, "train.epochs=2000")
+def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(folder: Path, tmp_path: Path) -> None:
+    first = start(folder, tmp_path, "train.epochs=2000", "train.workers=1")
     try:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("tiny/*/*/config_resolved.yaml")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("tiny/*/*/metrics.jsonl")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        second = run(folder, tmp_path, "train.epochs=2000", code=1)
+        second = run(folder, tmp_path, "train.epochs=2000", "train.workers=1", code=1)
         assert f"process {first.pid}" in second.stderr
     finally:
-        first.terminate()  # it saves a checkpoint and stops
+        os.killpg(first.pid, signal.SIGTERM)  # as a batch system does: the data workers get it, too
         assert first.wait(60) == 1
-    assert list(tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json"))
+    steps = {int(path.parent.name) for path in tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json")}
+    assert any(step % 6 for step in steps), f"only at the ends of epochs: {steps}"

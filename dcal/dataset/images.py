@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-import signal
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,6 +199,6 @@ def one_of(key: str, value: str, choices: Sequence[str]) -> None:
 
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    # A terminal and a batch system signal the whole group: the main process saves a checkpoint first and then ends us.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # A terminal and a batch system signal the whole process group: the main process has to save a checkpoint first,
+    # and ends its workers then. (Should it be killed, they notice and end by themselves.)
+    os.setpgid(0, 0)

@@ -62,19 +62,25 @@ class Identity:
     girth: float
 
 
-def draw_identity(rng: np.random.Generator) -> Identity:
-    """A random person."""
-    pattern = ("plain", "plain", "hoops", "halves", "print")[int(rng.integers(5))]
-    cut = ("trousers", "trousers", "shorts", "skirt")[int(rng.integers(4))]
-    bag = ("none", "none", "backpack", "satchel")[int(rng.integers(4))]
-    top = int(rng.integers(len(CLOTHES)))
-    second = (top + 1 + int(rng.integers(len(CLOTHES) - 1))) % len(CLOTHES)
+def draw_identity(shared: np.random.Generator, own: np.random.Generator) -> Identity:
+    """A random person; equal `shared` generators dress people alike, `own` gives hair, skin, bag and shoes."""
+    top = int(shared.integers(len(CLOTHES)))
+    second = (top + 1 + int(shared.integers(len(CLOTHES) - 1))) % len(CLOTHES)
     return Identity(
-        top=CLOTHES[top], second=CLOTHES[second], pattern=pattern, sleeves=bool(rng.random() < 0.5),
-        bottom=pick(rng, BOTTOMS), cut=cut, hair=pick(rng, HAIR), long_hair=bool(rng.random() < 0.4),
-        skin=pick(rng, SKIN), bag=bag, bag_colour=pick(rng, CLOTHES), shoes=pick(rng, SHOES),
-        girth=0.88 + 0.34 * float(rng.random()),
-    )  # fmt: skip
+        top=CLOTHES[top],
+        second=CLOTHES[second],
+        pattern=("plain", "plain", "hoops", "halves", "print")[int(shared.integers(5))],
+        sleeves=bool(shared.random() < 0.5),
+        bottom=pick(shared, BOTTOMS),
+        cut=("trousers", "trousers", "shorts", "skirt")[int(shared.integers(4))],
+        girth=0.88 + 0.34 * float(shared.random()),
+        skin=pick(own, SKIN),
+        hair=pick(own, HAIR),
+        long_hair=bool(own.random() < 0.4),
+        bag=("none", "backpack", "satchel")[int(own.integers(3))],
+        bag_colour=pick(own, CLOTHES),
+        shoes=pick(own, SHOES),
+    )
 
 
 @dataclass(frozen=True, slots=True)

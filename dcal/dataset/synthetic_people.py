@@ -1,10 +1,10 @@
 """Pedestrians drawn by the program: identities seen by several cameras, for Re-ID runs without a download.
 
-An identity is clothing, hair, bag and build, drawn from small palettes so that several people share most of
-them. A camera has its own light, surroundings, distance and usual viewpoint, and may have things standing in
-the way; a print on the chest does not show from behind nor a backpack from the front. Laid out as
-Market-1501: training and test identities are disjoint, one query per test identity and camera, and a gallery
-with distractors (0) and junk (-1) besides.
+An identity is clothing, build, hair, skin, bag and shoes, drawn from small palettes; two people each wear the
+same clothes, so that the smaller things must tell them apart. A camera has its own light, surroundings,
+distance and usual viewpoint, and may have things standing in the way; a print on the chest does not show from
+behind nor a backpack from the front. Laid out as Market-1501: training and test identities are disjoint, one
+query per test identity and camera, and a gallery with distractors (0) and junk (-1) besides.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dcal.dataset.record import Catalog, Record
 from dcal.dataset.street import Camera, draw_camera
 from dcal.dataset.synthetic_cache import drawn_once, recipe_hash
 
+DRESSED_ALIKE = 2  # people of consecutive numbers that wear the same
 Box = tuple[float, float, float, float]
 
 
@@ -74,14 +75,15 @@ class _Job:
 
 
 def _draw_job(job: _Job, image_size: tuple[int, int], seed: int) -> tuple[Image, Record]:
-    stranger = job.person < 1
-    # Junk and distractors are people of their own, or nobody.
-    look = [seed, 1, 10**6 + job.number, job.camera, job.person + 1] if stranger else [seed, 1, job.person]
     split = ("train", "query", "gallery").index(job.split)
     rng = np.random.default_rng([seed, 2, split, job.person + 1, job.camera, job.number])
     camera = draw_camera(np.random.default_rng([seed, 3, job.camera]), job.camera)
-    empty = job.person == 0 and rng.random() < 0.4
-    who = None if empty else draw_identity(np.random.default_rng(look))
+    who = None
+    if job.person > 0:
+        household = np.random.default_rng([seed, 0, (job.person - 1) // DRESSED_ALIKE])
+        who = draw_identity(household, np.random.default_rng([seed, 1, job.person]))
+    elif job.person == -1 or rng.random() < 0.6:
+        who = draw_identity(rng, rng)
     image, view, box = draw_image(who, camera, rng, image_size, off=job.person == -1)
     label = job.person - 1 if job.split == "train" else job.person
     path = Path(job.split, f"{job.person:04d}_c{job.camera + 1}_{job.number:02d}.png")

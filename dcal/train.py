@@ -6,6 +6,7 @@ A finished run is returned as it is, an interrupted one goes on: repeating a com
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -59,6 +60,7 @@ def train(config: DictConfig) -> dict[str, Any]:
                 evaluation.metrics,
                 headline=setup.task.headline,
                 split=setup.validation,
+                device=hardware(setup.device.torch.type),
             )
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             if config.train.figures:
@@ -66,6 +68,13 @@ def train(config: DictConfig) -> dict[str, Any]:
                 show(setup.evaluated, setup.data, setup.validation, evaluation, setup.device, run.directory, tracker)
     print(summary(result, run))
     return result
+
+
+def hardware(device: str) -> str:
+    """What the run computed on, for the cost of a table."""
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
 
 
 def _overrides() -> list[str]:

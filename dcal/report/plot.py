@@ -1,0 +1,95 @@
+"""One figure per table: the rows with their intervals, what they cost, and how the losses were weighed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from dcal.report.table import Row, Table
+from dcal.report.text import TITLES
+
+HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
+
+
+def draw(table: Table, path: Path) -> None:
+    """Draws a table that has rows; the same table gives the same file.
+
+    Panels: the first metric of every row with its interval and the seeds as dots; the same against the time
+    of a training image; where losses were weighed, the weights by epoch.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    weighed = [row for row in table.rows if weights(row)]
+    panels = 2 + bool(weighed)
+    height = 1.4 + 0.32 * max(5, len(table.rows))
+    figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, height), layout="constrained")
+    metric = next(iter(table.rows[0].values))
+    draw_rows(axes[0], table, TITLES.get(metric, metric))
+    draw_cost(axes[1], table, TITLES.get(metric, metric))
+    if weighed:
+        draw_weights(axes[2], weighed[-1])
+    figure.suptitle(table.spec.title or table.spec.name, fontsize=10)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def draw_rows(axes: Any, table: Table, metric: str) -> None:
+    """Mean and interval per row, from top to bottom."""
+    for height, row in enumerate(table.rows):
+        if row.interval is not None:
+            axes.plot(
+                [100 * row.interval.low, 100 * row.interval.high],
+                [height] * 2,
+                lw=5,
+                color="#4269d0",
+                alpha=0.3,
+            )
+        seeds = next(iter(row.values.values()))
+        axes.plot(
+            [100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6
+        )
+        axes.plot(100 * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
+    axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    axes.set_ylim(len(table.rows) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric} (%): mean, seeds, 95 % interval over items", fontsize=8)
+    axes.grid(alpha=0.3, axis="x")
+
+
+def draw_cost(axes: Any, table: Table, metric: str) -> None:
+    """Mean per row against milliseconds per training image."""
+    for row in table.rows:
+        cost = median(1000 / record["images_per_second"] for record in row.records)
+        axes.plot(cost, 100 * row.headline, "o", color="#4269d0")
+        axes.annotate(
+            row.label, (cost, 100 * row.headline), xytext=(5, 3), textcoords="offset points", fontsize=7
+        )
+    axes.margins(0.2)
+    axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)
+    axes.set_ylabel(f"{metric} (%)", fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def weights(row: Row) -> dict[str, list[float]]:
+    """By branch: the weight of its loss by epoch, mean over seeds; empty where no loss was weighed."""
+    curves = [record["curve"] for record in row.records]
+    names = [key for key in curves[0] if key.startswith("train/weight_")]
+    return {
+        name.removeprefix("train/weight_"): [
+            mean(values) for values in zip(*(c[name] for c in curves), strict=False)
+        ]
+        for name in names
+    }
+
+
+def draw_weights(axes: Any, row: Row) -> None:
+    for branch, values in weights(row).items():
+        axes.plot(range(1, len(values) + 1), values, label=branch, color=HUES.get(branch))
+    axes.set_yscale("log")
+    axes.set_xlabel(f"epoch ({row.label})", fontsize=8)
+    axes.set_ylabel("weight of the loss", fontsize=8)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)

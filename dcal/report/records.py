@@ -1,0 +1,277 @@
+"""Finished runs as records: small enough to commit, complete enough for tables, figures and paired tests.
+
+One file per run name holds a record per run, keyed by (cfg_id, seed):
+
+    name, task, headline; config: what all runs share; runs: [{
+        cfg_id, seed, config: what differs, split, metrics, git, versions, device, train_seconds,
+        images_per_second, curve: {epoch, loss weights and losses by epoch},
+        items: {count, digest, <metric>: outcome of every test item}}]
+
+Configurations are flat (`optimizer.lr`) and hold what decides the numbers, neither paths nor speed. Outcomes
+of items, sorted by the item's index, are base64: `bits:` of right and wrong, or `u16:` little-endian in units
+of 1e-4 (average precisions). `digest` tells whether two runs judged the same items.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import statistics
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dcal.run import IDENTITY, NOT_IDENTITY, write_atomically
+
+Record = dict[str, Any]
+Results = dict[str, Any]
+"""What a file holds, the records with their full configuration."""
+
+
+TIES = 5e-3
+"""Half-precision logits tie, and a metric may break ties otherwise than the recorded predictions do."""
+
+
+class BadRun(Exception):
+    """The files of a run cannot be used; the message names the file."""
+
+
+def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
+    """The records of all finished runs below `root` by run name; a sentence for each that cannot be used."""
+    found: dict[str, list[Record]] = {}
+    problems = []
+    for file in sorted(root.rglob("result.json")):
+        try:
+            name, record = read_run(file.parent)
+            found.setdefault(name, []).append(record)
+        except BadRun as problem:
+            problems.append(str(problem))
+    return found, problems
+
+
+def read_run(directory: Path) -> tuple[str, Record]:
+    """Name and record of one run directory.
+
+    Raises:
+        BadRun: a file is missing, torn, or does not fit the others.
+    """
+    result = parse(directory / "result.json", json.loads)
+    config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
+    versions = parse(directory / "versions.json", json.loads)
+    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    try:
+        record = {
+            "cfg_id": result["cfg_id"],
+            "seed": result["seed"],
+            "headline": result["headline"],
+            "config": config,
+            "split": result["split"],
+            "metrics": {key: round(value, 6) for key, value in result["metrics"].items()},
+            "git": result["git"],
+            "versions": {key: value for key, value in versions.items() if key not in ("argv", "platform")},
+            "device": result.get("device"),
+            **speed(lines, config["train.batch_size"]),
+            "curve": curve(lines, result["headline"]),
+            "items": read_items(directory / "items.npz"),
+        }
+        name = str(result["name"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadRun(f"{directory / 'result.json'}: {error!r} is missing or of the wrong kind") from None
+    for metric, code in record["items"].items():
+        if metric not in ("count", "digest") and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
+            raise BadRun(f"{directory / 'items.npz'}: its mean {metric} is not that of result.json")
+    return name, record
+
+
+def parse(path: Path, parser: Any) -> Any:
+    """The parsed text of a file.
+
+    Raises:
+        BadRun: it cannot be read or parsed.
+    """
+    try:
+        return parser(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException) as error:
+        raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_yaml(text: str) -> Any:
+    """As OmegaConf wrote it: plain YAML would take 1e-4 for a text."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of a run in dotted keys; `task`, `dataset`, `attention` by name, paths cut to a name."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Mapping[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{key}.")
+            elif key not in ("_target_", "_partial_", "root"):
+                is_path = isinstance(value, str) and ("/" in value or "\\" in value)
+                found[prefix + key] = PurePath(value.replace("\\", "/")).name if is_path else value
+
+    identity = {key: config[key] for key in IDENTITY}
+    for group, keys in NOT_IDENTITY.items():
+        identity[group] = {key: value for key, value in identity[group].items() if key not in keys}
+    walk({key: node if isinstance(node, Mapping) else {"": node} for key, node in identity.items()}, "")
+    glca, pwca = found["attention.glca.blocks"] != 0, found["attention.pwca.blocks"] != 0
+    found["attention"] = {(0, 0): "none", (1, 0): "glca", (0, 1): "pwca", (1, 1): "dcal"}[glca, pwca]
+    found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
+    found["dataset"] = config["dataset"]["reader"]["_target_"].rpartition(".")[2].removeprefix("read_")
+    return {key.rstrip("."): value for key, value in sorted(found.items())}
+
+
+def speed(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
+    """Seconds of training over all sessions, without evaluation, and images per second: an epoch's median."""
+    steps = [0, *(line["step"] for line in lines)]
+    rates = [line["train/images_per_second"] for line in lines]
+    images = [(after - before) * batch_size for before, after in itertools.pairwise(steps)]
+    seconds = sum(number / rate for number, rate in zip(images, rates, strict=True))
+    return {"train_seconds": round(seconds, 1), "images_per_second": round(statistics.median(rates), 1)}
+
+
+def curve(lines: list[dict[str, Any]], headline: str) -> dict[str, list[float | None]]:
+    """By epoch: losses and their weights, and the headline metric where it was evaluated."""
+    keys = sorted({key for line in lines for key in line if key.startswith(("train/loss", "train/weight"))})
+    if "train/loss_glca" not in keys and "train/loss_pwca" not in keys:
+        keys = ["train/loss"]  # a single branch: nothing to weigh
+    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, f"val/{headline}"]}
+    return {"epoch": [line["epoch"] for line in lines], **values}
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def read_items(path: Path) -> dict[str, Any]:
+    """The outcome of every test item, by metric.
+
+    Raises:
+        BadRun: the file is missing, torn, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            table = dict(arrays)
+        if "average_precision" in table:
+            kept = table["valid"].astype(bool)  # queries without a match count nowhere
+            outcomes = {"rank1": table["first_rank"] == 1}
+            for key in [key for key in table if key.startswith("average_precision")]:
+                outcomes["mAP" + key.removeprefix("average_precision")] = table[key]
+        else:
+            kept = np.ones(len(table["label"]), dtype=bool)
+            outcomes = {
+                "top1" + key.removeprefix("prediction"): value == table["label"]
+                for key, value in table.items()
+                if key.startswith("prediction")
+            }
+        order = np.flatnonzero(kept)[np.argsort(table["index"][kept], kind="stable")]
+        index = np.ascontiguousarray(table["index"][order], dtype="<i8")
+        digest = hashlib.sha256(index.tobytes()).hexdigest()[:8]
+        return {
+            "count": len(order),
+            "digest": digest,
+            **{key: encode(values[order]) for key, values in sorted(outcomes.items())},
+        }
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise BadRun(f"{path}: cannot be read ({error})") from None
+
+
+def encode(values: NDArray[Any]) -> str:
+    """Outcomes as text: right and wrong exactly, numbers in [0, 1] to four decimals."""
+    if values.dtype == np.bool_:
+        return f"bits:{len(values)}:" + base64.b64encode(np.packbits(values).tobytes()).decode()
+    units = np.rint(values * 10_000).astype("<u2")
+    return f"u16:{len(values)}:" + base64.b64encode(units.tobytes()).decode()
+
+
+def decode(text: str) -> NDArray[np.float64]:
+    """The outcomes that `encode` was given, as float64."""
+    kind, count, code = text.split(":")
+    raw = base64.b64decode(code)
+    if kind == "bits":
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=int(count)).astype(np.float64)
+    return np.frombuffer(raw, dtype="<u2").astype(np.float64) / 10_000
+
+
+def load(path: Path) -> Results:
+    """A file of records, each with its full configuration.
+
+    Raises:
+        BadRun: the file cannot be read.
+    """
+    results: Results = parse(path, json.loads)
+    for record in results["runs"]:
+        record["config"] = {**results["config"], **record["config"]}
+        record["headline"] = results["headline"]
+    return results
+
+
+def load_all(folder: Path) -> dict[str, Results]:
+    """Every file of records in a folder, by its name without `.json`."""
+    return {file.stem: load(file) for file in sorted(folder.glob("*.json"))}
+
+
+def merge(name: str, old: Iterable[Record], new: Iterable[Record]) -> Results:
+    """Old and new records in one; of two with the same (cfg_id, seed) the new one, on the known device."""
+    records: dict[tuple[str, int], Record] = {}
+    for record in (*old, *new):
+        key = record["cfg_id"], record["seed"]
+        device = record["device"] or (records[key]["device"] if key in records else None)
+        records[key] = {**record, "device": device}
+    first = next(iter(records.values()))
+    return {
+        "name": name,
+        "task": first["config"]["task"],
+        "headline": first["headline"],
+        "runs": [records[key] for key in sorted(records)],
+    }
+
+
+def save(results: Results, path: Path) -> None:
+    """Writes a file of records: what all configurations share once, every record's entries one a line."""
+    shared = common(record["config"] for record in results["runs"])
+    runs = [
+        {**record, "config": {key: value for key, value in record["config"].items() if key not in shared}}
+        for record in results["runs"]
+    ]
+    for record in runs:
+        del record["headline"]
+    head = {key: results[key] for key in ("name", "task", "headline")}
+    write_atomically(path, "\n".join(dump({**head, "config": shared, "runs": runs}, depth=3)) + "\n")
+
+
+def common(configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The keys that all configurations have with the same value."""
+    first, *others = configs
+    return {key: value for key, value in first.items() if all(o.get(key, ...) == value for o in others)}
+
+
+def dump(node: Any, depth: int, indent: str = "") -> Iterator[str]:
+    """JSON in lines, broken `depth` levels deep, so that a diff shows which run changed."""
+    if not depth or not isinstance(node, (dict, list)) or not node:
+        yield indent + json.dumps(node, ensure_ascii=False)
+        return
+    pairs = node.items() if isinstance(node, dict) else ((None, value) for value in node)
+    yield indent + ("{" if isinstance(node, dict) else "[")
+    for number, (key, value) in enumerate(pairs, 1):
+        lines = list(dump(value, depth - 1, indent + " "))
+        if key is not None:
+            lines[0] = f"{indent} {json.dumps(key)}: {lines[0].lstrip()}"
+        lines[-1] += "," if number < len(node) else ""
+        yield from lines
+    yield indent + ("}" if isinstance(node, dict) else "]")

@@ -1,0 +1,93 @@
+"""`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
+
+Tables, figures and pages are functions of the JSON files alone, so that a reader can make them again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from dcal.cli import reported
+from dcal.paths import config_dir, experiments_dir
+from dcal.report.page import fill, html
+from dcal.report.plot import draw
+from dcal.report.records import BadRun, collect, load, load_all, merge, parse, read_yaml, save
+from dcal.report.table import Spec, Table, make_table, specs
+from dcal.report.text import markdown
+from dcal.run import write_atomically
+
+
+@hydra.main(config_path=str(config_dir() / "results"), config_name="results", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Entry point of `dcal-results`."""
+    reported(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
+
+
+def job(config: DictConfig) -> None:
+    """Collects, then writes every table, figure and page."""
+    out = Path(config.out)
+    names = collect_into(out, Path(config.runs), config.device)
+    results = load_all(out)
+    path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
+    listed = specs(parse(path, read_yaml)) if path.is_file() else []
+    tables = [make_table(spec, results, config.resamples) for spec in listed]
+    texts = {table.spec.name: markdown(table) for table in tables}
+    for page in map(Path, config.pages):
+        rewrite(page, texts)
+    for table in tables:
+        publish(table, Path(config.figures), Path(config.html))
+    # what has just been collected is worth a look before anybody has described a table for it
+    unlisted = [name for name in names if not any(spec.takes(name) for spec in listed)]
+    own = [make_table(Spec(name, [name]), results, config.resamples) for name in unlisted]
+    for table in own:
+        publish(table, Path(config.html), Path(config.html))
+    for table in [*tables, *own]:
+        if any(table.spec.takes(name) for name in names):
+            print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+
+
+def collect_into(out: Path, runs: Path, device: str | None) -> list[str]:
+    """Merges the runs below a folder into the files of `out`; returns the names of those files."""
+    found, problems = collect(runs)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    names = []
+    for name, records in found.items():
+        for record in records:
+            record["device"] = record["device"] or device
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"{name.replace('/', '-')}.json"
+        old = load(file)["runs"] if file.is_file() else []
+        save(merge(name, old, records), file)
+        names.append(file.stem)
+        print(f"{file}: {len(records)} runs collected")
+    return names
+
+
+def publish(table: Table, figures: Path, pages: Path) -> None:
+    """Writes figure and page of a table that has runs."""
+    if not table.rows:
+        return
+    figures.mkdir(parents=True, exist_ok=True)
+    pages.mkdir(parents=True, exist_ok=True)
+    picture = figures / f"{table.spec.name}.png"
+    draw(table, picture)
+    write_atomically(pages / f"{table.spec.name}.html", html(table, picture))
+
+
+def rewrite(page: Path, texts: dict[str, str]) -> None:
+    """Fills the marked places of a file, if there is one and anything changes."""
+    if page.is_file():
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, texts)
+        if new != old:
+            write_atomically(page, new)
+            print(f"{page}: written anew")
+
+
+if __name__ == "__main__":
+    main()

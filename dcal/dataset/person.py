@@ -63,7 +63,7 @@ class Identity:
 
 
 def draw_identity(shared: np.random.Generator, own: np.random.Generator) -> Identity:
-    """A random person; equal `shared` generators dress people alike, `own` gives hair, skin, bag and shoes."""
+    """A random person; equal `shared` generators dress people alike, `own` gives hair, skin, bag, shoes."""
     top = int(shared.integers(len(CLOTHES)))
     second = (top + 1 + int(shared.integers(len(CLOTHES) - 1))) % len(CLOTHES)
     return Identity(

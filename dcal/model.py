@@ -226,11 +226,11 @@ class DCAL(nn.Module):
         x, ropes = embed(self.vit, images)
         if self.side is not None and side is not None:
             x = x + SIDE_INFORMATION_SCALE * self.side[side]
-        x, z, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
+        tokens, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
 
         norm = final_norm(self.vit)
-        sa = norm(x[:batch, 0])
-        pwca = None if z is None else norm(z[:, 0])
+        sa = norm(tokens[:batch, 0])
+        pwca = None if partners is None else norm(tokens[-batch:, 0])
         glca, selected = (None, None)
         if self.glca is not None:
             glca, selected = self.glca(glca_inputs, traces, ropes[self.depth - self.glca_blocks :])
@@ -243,15 +243,14 @@ class DCAL(nn.Module):
         )
 
     def _trunk(
-        self, x: Tensor, ropes: Sequence[Tensor | None], partners: Partners | None, batch: int
-    ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Trace]]:
+        self, tokens: Tensor, ropes: Sequence[Tensor | None], partners: Partners | None, batch: int
+    ) -> tuple[Tensor, list[Tensor], list[Trace]]:
         """All blocks on one stream or two. The last one computes the prefix rows only: nothing else is read.
 
         Returns:
-            the prefix rows of both streams, GLCA's inputs, and the attention traces of the blocks before
-            GLCA.
+            the prefix rows of both streams, the distracted one last, (S + B, prefix, D); GLCA's inputs; and the
+            attention traces of the blocks before GLCA.
         """
-        z: Tensor | None = None
         glca_inputs: list[Tensor] = []
         traces: list[Trace] = []
         parting = self.depth - self.pwca_blocks if partners is not None else self.depth
@@ -259,17 +258,17 @@ class DCAL(nn.Module):
         wanted = first_glca if self.glca is not None and self.glca.needs_traces else 0
         for index, (block, rope) in enumerate(zip(self.vit.blocks, ropes, strict=True)):  # type: ignore[arg-type]
             if index >= first_glca:
-                glca_inputs.append(x[:batch])
-            if index == parting and partners is not None:
-                z = self.pwca.start(x, partners.index_B)
+                glca_inputs.append(tokens[:batch])
             prefix_only = self.prefix if index == self.depth - 1 else None
-            if z is not None and partners is not None:
-                x, z, trace = self._call(self.pwca, block, x, z, partners.index_B, rope, prefix_only)
+            if partners is not None and index >= parting:
+                if index == parting:
+                    tokens = self.pwca.start(tokens, partners.index_B)
+                tokens, trace = self._call(self.pwca, block, tokens, partners.index_B, rope, prefix_only)
             else:
-                x, trace = self._call(run_traced, block, x, rope, prefix_only)
+                tokens, trace = self._call(run_traced, block, tokens, rope, prefix_only)
             if index < wanted:
-                traces.append(_of_images(trace, batch))
-        return x, z, glca_inputs, traces
+                traces.append(trace.of_images(batch, own=self.activation_checkpointing))
+        return tokens, glca_inputs, traces
 
     def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -293,14 +292,6 @@ def run_traced(
             return run_block(block, x_BND, rope), traces[0]
     keys_values = project_keys_values(block, x_BND, rope)
     return run_rows(block, x_BND[:, :prefix_only], keys_values, rope_rows(rope, None), attend), traces[0]
-
-
-def _of_images(trace: Trace, batch: int) -> Trace:
-    """The trace of the first `batch` images: noise partners have no say in the selection."""
-    if len(trace.q_BHND) == batch:
-        return trace
-    lse = None if trace.lse_BHN is None else trace.lse_BHN[:batch]
-    return Trace(trace.q_BHND[:batch], trace.k_BHMD[:batch], trace.scale, lse)
 
 
 def _in_range(key: str, value: int, most: int) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -20,11 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcal.attention.blocks import CACHE_BLOCK, AttentionByRows, Blocks
+
 LOG2_E = math.log2(math.e)
-CACHE_BLOCK = 1 << 19
-"""Attention entries held at once on the CPU: 2 MiB in fp32, which stays in cache."""
-LARGE_BLOCK = 1 << 24
-"""The same where launches count and not the cache: on a GPU, and in a compiled or exported graph."""
 
 
 class Trace(NamedTuple):
@@ -36,6 +33,12 @@ class Trace(NamedTuple):
     lse_BHN: Tensor | None
     """Row normaliser of `softmax(q kᵀ scale)`, where the forward pass gave it."""
 
+    def of_images(self, count: int, own: bool = False) -> Trace:
+        """The trace of the first `count` images; `own`: copied, so that it keeps no larger tensor alive."""
+        q, k = self.q_BHND[:count], self.k_BHMD[:count]
+        lse = None if self.lse_BHN is None else self.lse_BHN[:count]
+        return Trace(q.clone(), k.clone(), self.scale, lse) if own else Trace(q, k, self.scale, lse)
+
 
 def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Trace]:
     """`F.scaled_dot_product_attention` (same options; autocast too) and the trace of its attention map.
@@ -46,14 +49,12 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
     scale = options.get("scale") or 1.0 / math.sqrt(q.shape[-1])
     q, k, v = (_as_autocast(t) for t in (q, k, v))
     plain = options.get("attn_mask") is None and not options.get("dropout_p") and not options.get("is_causal")
-    lse: Tensor | None = None
     if plain and q.device.type == "cpu" and not torch.compiler.is_exporting():
         if q.dtype in (torch.float32, torch.float64) and CPU_FLASH:
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[:2]
             return out, Trace(q.detach(), k.detach(), scale, lse.detach())
-        if q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            out, lse = attention_by_rows(q, k, v, scale)
-            return out, Trace(q, k, scale, lse)
+        if q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+            return AttentionByRows.apply(q, k, v, scale), Trace(q.detach(), k.detach(), scale, None)
     out = F.scaled_dot_product_attention(q, k, v, **options)
     return out, Trace(q.detach(), k.detach(), scale, None)
 
@@ -82,22 +83,9 @@ def _cpu_flash_works() -> bool:
 CPU_FLASH = _cpu_flash_works()  # at import: inside a compiled function the probe would be traced
 
 
-def attention_by_rows(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Plain attention on blocks of rows, and its log-sum-exp (B, H, N) in float32.
-
-    For inference in bfloat16 on the CPU, where it is a third faster than torch's own. Scores are rounded to
-    bfloat16, as in timm's unfused attention.
-    """
-    q_GND, k_GDM, v_GMD = q.flatten(0, 1), k.flatten(0, 1).mT, v.flatten(0, 1)
-    out_GND = torch.empty_like(q_GND)
-    lse_GN1 = q_GND.new_empty((*q_GND.shape[:2], 1), dtype=torch.float32)
-    for group, rows, scores in _score_blocks(q_GND, k_GDM, scale * LOG2_E, torch.float32):
-        most = scores.amax(-1, keepdim=True)
-        total = scores.sub_(most).exp2_().sum(-1, keepdim=True)
-        out = torch.bmm(scores.to(q.dtype), v_GMD[group], out=out_GND[group, rows])
-        out.div_(total)
-        lse_GN1[group, rows] = (most + total.log2()) / LOG2_E
-    return out_GND.view(q.shape), lse_GN1.view(q.shape[:3])
+def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    """`F.scaled_dot_product_attention`, by the fastest way there is for the device and precision."""
+    return attention_with_trace(q, k, v, **options)[0]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
@@ -124,54 +112,30 @@ def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Ten
 def _product_by_normaliser(r_BN: Tensor, trace: Trace) -> Tensor:
     """`r S` of every head, (G, M), from the row normalisers."""
     assert trace.lse_BHN is not None
-    q, k, scale, dtype = trace.q_BHND, trace.k_BHMD, trace.scale * LOG2_E, r_BN.dtype
-    bias_BHN1 = (r_BN.log2().unsqueeze(1) - trace.lse_BHN.to(dtype) * LOG2_E).unsqueeze(-1)
-    folded = q.dtype == dtype
-    if folded:  # one more channel of q and k: cheaper than another pass over the scores
-        q, k, scale = torch.cat([q * scale, bias_BHN1], dim=-1), F.pad(k, (0, 1), value=1.0), 1.0
-    q_GND, k_GDM, bias_GN1 = q.flatten(0, 1), k.flatten(0, 1).mT, bias_BHN1.flatten(0, 1)
-    total_GM = torch.zeros_like(k_GDM[:, 0], dtype=dtype)
-    for group, rows, scores in _score_blocks(q_GND, k_GDM, scale, dtype):
-        if not folded:
-            scores.add_(bias_GN1[group, rows])
-        total_GM[group] += scores.exp2_().sum(1)
+    # what depends on the row alone is one more channel of q, against a one in k
+    bias_BHN = r_BN.log2().unsqueeze(1) - trace.lse_BHN * LOG2_E
+    q = torch.cat([trace.q_BHND * (trace.scale * LOG2_E), bias_BHN.unsqueeze(-1)], dim=-1)
+    q_GND, k_GMD = q.flatten(0, 1), F.pad(trace.k_BHMD, (0, 1), value=1.0).flatten(0, 1)
+    total_GM = torch.zeros_like(k_GMD[..., 0])
+    blocks = Blocks(q_GND, k_GMD)
+    memory = blocks.memory(q.dtype)
+    for block in blocks:
+        total_GM[block[0]] += blocks.scores(memory, block, q_GND, k_GMD, 1.0).exp2_().sum(1)
     return total_GM
 
 
 def _product_by_softmax(r_BN: Tensor, trace: Trace) -> Tensor:
-    """`r S` of every head, (G, M), by the softmax of the rows in hand."""
-    q_GND, k_GDM = trace.q_BHND.flatten(0, 1), trace.k_BHMD.flatten(0, 1).mT
+    """`r S` of every head, (G, M), by the softmax of the rows in hand; scores in the precision of q and k."""
+    q_GND, k_GMD = trace.q_BHND.flatten(0, 1), trace.k_BHMD.flatten(0, 1)
     r_G1N = r_BN.repeat_interleave(trace.q_BHND.shape[1], dim=0).unsqueeze(1)
-    total_GM = torch.zeros_like(k_GDM[:, 0], dtype=r_BN.dtype)
-    for group, rows, scores in _score_blocks(q_GND, k_GDM, trace.scale, r_BN.dtype):
-        total_GM[group] += torch.bmm(r_G1N[group, :, rows], scores.softmax(-1)).squeeze(1)
+    total_GM = torch.zeros_like(k_GMD[..., 0], dtype=r_BN.dtype)
+    blocks = Blocks(q_GND, k_GMD)
+    memory, wide = blocks.memory(q_GND.dtype), blocks.memory(r_BN.dtype)
+    for block in blocks:
+        scores = blocks.scores(memory, block, q_GND, k_GMD, trace.scale)
+        s_GCM = torch.softmax(scores, -1, dtype=r_BN.dtype, out=blocks.view(wide, block))
+        total_GM[block[0]] += torch.bmm(r_G1N[block[0], :, block[1]], s_GCM).squeeze(1)
     return total_GM
-
-
-def _score_blocks(
-    q_GND: Tensor, k_GDM: Tensor, scale: float, dtype: torch.dtype
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The entries of `q kᵀ scale` block by block: slices of maps and of rows, and the scores in `dtype`.
-
-    Products are taken in the precision of q and k. Every block is in the same memory: fresh memory costs as
-    much as the arithmetic.
-    """
-    maps, queries, keys = q_GND.shape[0], q_GND.shape[1], k_GDM.shape[2]
-    cached = q_GND.device.type == "cpu" and not torch.compiler.is_compiling()
-    room = max(1, (CACHE_BLOCK if cached else LARGE_BLOCK) // keys)
-    rows = min(queries, room)
-    group = min(maps, max(1, room // rows))
-    narrow = q_GND.new_empty(group * rows * keys)
-    wide = narrow if dtype == q_GND.dtype else torch.empty_like(narrow, dtype=dtype)
-    for first in range(0, maps, group):
-        for row in range(0, queries, rows):
-            some, window = slice(first, min(first + group, maps)), slice(row, min(row + rows, queries))
-            shape = (some.stop - some.start, window.stop - window.start, keys)
-            scores = narrow[: math.prod(shape)].view(shape)
-            torch.baddbmm(scores, q_GND[some, window], k_GDM[some], beta=0, alpha=scale, out=scores)
-            if wide is not narrow:
-                scores = wide[: math.prod(shape)].view(shape).copy_(scores)
-            yield some, window, scores
 
 
 def _row_times_extreme(r_BN: Tensor, trace: Trace, fusion: str) -> Tensor:

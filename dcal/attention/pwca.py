@@ -25,11 +25,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcal.attention.intercept import intercept
-from dcal.attention.kernel import Trace, attention_with_trace
+from dcal.attention.kernel import Trace, attention, attention_with_trace
 from dcal.attention.rows import project_keys_values, rope_rows, run_block, run_rows
 
 STREAMS = ("clean", "symmetric", "figure")
@@ -52,60 +51,63 @@ class PairWiseCrossAttention(nn.Module):
         self.stream = stream
 
     def start(self, x_SND: Tensor, partner_B: Tensor) -> Tensor:
-        """The distracted stream where it parts from the backbone's: (B, N, D)."""
-        return x_SND.index_select(0, partner_B) if self.stream == "figure" else x_SND[: len(partner_B)]
+        """Both streams where the distracted one parts from the backbone's: (S + B, N, D)."""
+        z_BND = x_SND.index_select(0, partner_B) if self.stream == "figure" else x_SND[: len(partner_B)]
+        return torch.cat([x_SND, z_BND])
 
     def forward(
         self,
         block: nn.Module,
-        x_SND: Tensor,
-        z_BND: Tensor,
+        streams: Tensor,
         partner_B: Tensor,
         rope: Tensor | None = None,
         prefix_only: int | None = None,
-    ) -> tuple[Tensor, Tensor, Trace]:
+    ) -> tuple[Tensor, Trace]:
         """One block on both streams.
 
         Args:
             block: a block of the backbone.
-            x_SND: the backbone's tokens entering the block.
-            z_BND: the distracted tokens entering the block, from `start` or the block before.
-            partner_B: position in `x_SND` of each image's partner.
+            streams: the backbone's tokens entering the block and after them the distracted ones, (S + B, N, D); from
+                `start` or the block before.
+            partner_B: position among the S images of each image's partner.
             rope: rotary embedding of the block, None where the family has none.
-            prefix_only: compute only that many prefix rows, for the last block, of which nothing else is
-                read.
+            prefix_only: compute only that many prefix rows, for the last block, of which nothing else is read.
 
         Returns:
             both streams after the block, and the trace of the backbone's own attention.
         """
-        images, batch = len(x_SND), len(z_BND)
-        carried = x_SND[:batch] if self.stream == "figure" else z_BND
-        both = torch.cat([x_SND, carried])
-        own_z = project_keys_values(block, z_BND, rope) if self.stream == "figure" else None
+        batch = len(partner_B)
+        sizes = [len(streams) - batch, batch]
+        distracting: tuple[Tensor, Tensor] | None = None
+        if self.stream == "figure":
+            x_SND, z_BND = streams.split(sizes)
+            distracting = project_keys_values(block, z_BND, rope)
+            streams = torch.cat([x_SND, x_SND[:batch]])
         traces: list[Trace] = []
 
         def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-            out_x, trace = attention_with_trace(q[:images], k[:images], v[:images], **options)
+            (q_x, q_z), (k_x, k_z), (v_x, v_z) = (t.split(sizes) for t in (q, k, v))
+            out_x, trace = attention_with_trace(q_x, k_x, v_x, **options)
             traces.append(trace)
-            k2, v2 = own_z or (self._partner(k, images, partner_B), self._partner(v, images, partner_B))
-            k_pair, v_pair = torch.cat([k[images:], k2], dim=2), torch.cat([v[images:], v2], dim=2)
-            return torch.cat([out_x, F.scaled_dot_product_attention(q[images:], k_pair, v_pair, **options)])
+            k_2, v_2 = distracting or (self._partner(t, partner_B) for t in ((k_x, k_z), (v_x, v_z)))
+            out_z = attention(q_z, torch.cat([k_z, k_2], dim=2), torch.cat([v_z, v_2], dim=2), **options)
+            # joined with tokens before heads, as fused attention has them in memory: no copy when heads are joined
+            return torch.cat([out_x.transpose(1, 2), out_z.transpose(1, 2)]).transpose(1, 2)
 
         if prefix_only is None:
             with intercept(attend):
-                out = run_block(block, both, rope)
-        else:
-            keys_values = project_keys_values(block, both, rope)
-            out = run_rows(block, both[:, :prefix_only], keys_values, rope_rows(rope, None), attend)
-        return out[:images], out[images:], traces[0]
+                return run_block(block, streams, rope), traces[0]
+        keys_values = project_keys_values(block, streams, rope)
+        rows = streams[:, :prefix_only]
+        return run_rows(block, rows, keys_values, rope_rows(rope, None), attend), traces[0]
 
-    def _partner(self, both: Tensor, images: int, partner_B: Tensor) -> Tensor:
-        """The partner's keys (or values) out of those of both streams, (S + B, H, N, D).
+    def _partner(self, streams: tuple[Tensor, Tensor], partner_B: Tensor) -> Tensor:
+        """The partner's keys (or values) out of those of both streams, (B, H, N, D).
 
         By `index_select`: the gradient of plain indexing sorts the indices on a GPU.
         """
+        x_SHND, z_BHND = streams
         if self.stream == "clean":
-            return both.index_select(0, partner_B)
-        batch = len(both) - images
+            return x_SHND.index_select(0, partner_B)
         # A noise partner stands behind the batch and carries no distracted stream: it is met as it is.
-        return torch.cat([both[images:], both[batch:images]]).index_select(0, partner_B)
+        return torch.cat([z_BHND, x_SHND[len(z_BHND) :]]).index_select(0, partner_B)

@@ -16,6 +16,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from dcal.attention.intercept import Attend, intercept
+from dcal.attention.kernel import attention
 
 
 def run_block(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> Tensor:
@@ -28,7 +29,7 @@ def run_rows(
     rows_BRD: Tensor,
     keys_values: tuple[Tensor, Tensor],
     rope: Tensor | None = None,
-    attend: Attend = F.scaled_dot_product_attention,
+    attend: Attend = attention,
 ) -> Tensor:
     """Evaluates `block` at `rows_BRD` while its attention sees `keys_values` instead of the rows' own.
 

@@ -27,7 +27,8 @@ class JobError(CompactHydraException):
 def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `job` as a Hydra application over `conf/` and `experiments/`, from any directory.
 
-    Errors whose class says that the user can mend them are printed as one sentence; `run.debug=true` shows the stack.
+    Errors whose class says that the user can mend them are printed as one sentence; `run.debug=true` shows
+    the stack.
     """
     schema.register()
     suggest(sys.argv[1:])
@@ -37,7 +38,9 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
 def suggest(arguments: Sequence[str]) -> None:
     """Exits with the nearest name where an override names an option or a key that does not exist."""
     try:
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] not in "-+~"])
+        overrides = OverridesParser.create().parse_overrides(
+            [a for a in arguments if "=" in a and a[0] not in "-+~"]
+        )
     except HydraException:
         return  # Hydra itself explains bad syntax
     for override in overrides:
@@ -47,17 +50,21 @@ def suggest(arguments: Sequence[str]) -> None:
         for choice in choices if options else ():
             if isinstance(choice, str) and choice not in options:
                 _stop(f"{key}={choice}: no such option", choice, options)
-        if not options and key.split(".")[0] not in ("hydra", "experiment", "ablation") and key not in known_keys():
-            if not key.startswith(FREE):
-                _stop(f"{key}: no such key", key, known_keys())
+        if key == "ablation" and override.is_sweep_override():
+            _quit(
+                f"{override.input_line}: an ablation is a sweep of its own, and Hydra would "
+                "leave out its parameters; give one command per ablation"
+            )
+        if not options and not key.startswith(FREE) and key not in known_keys():
+            _stop(f"{key}: no such key", key, known_keys())
 
 
-FREE = ("dataset.reader.", "backbone.kwargs.")
-"""Keys below these belong to a reader or a timm model, so they are not ours to list."""
+FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
+"""Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
 
 
 def group_options(group: str) -> list[str]:
-    """The options of a config group, `experiment` and `ablation` included; empty if there is no such group."""
+    """The options of a config group, those of `experiments/` included; empty if there is no such group."""
     found: list[str] = []
     for root in (config_dir(), experiments_dir()):
         folder = root / group
@@ -84,12 +91,16 @@ def known_keys() -> list[str]:
 def _stop(problem: str, word: str, options: Sequence[str]) -> None:
     near = difflib.get_close_matches(word, options, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(options)}"
-    print(f"{problem}; {hint}", file=sys.stderr)
+    _quit(f"{problem}; {hint}")
+
+
+def _quit(problem: str) -> None:
+    print(problem, file=sys.stderr)
     raise SystemExit(1)
 
 
 def reported(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debug: bool) -> Any:
-    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for the stack."""
+    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more."""
     try:
         return job()
     except mendable as error:

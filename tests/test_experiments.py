@@ -1,0 +1,242 @@
+"""Every recipe, ablation and documented command composes into a configuration that the code accepts."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.cli import group_options, suggest
+from dcal.config import register
+from dcal.paths import config_dir, experiments_dir
+from dcal.run import config_id
+
+RECIPES = group_options("experiment")
+ABLATIONS = group_options("ablation")
+VARIANTS = group_options("variant")
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `dcal-train` with these overrides; Hydra's own choices can be interpolated."""
+    register()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("train", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    OmegaConf.to_container(config, resolve=True)
+    return config
+
+
+@cache
+def parameters(target: str) -> inspect.Signature:
+    return inspect.signature(get_object(target))
+
+
+def check_signatures(config: DictConfig) -> None:
+    """Every `_target_` exists and takes the keys beside it."""
+
+    def walk(node: Any) -> None:
+        if not isinstance(node, dict):
+            return
+        if "_target_" in node:
+            keys = {key: value for key, value in node.items() if not key.startswith("_")}
+            bind = (
+                parameters(node["_target_"]).bind_partial
+                if node.get("_partial_")
+                else parameters(node["_target_"]).bind
+            )
+            try:
+                bind(**keys)
+            except TypeError as error:
+                pytest.fail(f"{node['_target_']}: {error}")
+        for value in node.values():
+            walk(value)
+
+    walk(OmegaConf.to_container(config, resolve=True))
+
+
+def swept(name: str) -> dict[str, list[str]]:
+    """The parameters of an ablation, each as its list of overrides; the first of the seed only."""
+    params = OmegaConf.load(experiments_dir() / "ablation" / f"{name}.yaml").hydra.sweeper.params
+    found = {}
+    for key, values in params.items():
+        (override,) = OverridesParser.create().parse_overrides([f"{key}={values}"])
+        points = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(values)]
+        found[str(key)] = [f"{key}={value}" for value in points]
+    return found
+
+
+def points(name: str) -> Iterator[list[str]]:
+    """Points of a sweep that show each value of each parameter, seeds apart."""
+    params = swept(name)
+    first = [values[0] for values in params.values()]
+    yield first
+    for number, (key, values) in enumerate(params.items()):
+        for value in values[1:] if key != "seed" else ():
+            yield [*first[:number], value, *first[number + 1 :]]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes(recipe: str) -> None:
+    config = composed(f"experiment={recipe}")
+    check_signatures(config)
+    assert config.name.startswith(recipe.split("/")[0])
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_ablations(ablation: str) -> None:
+    params = swept(ablation)
+    assert "seed" in params, "an ablation declares its seeds"
+    ids = set()
+    for point in points(ablation):
+        config = composed(f"ablation={ablation}", "experiment=fgvc/cub100_deit_tiny", *point)
+        assert HydraConfig.get().mode.name == "MULTIRUN"
+        check_signatures(config)
+        ids.add(config_id(config))
+    assert len(ids) == 1 + sum(len(values) - 1 for key, values in params.items() if key != "seed")
+
+
+@pytest.mark.parametrize("ablation", sorted(set(ABLATIONS) - {"regularisers", "learning_rate"}))
+def test_ablations_fit_both_tasks(ablation: str) -> None:
+    first = next(iter(points(ablation)))
+    check_signatures(composed(f"ablation={ablation}", "experiment=reid/market1501_deit_tiny", *first))
+
+
+def test_every_variant_changes_something() -> None:
+    plain = config_id(composed("attention=none"))
+    assert all(
+        config_id(composed("attention=none", f"variant={name}")) != plain
+        for name in VARIANTS
+        if name != "regulariser/none"
+    )
+
+
+PAPER = {
+    "paper/fgvc": (
+        ["cub", "cars", "aircraft"],
+        ["deit_tiny", "deit_small", "deit_base", "vit_base", "r50_vit_base"],
+        {"epochs": 100, "batch_size": 16, "opt": "adamw", "weight_decay": 0.05, "top_ratio": 0.1},
+    ),
+    "paper/reid": (
+        ["veri", "msmt17", "market1501", "dukemtmc"],
+        ["deit_tiny", "deit_small", "deit_base", "vit_base"],
+        {"epochs": 120, "batch_size": 64, "opt": "sgd", "weight_decay": 1e-4, "top_ratio": 0.3},
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_every_cell_of_the_paper_has_its_settings(recipe: str) -> None:
+    datasets, backbones, wanted = PAPER[recipe]
+    # each data set and each backbone once: cells combine them freely
+    cells = [(d, backbones[0]) for d in datasets] + [(datasets[0], b) for b in backbones[1:]]
+    for dataset, backbone in cells:
+        config = composed(
+            f"experiment={recipe}", f"dataset={dataset}", f"backbone={backbone}", "attention=dcal"
+        )
+        assert config.name == f"paper/{dataset}-{backbone}"
+        assert config.dataset.root == config.dataset.reader.root == f"data/{dataset}"
+        size = [448, 448] if "fgvc" in recipe else [256, 256] if dataset == "veri" else [256, 128]
+        assert (config.dataset.image_size, config.backbone.pretrained) == (size, True)
+        assert (config.attention.glca.blocks, config.attention.pwca.blocks) == (1, None)
+        batch, optimizer = config.train.batch_size, config.optimizer
+        found = {"epochs": config.train.epochs, "batch_size": batch, "opt": optimizer.opt}
+        found |= {"weight_decay": optimizer.weight_decay, "top_ratio": config.attention.glca.top_ratio}
+        assert found == wanted
+        lr = (
+            optimizer.lr
+            if optimizer.lr_batch_size is None
+            else optimizer.lr * batch / optimizer.lr_batch_size
+        )
+        assert lr == pytest.approx(5e-4 / 512 * 16 if "fgvc" in recipe else 0.008)
+        check_signatures(config)
+
+
+def documented() -> list[tuple[str, str]]:
+    """Every `dcal-train` command in headers and pages, continued lines joined."""
+    files = sorted(experiments_dir().rglob("*.yaml")) + sorted(experiments_dir().glob("*.md"))
+    found = []
+    for file in files:
+        text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+        for match in re.finditer(r"^(?:# Command: |\s*)(dcal-train .*)$", text, re.MULTILINE):
+            found.append((file.name, match[1]))
+    return found
+
+
+def test_documented_commands_compose() -> None:
+    assert {f"{name.rsplit('/')[-1]}.yaml" for name in (*RECIPES, *ABLATIONS)} <= {
+        file for file, _ in documented()
+    }
+    for command in sorted({command for _, command in documented()}):
+        words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
+        suggest(words)
+        first = []
+        for override in OverridesParser.create().parse_overrides(words):
+            if override.is_interval_sweep():
+                first.append(f"{override.key_or_group}={override.value().start}")  # type: ignore[union-attr]
+            elif override.is_sweep_override():
+                first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
+            elif not override.key_or_group.startswith(("hydra.", "hydra/")):
+                first.append(str(override.input_line))
+        composed(*first)
+
+
+def test_one_ablation_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        suggest(["-m", "ablation=components,readout"])
+    assert stopped.value.code == 1 and "one command per ablation" in capsys.readouterr().err
+    suggest(["ablation=components", "seed=0,1", "hydra/sweeper=basic", "variant=size/224"])
+
+
+@pytest.mark.parametrize(
+    "file", sorted((experiments_dir() / "sweep").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_wandb_sweeps_give_commands_that_compose(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    sweep: Any = agent.load_sweep_config(str(file))
+    drawn = {
+        key: {"value": (spec.get("values") or [spec.get("min")])[0]}
+        for key, spec in sweep["parameters"].items()
+    }
+    monkeypatch.setenv("DCAL_ROOT", "/sets/birds")
+    monkeypatch.setenv("DCAL_CHECKPOINT", "/weights/w.safetensors")
+    env, program, *words = agent.create_sweep_command(sweep["command"])
+    assert (env, program, words.pop()) == ("${env}", sweep["program"], "${args_no_hyphens}")
+    words += agent.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
+    suggest(words)
+    config = composed(*words)
+    check_signatures(config)
+    assert config.dataset.root == "/sets/birds" and config.optimizer.lr == drawn["optimizer.lr"]["value"]
+    assert config.wandb.mode == "online", "an agent follows a run that is online"
+    assert config.dataset.val_fraction or config.dataset.val_ids, "never tune on the test split"
+    assert sweep["metric"] == {"name": f"val/{get_object(config.task._target_).headline}", "goal": "maximize"}
+
+
+def test_smoke_ablation_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command runs the sweep, the next makes its table."""
+    from dcal import train
+    from dcal.report.records import collect
+
+    words = ["ablation=components", "experiment=smoke/fgvc", "seed=0", f"run.root={tmp_path / 'runs'}"]
+    monkeypatch.setattr("sys.argv", ["dcal-train", *words, f"dataset.root={tmp_path / 'birds'}"])
+    GlobalHydra.instance().clear()
+    train.main()
+    found, problems = collect(tmp_path / "runs")
+    assert not problems
+    (records,) = found.values()
+    assert sorted(record["config"]["attention"] for record in records) == ["dcal", "glca", "none", "pwca"]
+    json.dumps(records)

@@ -86,9 +86,11 @@ def weights(row: Row) -> dict[str, list[float]]:
 
 
 def draw_weights(axes: Any, row: Row) -> None:
-    for branch, values in weights(row).items():
+    curves = weights(row)
+    for branch, values in curves.items():
         axes.plot(range(1, len(values) + 1), values, label=branch, color=HUES.get(branch))
-    axes.set_yscale("log")
+    ends = [value for values in curves.values() for value in values]
+    axes.set_yscale("log" if max(ends) > 5 * min(ends) else "linear")
     axes.set_xlabel(f"epoch ({row.label})", fontsize=8)
     axes.set_ylabel("weight of the loss", fontsize=8)
     axes.legend(fontsize=8)

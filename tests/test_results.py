@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 
+from dcal.paths import experiments_dir
 from dcal.report.page import fill
-from dcal.report.records import collect, decode, encode, load, load_all
+from dcal.report.records import collect, decode, encode, load, load_all, parse, read_yaml
 from dcal.report.table import Spec, make_table, specs
 from dcal.report.text import markdown
 from dcal.results import job
@@ -220,6 +221,18 @@ def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
     job(configure(runs.parent))
     with pytest.raises(ValueError, match="differ in attention: name them in `by`"):
         make_table(Spec("mixed", ["*"], by=["dataset"]), load_all(runs.parent / "results"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
+def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
+    root = experiments_dir().parent
+    if not (root / page).is_file():
+        pytest.skip("no checkout")
+    results = load_all(experiments_dir() / "results")
+    described = specs(parse(experiments_dir() / "tables.yaml", read_yaml))
+    text = (root / page).read_text(encoding="utf-8")
+    wanted = [spec for spec in described if f"results:{spec.name} -->" in text]
+    assert fill(text, {spec.name: markdown(make_table(spec, results)) for spec in wanted}) == text
 
 
 def test_wrong_descriptions_are_named() -> None:

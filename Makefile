@@ -24,7 +24,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
-	$(BIN)/dcal-train $(ARGS)
+	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)

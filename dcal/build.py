@@ -35,7 +35,11 @@ def build(config: DictConfig) -> Setup:
     model, device = build_model(config, data, task)
     objective = task.objective(model.branches).to(device.torch)
     loader = data.train_loader(
-        cfg.train.batch_size, task.instances, cfg.seed, cfg.train.workers, pin_memory=device.torch.type == "cuda"
+        cfg.train.batch_size,
+        task.instances,
+        cfg.seed,
+        cfg.train.workers,
+        pin_memory=device.torch.type == "cuda",
     )
     optimization = make(config.optimizer)(
         model,
@@ -57,7 +61,9 @@ def build(config: DictConfig) -> Setup:
         device,
         cfg.train,
         torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
-        None if cfg.train.ema_decay is None else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
+        None
+        if cfg.train.ema_decay is None
+        else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
         build_mixup(task, data.num_classes),
     )
 
@@ -67,7 +73,9 @@ def build_model(config: DictConfig, data: Data, task: Task) -> tuple[DCAL, Devic
     vit = make(config.backbone)(image_size=data.image_size)
     cameras, views = side_sizes(task.side_information, data)
     device = Device(config.device, config.train.precision, *normalisation(vit), cameras, views)
-    model: DCAL = make(config.attention)(vit, data.num_classes, bnneck=task.bnneck, side_information=cameras * views)
+    model: DCAL = make(config.attention)(
+        vit, data.num_classes, bnneck=task.bnneck, side_information=cameras * views
+    )
     model.activation_checkpointing = config.train.activation_checkpointing
     return model.to(device.torch), device
 
@@ -92,7 +100,9 @@ def build_mixup(task: Task, num_classes: int) -> Mixup | None:
     """timm's mixup and cutmix, if either is on."""
     if not (task.mixup or task.cutmix):
         return None
-    return Mixup(mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes)
+    return Mixup(
+        mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes
+    )
 
 
 def check_train(cfg: Config) -> None:

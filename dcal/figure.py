@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +44,12 @@ def look(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
 
 
 def draw_examples(
-    images: Tensor, rollout: Tensor, selected: Tensor, captions: Sequence[str], correct: Sequence[bool], path: Path
+    images: Tensor,
+    rollout: Tensor,
+    selected: Tensor,
+    captions: Sequence[str],
+    correct: Sequence[bool],
+    path: Path,
 ) -> None:
     """Three rows of pictures: the images, the rollout over them, and the patches that GLCA selected.
 
@@ -79,6 +84,50 @@ def draw_examples(
     figure.savefig(path)
 
 
+class RankedList(NamedTuple):
+    """A query and what was found for it, nearest first."""
+
+    query: Tensor
+    """uint8 (3, H, W)."""
+    found: Sequence[Tensor]
+    marks: Sequence[str]
+    """For each: `right`, `wrong`, or why the protocol leaves it out (`same camera`, `junk`)."""
+
+
+MARK_COLORS = {"right": "#1a7f37", "wrong": "#c0392b", "same camera": "#9aa0a6", "junk": "#9aa0a6"}
+
+
+def draw_ranked_lists(rows: Sequence[RankedList], path: Path) -> None:
+    """A row per query: the query, then what was found, framed green or red; grey is left out by the protocol."""
+    from matplotlib.figure import Figure
+
+    columns = 1 + max(len(row.found) for row in rows)
+    height, width = rows[0].query.shape[1:]
+    figure = Figure(
+        figsize=(0.9 * columns, (0.9 * height / width + 0.25) * len(rows)), dpi=110, layout="constrained"
+    )
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(axes, rows, strict=True):
+        pictures = zip(line, [row.query, *row.found], ["query", *row.marks], strict=False)
+        for axis, picture, mark in pictures:
+            axis.imshow(picture.permute(1, 2, 0).numpy())
+            axis.spines[:].set(color=MARK_COLORS.get(mark, "black"), linewidth=2.5)
+            axis.set_xlabel(mark, fontsize=6, color=MARK_COLORS.get(mark, "black"), labelpad=1)
+        for axis in line:
+            axis.set_xticks([])
+            axis.set_yticks([])
+        for axis in line[1 + len(row.found) :]:
+            axis.set_visible(False)
+    figure.savefig(path)
+
+
+def log_figure(tracker: Any, path: Path) -> None:
+    """The figure file as a W&B image."""
+    import wandb
+
+    tracker.log({path.stem: wandb.Image(str(path))})
+
+
 def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping[str, Sequence[str]]) -> None:
     """The same examples as a W&B table: image, rollout over it, and the given columns."""
     import wandb
@@ -87,7 +136,9 @@ def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping
     for row, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         heat = upsample(rollout[row], pixels.shape[:2])[..., None]
         overlay = (pixels * (0.3 + 0.7 * heat)).astype(np.uint8)
-        table.add_data(wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values()))
+        table.add_data(
+            wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values())
+        )
     tracker.log({"examples": table})
 
 

@@ -1,6 +1,6 @@
 """What a training shows and sums up while it runs: progress bar, losses, time; and the guard against NaN.
 
-Losses stay on the device. The one that is looked at is the previous step's, long finished by then, so a GPU never waits.
+Losses stay on the device. The one that is looked at is the previous step's, long finished by then: a GPU never waits.
 """
 
 from __future__ import annotations

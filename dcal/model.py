@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.intercept import intercept
-from dcal.attention.kernel import Trace, attention_with_trace
+from dcal.attention.kernel import Trace, attention_with_trace, full_precision
 from dcal.attention.pairing import Pairing, Partners
 from dcal.attention.pwca import PairWiseCrossAttention
 from dcal.attention.rollout import HEAD_FUSIONS
@@ -89,8 +89,9 @@ class Head(nn.Module):
             nn.init.zeros_(self.classifier.bias)
 
     def forward(self, feature_BD: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        logits: Tensor = self.classifier(self.neck(feature_BD))
+        """Logits (B, C), in the weights' precision also under autocast: in bf16 classes would tie."""
+        with full_precision(feature_BD.device):
+            logits: Tensor = self.classifier(self.neck(feature_BD.to(self.classifier.weight.dtype)))
         return logits
 
 

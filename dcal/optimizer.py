@@ -61,7 +61,9 @@ def create_optimization(
         plain = parameter.ndim <= 1 or name.removeprefix("vit.") in skip or name == "side"
         scale = (bias_lr_scale if is_bias else 1.0) * (new_lr_scale if is_new else 1.0)
         decay = 0.0 if plain else weight_decay
-        group = groups.setdefault((scale, decay), {"params": [], "lr": base_lr * scale, "weight_decay": decay})
+        group = groups.setdefault(
+            (scale, decay), {"params": [], "lr": base_lr * scale, "weight_decay": decay}
+        )
         group["params"].append(parameter)
     try:
         optimizer = create_optimizer_v2(
@@ -72,8 +74,8 @@ def create_optimization(
     warmup_steps = round(schedule["warmup_epochs"] * steps_per_epoch)
     if warmup_steps >= total_steps > 1:
         raise ValueError(
-            f"optimizer.schedule.warmup_epochs={schedule['warmup_epochs']:g} leaves no epoch after the warm-up: lower it "
-            "or raise train.epochs"
+            f"optimizer.schedule.warmup_epochs={schedule['warmup_epochs']:g} leaves no epoch after the warm-up: lower "
+            "it or raise train.epochs"
         )
 
     def factor(step: int) -> float:

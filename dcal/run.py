@@ -93,7 +93,9 @@ class Run:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
+            raise RunLocked(
+                f"{self.directory} is being worked on by {holder}: wait for it or stop it"
+            ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
@@ -116,7 +118,9 @@ class Run:
 
     def write_config(self, overrides: list[str]) -> None:
         """Leaves the resolved configuration, what was typed, and the versions in the directory."""
-        write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        write_atomically(
+            self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True)
+        )
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
 
@@ -164,13 +168,18 @@ def git_state() -> dict[str, Any]:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
 
     commit = git("rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None}
+    return {
+        "commit": commit,
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -178,7 +187,16 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "platform": platform.platform(), "argv": " ".join(sys.argv)}
-    for package in ("dcal", "torch", "timm", "albumentations", "numpy", "opencv-python-headless", "hydra-core", "wandb"):
+    for package in (
+        "dcal",
+        "torch",
+        "timm",
+        "albumentations",
+        "numpy",
+        "opencv-python-headless",
+        "hydra-core",
+        "wandb",
+    ):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -18,7 +18,7 @@ from dcal.run import Run
 
 @contextmanager
 def track(run: Run, job_type: str = "train") -> Iterator[Any]:
-    """Opens the W&B run of `run` and yields it. Its id is a function of the run directory, so a resumed run goes on in it.
+    """Opens the W&B run of `run` and yields it. Its id follows from the run directory, so a resumed run goes on in it.
 
     Raises:
         ValueError: unknown `wandb.mode`.

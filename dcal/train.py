@@ -47,8 +47,10 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Trains the run that `config` describes and returns what its `result.json` holds."""
     from dcal.build import build
     from dcal.engine import fit
+    from dcal.memory import keep_freed_memory
     from dcal.tracking import track
 
+    keep_freed_memory()
     with Run(config) as run:
         run.write_config(_overrides())
         OmegaConf.resolve(config)
@@ -65,7 +67,15 @@ def train(config: DictConfig) -> dict[str, Any]:
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             if config.train.figures:
                 show = setup.task.show
-                show(setup.evaluated, setup.data, setup.validation, evaluation, setup.device, run.directory, tracker)
+                show(
+                    setup.evaluated,
+                    setup.data,
+                    setup.validation,
+                    evaluation,
+                    setup.device,
+                    run.directory,
+                    tracker,
+                )
     print(summary(result, run))
     return result
 
@@ -90,8 +100,9 @@ def summary(result: dict[str, Any], run: Run) -> str:
         for branch in ("sa", "glca")
         if f"{headline}_{branch}" in metrics
     )
+    title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
     lines = [
-        f"{result['name']}  {result['cfg_id']}  seed {result['seed']}: {headline} {metrics[headline]:.4f}  ({branches})",
+        f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
         f"  everything  {run.directory}",
         f"  figure      {run.directory / 'examples.png'}",
         f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*",

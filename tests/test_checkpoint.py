@@ -13,7 +13,9 @@ from dcal.rng import restore_rng_state, rng_state
 
 
 def save(folder: Path, step: int) -> None:
-    save_checkpoint(folder, step, {"w": torch.full((3,), float(step))}, {"position": {"step": step}, "rng": rng_state()})
+    save_checkpoint(
+        folder, step, {"w": torch.full((3,), float(step))}, {"position": {"step": step}, "rng": rng_state()}
+    )
 
 
 def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_smoke_ablation_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from dcal import train
     from dcal.report.records import collect
 
-    words = ["ablation=components", "experiment=smoke/fgvc", "seed=0", f"run.root={tmp_path / 'runs'}"]
+    words = ["ablation=components", "experiment=tiny/fgvc", "seed=0", f"run.root={tmp_path / 'runs'}"]
     monkeypatch.setattr("sys.argv", ["dcal-train", *words, f"dataset.root={tmp_path / 'birds'}"])
     GlobalHydra.instance().clear()
     train.main()

@@ -55,7 +55,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path | str, runs: Path, *more: str) -> list[str]:
     flags = [word for word in more if word == "-m"]
     words = [word for word in more if word != "-m"]
-    return [sys.executable, "-m", "dcal.train", *flags, *TINY, f"dataset.root='{folder}'", f"run.root={runs}", *words]
+    return [
+        sys.executable,
+        "-m",
+        "dcal.train",
+        *flags,
+        *TINY,
+        f"dataset.root='{folder}'",
+        f"run.root={runs}",
+        *words,
+    ]
 
 
 def run(folder: Path | str, runs: Path, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -79,23 +88,44 @@ def results(runs: Path) -> list[dict]:
 
 
 def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_path: Path) -> None:
-    done = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
+    done = run(
+        folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2"
+    )
     (result,) = results(tmp_path)
     assert result["status"] == "finished" and result["seed"] == 0 and len(result["cfg_id"]) == 8
     assert {"top1", "top1_sa", "top1_glca", "top5", "nll"} <= set(result["metrics"])
     directory = tmp_path / "tiny" / result["cfg_id"] / "seed=0"
-    for name in ("config_resolved.yaml", "metrics.jsonl", "last.safetensors", "items.npz", "examples.png", "checkpoints"):
+    for name in (
+        "config_resolved.yaml",
+        "metrics.jsonl",
+        "last.safetensors",
+        "items.npz",
+        "examples.png",
+        "checkpoints",
+    ):
         assert (directory / name).exists(), name
     assert str(directory) in done.stdout
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    keys = {"train/loss", "train/loss_sa", "train/loss_glca", "train/loss_pwca", "train/weight_sa", "train/lr", "val/top1"}
+    keys = {
+        "train/loss",
+        "train/loss_sa",
+        "train/loss_glca",
+        "train/loss_pwca",
+        "train/weight_sa",
+        "train/lr",
+        "val/top1",
+    }
     assert keys <= set(lines[0])
     assert list(directory.glob("wandb/offline-run-*/*.wandb"))
-    assert not (directory / "best.safetensors").exists()  # without a validation split there is no best but by the test
+    assert not (
+        directory / "best.safetensors"
+    ).exists()  # without a validation split there is no best but by the test
 
     before = (directory / "result.json").stat().st_mtime_ns
-    again = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
+    again = run(
+        folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2"
+    )
     assert "finished before" in again.stdout
     assert (directory / "result.json").stat().st_mtime_ns == before
 

@@ -59,8 +59,8 @@ def derangement(size: int) -> Tensor:
     """
     if size < 2:
         raise ValueError(
-            f"pair-wise cross-attention needs at least 2 images in a training batch, got {size}: raise train.batch_size "
-            "(per process and accumulation step) or set attention.pwca.blocks=0"
+            f"pair-wise cross-attention needs at least 2 images in a training batch, got {size}: raise "
+            "train.batch_size (per process and accumulation step) or set attention.pwca.blocks=0"
         )
     positions = torch.arange(size)
     while True:

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 REASONS = {
-    "Beit": "its attention adds a relative-position bias as wide as its own keys, so a partner's keys cannot be appended",
+    "Beit": "its attention adds a position bias as wide as its own keys, so a partner's keys cannot be appended",
     "Cait": "its talking-heads attention mixes heads around the softmax and never calls fused attention",
     "VisionTransformerSAM": "it has no class token and attends in windows",
     "Hiera": "its resolution changes between stages, so there is no rollout over one set of patches",

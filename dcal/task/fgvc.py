@@ -53,7 +53,9 @@ class FGVC:
         if side_information != "none":
             raise ValueError(f"task.side_information={side_information} needs cameras: it needs task=reid")
         if triplet["weight"] and instances < 2:
-            raise ValueError("task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more")
+            raise ValueError(
+                "task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more"
+            )
         self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
         self.bnneck, self.instances, self.mixup, self.cutmix = bnneck, instances, mixup, cutmix
         self.inference, self.flip_test = check_inference(inference), flip_test
@@ -62,10 +64,16 @@ class FGVC:
     def objective(self, branches: Sequence[str]) -> Objective:
         """The loss of a training batch for a model with these branches."""
         return Objective(
-            branches, self.loss_weighting, self.label_smoothing, self.triplet["weight"], self.triplet["margin"]
+            branches,
+            self.loss_weighting,
+            self.label_smoothing,
+            self.triplet["weight"],
+            self.triplet["margin"],
         )
 
-    def evaluate(self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device) -> Evaluation:
+    def evaluate(
+        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+    ) -> Evaluation:
         """Top-1, top-5 and NLL on a split: of combined inference, and per branch with the branch's name appended."""
         seen = infer(model, data.eval_loader(split, batch_size, workers), device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
@@ -74,18 +82,25 @@ class FGVC:
             own = classification_metrics(log_probabilities, seen.labels)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
         metrics["images"] = float(len(seen.labels))
-        top = scores.exp().max(1)
+        predictions = scores.argmax(1)
         items = {
             "index": seen.index,
             "label": seen.labels,
-            "prediction": top.indices,
-            "confidence": top.values,
+            "prediction": predictions,
+            "confidence": scores.exp().gather(1, predictions[:, None]).squeeze(1),
             **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
         }
         return Evaluation(metrics, items)
 
     def show(
-        self, model: DCAL, data: Data, split: str, evaluation: Evaluation, device: Device, folder: Path, tracker: Any
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        evaluation: Evaluation,
+        device: Device,
+        folder: Path,
+        tracker: Any,
     ) -> Path:
         """Draws examples of the split, right and wrong ones, into `folder`, and logs them as a W&B table."""
         items = evaluation.items

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dcal.dataset.loader import Data
+from dcal.dataset.record import Record
 from dcal.device import Device
+from dcal.figure import RankedList, draw_ranked_lists, log_figure, pick_examples
+from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import PerQuery, evaluate_retrieval
 from dcal.model import DCAL, join_features
 from dcal.task.evaluation import Evaluation, check_inference
@@ -52,9 +57,13 @@ class ReID:
         if metric not in ("cosine", "euclidean"):
             raise ValueError(f"task.metric={metric!r}: choose one of cosine, euclidean")
         if side_information not in ("none", "camera", "camera_view"):
-            raise ValueError(f"task.side_information={side_information!r}: choose one of none, camera, camera_view")
+            raise ValueError(
+                f"task.side_information={side_information!r}: choose one of none, camera, camera_view"
+            )
         if triplet["weight"] and instances < 2:
-            raise ValueError("task.triplet.weight needs pairs of one identity in a batch: set task.instances=2 or more")
+            raise ValueError(
+                "task.triplet.weight needs pairs of one identity in a batch: set task.instances=2 or more"
+            )
         self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
         self.bnneck, self.instances = bnneck, instances
         self.mixup, self.cutmix = 0.0, 0.0
@@ -64,10 +73,16 @@ class ReID:
     def objective(self, branches: Sequence[str]) -> Objective:
         """The loss of a training batch for a model with these branches."""
         return Objective(
-            branches, self.loss_weighting, self.label_smoothing, self.triplet["weight"], self.triplet["margin"]
+            branches,
+            self.loss_weighting,
+            self.label_smoothing,
+            self.triplet["weight"],
+            self.triplet["margin"],
         )
 
-    def evaluate(self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device) -> Evaluation:
+    def evaluate(
+        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+    ) -> Evaluation:
         """mAP, CMC and mINP: of the concatenated feature, and per branch with the branch's name appended.
 
         Args:
@@ -75,25 +90,67 @@ class ReID:
         """
         prefix = "" if split == "test" else f"{split}_"
         query, gallery = (
-            infer(model, data.eval_loader(prefix + part, batch_size, workers), device, self.flip_test, features_only=True)
+            infer(
+                model,
+                data.eval_loader(prefix + part, batch_size, workers),
+                device,
+                self.flip_test,
+                features_only=True,
+            )
             for part in ("query", "gallery")
         )
         metrics, items = self._retrieve(self._join(query), self._join(gallery), query, gallery, device)
         for branch in query.features if len(query.features) > 1 else ():
-            own, results = self._retrieve(query.features[branch], gallery.features[branch], query, gallery, device)
+            own, results = self._retrieve(
+                query.features[branch], gallery.features[branch], query, gallery, device
+            )
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
-            from dcal.metric.rerank import k_reciprocal_rerank
-
             keep = gallery.labels >= 0
             distances = k_reciprocal_rerank(self._join(query), self._join(gallery)[keep])
             reranked = evaluate_retrieval(
-                None, query.labels, query.cameras, None, gallery.labels[keep], gallery.cameras[keep], distances=distances
+                None,
+                query.labels,
+                query.cameras,
+                None,
+                gallery.labels[keep],
+                gallery.cameras[keep],
+                distances=distances,
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        return Evaluation(metrics, {"index": query.index, "label": query.labels, **items})
+        nearest = gallery.index[
+            rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))
+        ]
+        return Evaluation(metrics, {"index": query.index, "label": query.labels, "nearest": nearest, **items})
+
+    def show(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        evaluation: Evaluation,
+        device: Device,
+        folder: Path,
+        tracker: Any,
+    ) -> Path:
+        """Draws ranked lists, of queries found and of queries missed, into `folder`, and logs them to W&B."""
+        prefix = "" if split == "test" else f"{split}_"
+        gallery = data.records(f"{prefix}gallery")
+        items = evaluation.items
+        rows = []
+        for row in pick_examples((items["first_rank"] == 1) & items["valid"]):
+            number = int(items["index"][row])
+            asked = data.records(f"{prefix}query")[number]
+            found = [gallery[int(position)] for position in items["nearest"][row]]
+            images = [data.image(f"{prefix}gallery", int(position)) for position in items["nearest"][row]]
+            marks = [judge(asked, record) for record in found]
+            rows.append(RankedList(data.image(f"{prefix}query", number), images, marks))
+        path = folder / "examples.png"
+        draw_ranked_lists(rows, path)
+        log_figure(tracker, path)
+        return path
 
     def _join(self, seen: Inferred) -> Tensor:
         present = [seen.features[branch] for branch in self.inference if branch in seen.features]
@@ -117,3 +174,19 @@ class ReID:
         )
         per_query: PerQuery = result.pop("per_query")
         return result, per_query._asdict()
+
+
+@torch.no_grad()
+def rank_lists(query_QD: Tensor, gallery_GD: Tensor, length: int = 10, rows: int = 512) -> Tensor:
+    """Positions of the gallery items nearest to each query by cosine, junk included: (Q, length), on the CPU."""
+    length = min(length, len(gallery_GD))
+    return torch.cat([(part @ gallery_GD.T).topk(length).indices.cpu() for part in query_QD.split(rows)])
+
+
+def judge(asked: Record, found: Record) -> str:
+    """What the protocol makes of a gallery image: `junk`, `same camera` (both left out), `right` or `wrong`."""
+    if found.label < 0:
+        return "junk"
+    if found.label != asked.label:
+        return "wrong"
+    return "same camera" if found.camera == asked.camera >= 0 else "right"

@@ -124,6 +124,8 @@ def load_weights(vit: nn.Module, checkpoint: str | Path) -> None:
     module = eva if isinstance(vit, eva.Eva) else vision_transformer
     try:
         state = read_weights(checkpoint)
+        if "dist_token" in state and not hasattr(vit, "dist_token"):
+            raise ValueError("weights of a distilled model, which has a second class token (dist_token)")
         _fit_position_embedding(state, vit)
         state = module.checkpoint_filter_fn(state, vit)
     except (KeyError, ValueError, AttributeError, RuntimeError) as error:

@@ -174,9 +174,7 @@ def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     names = {"plain": "plain ViT", "dcal": "DCAL", "literal": "literal DCAL"}
     for name, label in names.items():
         points = [
-            (row["size"][0], row["seconds"][name], row["seconds"]["plain"])
-            for row in rows
-            if name in row["seconds"]
+            (row["size"][0], row["seconds"][name], row["seconds"]["plain"]) for row in rows if name in row["seconds"]
         ]
         if points:
             sizes, times, plain = zip(*points, strict=True)
@@ -197,9 +195,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Rows under a header, columns aligned."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
-    )
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def table_row(row: Config) -> list[str]:
@@ -230,17 +226,11 @@ def cells(config: Config) -> list[Config]:
         "precision": as_list(config["precisions"]),
         "mode": as_list(config["modes"]),
     }
-    return [
-        {**config, **dict(zip(axes, values, strict=True))} for values in itertools.product(*axes.values())
-    ]
+    return [{**config, **dict(zip(axes, values, strict=True))} for values in itertools.product(*axes.values())]
 
 
 def environment(device: torch.device) -> Config:
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
@@ -267,9 +257,7 @@ KEPT = (
 def run(config: Config) -> Config:
     """Runs every cell, the figure and the rollout table; returns what the JSON file holds."""
     wanted = config["device"]
-    device = torch.device(
-        "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+    device = torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     report: Config = {"environment": environment(device), "cells": [], "figure": [], "rollout": []}
@@ -287,12 +275,8 @@ def run(config: Config) -> Config:
             "compile": False,
             "attention": "glca",
         }
-        row = run_cell(
-            {**config, **choice, **{k: config["figure"][k] for k in ("backbone", "precision")}}, device
-        )
-        report["figure"].append(
-            {key: value for key, value in row.items() if key in KEPT or key not in config}
-        )
+        row = run_cell({**config, **choice, **{k: config["figure"][k] for k in ("backbone", "precision")}}, device)
+        report["figure"].append({key: value for key, value in row.items() if key in KEPT or key not in config})
     report["rollout"] = [rollout_memory(size, device) for size in config["rollout"]["sizes"]]
     return report
 
@@ -315,9 +299,7 @@ def main(config: DictConfig) -> None:
         )
     if report["figure"]:
         figure = options["figure"]
-        draw_figure(
-            report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference"
-        )
+        draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
 

@@ -36,13 +36,8 @@ def interleaved_medians(
     """
     for call in calls.values():
         seconds(call, 1, device, clock)
-    count = {
-        name: max(1, math.ceil(min_seconds / seconds(call, 1, device, clock))) for name, call in calls.items()
-    }
-    rounds = [
-        {name: seconds(call, count[name], device, clock) for name, call in calls.items()}
-        for _ in range(repeats)
-    ]
+    count = {name: max(1, math.ceil(min_seconds / seconds(call, 1, device, clock))) for name, call in calls.items()}
+    rounds = [{name: seconds(call, count[name], device, clock) for name, call in calls.items()} for _ in range(repeats)]
     return {name: statistics.median(times[name] for times in rounds) for name in calls}
 
 

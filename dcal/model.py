@@ -58,9 +58,9 @@ class Output(NamedTuple):
     @property
     def probabilities(self) -> Tensor:
         """Class probabilities of combined inference, (B, C): mean of the branches' softmax, PWCA left out."""
-        return torch.stack(
-            [branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]
-        ).mean(0)
+        return torch.stack([branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]).mean(
+            0
+        )
 
     @property
     def embedding(self) -> Tensor:
@@ -70,9 +70,7 @@ class Output(NamedTuple):
 
 def join_features(features: Sequence[Tensor]) -> Tensor:
     """Concatenation in which every branch has the same say: each L2-normalised, and the whole again."""
-    return F.normalize(
-        torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1
-    )
+    return F.normalize(torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1)
 
 
 class Head(nn.Module):
@@ -127,9 +125,7 @@ class DCAL(nn.Module):
         super().__init__()
         check_supported(vit)
         if head_fusion not in HEAD_FUSIONS:
-            raise ValueError(
-                f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}"
-            )
+            raise ValueError(f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
         self.vit = vit
         self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
         self.activation_checkpointing = False
@@ -149,9 +145,7 @@ class DCAL(nn.Module):
 
         pwca = dict(pwca or {"blocks": 0})
         blocks = pwca.pop("blocks", None)
-        self.pwca_blocks = _in_range(
-            "attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth
-        )
+        self.pwca_blocks = _in_range("attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth)
         self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))
         self.pairing = Pairing(
             pwca.pop("pairing", "natural"), pwca.pop("pairing_ratio", 0.5), pwca.pop("curriculum", ())
@@ -186,9 +180,7 @@ class DCAL(nn.Module):
             return None
         if labels is None:
             if self.pairing.at(progress) not in ("natural", "gaussian", "none"):
-                raise ValueError(
-                    f"attention.pwca.pairing={self.pairing.policy} needs the labels of the batch"
-                )
+                raise ValueError(f"attention.pwca.pairing={self.pairing.policy} needs the labels of the batch")
             labels = torch.arange(len(images))
 
         def embed_batch() -> Tensor:
@@ -336,11 +328,7 @@ def create_dcal_model(
         "top_ratio": top_ratio,
         "blocks": options.pop("glca_blocks", 1) if attention in ("glca", "dcal") else 0,
     }
-    pwca = {
-        key: options.pop(key)
-        for key in ("stream", "pairing", "pairing_ratio", "curriculum")
-        if key in options
-    }
+    pwca = {key: options.pop(key) for key in ("stream", "pairing", "pairing_ratio", "curriculum") if key in options}
     pwca["blocks"] = options.pop("pwca_blocks", None) if attention in ("pwca", "dcal") else 0
     own = {key: options.pop(key) for key in ("drop_path_rate", "patch_stride") if key in options}
     unknown = set(options) - {"head_fusion", "bnneck", "side_information"}

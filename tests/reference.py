@@ -150,15 +150,11 @@ class LiteralDCAL(nn.Module):
             used = maps[-1:] if glca.selection == "last" else maps
             wide = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in used]
             if glca.selection == "last":
-                rank = getattr(wide[0], {"mean": "mean", "max": "amax", "min": "amin"}[glca.head_fusion])(1)[
-                    :, 0
-                ]
+                rank = getattr(wide[0], {"mean": "mean", "max": "amax", "min": "amin"}[glca.head_fusion])(1)[:, 0]
             else:
                 rank = rollout_matrix(wide, glca.head_fusion)[:, 0]
             selected = rank[:, prefix:].topk(count, dim=1).indices
-        rows = torch.cat(
-            [torch.arange(prefix, device=selected.device).expand(len(selected), -1), selected + prefix], 1
-        )
+        rows = torch.cat([torch.arange(prefix, device=selected.device).expand(len(selected), -1), selected + prefix], 1)
         every = torch.arange(len(rows), device=rows.device)[:, None]
         x = states[first][every, rows]
         for block, full, rope in zip(glca.blocks, states[first:-1], ropes[first:], strict=True):

@@ -165,9 +165,7 @@ def test_the_selection_matters_to_every_readout_but_cls(stream: str) -> None:
     for readout, moves in (("cls", False), ("mean", True), ("cls_mean", True)):
         features = []
         for selection in ("rollout", "all"):
-            model = tiny_model(
-                glca={"readout": readout, "selection": selection, "blocks": 2}, pwca={"stream": stream}
-            )
+            model = tiny_model(glca={"readout": readout, "selection": selection, "blocks": 2}, pwca={"stream": stream})
             features.append(model.eval()(images_for(DEIT)).features.glca)
         if moves:
             assert (features[0] - features[1]).abs().max() > 1e-3
@@ -191,9 +189,7 @@ def test_pwca_adds_no_parameter_and_no_inference_work() -> None:
     with_pwca, without = tiny_model(), tiny_model(pwca={"blocks": 0})
     assert with_pwca.state_dict().keys() == without.state_dict().keys()
     images = images_for(DEIT).to("meta")
-    counts = [
-        measure.flops(lambda model=model: model.to("meta").eval()(images)) for model in (with_pwca, without)
-    ]
+    counts = [measure.flops(lambda model=model: model.to("meta").eval()(images)) for model in (with_pwca, without)]
     assert counts[0] == counts[1] > 0
     assert tiny_model().eval()(images_for(DEIT)).pwca is None
 

@@ -30,9 +30,7 @@ FAMILIES = (
     Family("DeiT", "deit_tiny_patch16_224", "deit_*_patch16_*"),
     Family("DeiT, distilled", "deit_tiny_distilled_patch16_224", "deit_*_distilled_*"),
     Family("DeiT-3", "deit3_small_patch16_224", "deit3_*"),
-    Family(
-        "hybrids of a ResNet and a ViT", "vit_tiny_r_s16_p8_224", "vit_*_r_s16_* vit_*_r26_* vit_*_r50_*", 32
-    ),
+    Family("hybrids of a ResNet and a ViT", "vit_tiny_r_s16_p8_224", "vit_*_r_s16_* vit_*_r26_* vit_*_r50_*", 32),
     Family("DINOv2", "vit_small_patch14_dinov2", "vit_*_patch14_dinov2", 14),
     Family("DINOv2 with registers", "vit_small_patch14_reg4_dinov2", "vit_*_reg4_dinov2", 14),
     Family("CLIP", "vit_base_patch16_clip_quickgelu_224", "vit_*_clip_*"),
@@ -42,14 +40,10 @@ FAMILIES = (
     Family("InternViT", "vit_intern300m_patch14_448", "vit_intern*", 14),
     Family("FlexiViT", "flexivit_small", "flexivit_*"),
     Family("EVA-01", "eva_giant_patch14_224", "eva_*", 14),
-    Family(
-        "EVA-02", "eva02_tiny_patch14_224", "eva02_*_patch14_2* eva02_*_patch14_3* eva02_*_patch14_4*", 14
-    ),
+    Family("EVA-02", "eva02_tiny_patch14_224", "eva02_*_patch14_2* eva02_*_patch14_3* eva02_*_patch14_4*", 14),
     Family("EVA-02 CLIP", "eva02_base_patch16_clip_224", "eva02_*_clip_*"),
     Family("DINOv3", "vit_small_patch16_dinov3", "vit_*_dinov3 vit_*_dinov3_qkvb"),
-    Family(
-        "DINOv3 with SwiGLU", "vit_small_plus_patch16_dinov3", "vit_*_plus_*_dinov3 vit_*_plus_*_dinov3_qkvb"
-    ),
+    Family("DINOv3 with SwiGLU", "vit_small_plus_patch16_dinov3", "vit_*_plus_*_dinov3 vit_*_plus_*_dinov3_qkvb"),
     Family("LingBot", "vit_small_patch16_lingbot", "vit_*_lingbot"),
     Family("ViT with RoPE", "vit_small_patch16_rope_ape_224", "vit_*_rope_224 vit_*_rope_ape_224"),
     Family("ViT with mixed RoPE", "vit_small_patch16_rope_mixed_224", "vit_*_rope_mixed_*"),
@@ -110,11 +104,7 @@ def tiny_model(
 def scramble(module: nn.Module) -> None:
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
-        scale = (
-            name.endswith(("norm.weight", "gamma", "gamma_1", "gamma_2"))
-            or ("norm" in name
-            and "weight" in name)
-        )
+        scale = name.endswith(("norm.weight", "gamma", "gamma_1", "gamma_2")) or ("norm" in name and "weight" in name)
         parameter.copy_(0.3 * torch.randn_like(parameter) + float(scale))
 
 

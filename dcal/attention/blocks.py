@@ -56,7 +56,6 @@ class Blocks:
         shape = (maps.stop - maps.start, rows.stop - rows.start, self.keys)
         return memory[: math.prod(shape)].view(shape)
 
-
     def scores(self, memory: Tensor, block: Block, q_GND: Tensor, k_GMD: Tensor, scale: float) -> Tensor:
         """`q kᵀ scale` of this block, written to `memory`."""
         out = self.view(memory, block)

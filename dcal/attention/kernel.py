@@ -73,9 +73,7 @@ def _cpu_flash_works() -> bool:
         q = torch.linspace(-1.0, 1.0, 16).view(1, 1, 4, 4)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, q, q, scale=0.5)[:2]
         expected = torch.logsumexp(q @ q.mT * 0.5, -1)
-        return (
-            lse.shape == expected.shape and out.shape == q.shape and torch.allclose(lse, expected, atol=1e-5)
-        )
+        return lse.shape == expected.shape and out.shape == q.shape and torch.allclose(lse, expected, atol=1e-5)
     except (AttributeError, RuntimeError, TypeError):
         return False
 

@@ -87,9 +87,7 @@ class Pairing:
         if not 0.0 <= ratio <= 1.0:
             raise ValueError(f"attention.pwca.pairing_ratio={ratio}: a share between 0 and 1")
         stages = tuple(curriculum)
-        if policy == "curriculum" and (
-            not stages or any(s not in POLICIES or s == "curriculum" for s in stages)
-        ):
+        if policy == "curriculum" and (not stages or any(s not in POLICIES or s == "curriculum" for s in stages)):
             raise ValueError(
                 f"attention.pwca.curriculum={list(stages)}: name one or more of the other pairing policies"
             )
@@ -101,9 +99,7 @@ class Pairing:
             return self.policy
         return self.stages[min(int(progress * len(self.stages)), len(self.stages) - 1)]
 
-    def draw(
-        self, labels_B: Tensor, progress: float = 0.0, embed: Callable[[], Tensor] | None = None
-    ) -> Partners:
+    def draw(self, labels_B: Tensor, progress: float = 0.0, embed: Callable[[], Tensor] | None = None) -> Partners:
         """Draws the partners of one batch.
 
         Args:
@@ -126,9 +122,7 @@ class Pairing:
         if policy in NEEDS_EMBEDDINGS:
             if embed is None:
                 raise ValueError(f"attention.pwca.pairing={policy} needs the batch's features: pass `embed`")
-            return Partners(
-                _by_similarity(embed().float().cpu(), same_BB, hardest=policy == "hardest", fallback=drawn)
-            )
+            return Partners(_by_similarity(embed().float().cpu(), same_BB, hardest=policy == "hardest", fallback=drawn))
         return Partners(_among(self._wanted(policy, same_BB), fallback=drawn))
 
     def _wanted(self, policy: str, same_BB: Tensor) -> Tensor:

@@ -56,9 +56,7 @@ def num_selected(ratio: float, patches: int) -> int:
         ValueError: the ratio is not in (0, 1].
     """
     if not 0.0 < ratio <= 1.0:
-        raise ValueError(
-            f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]"
-        )
+        raise ValueError(f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]")
     return max(1, math.floor(ratio * patches + 1e-9))  # 0.29 * 100 must be 29, not 28
 
 

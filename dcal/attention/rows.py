@@ -71,9 +71,7 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     if rope is not None:
         prefix = attn.num_prefix_tokens
         half = getattr(attn, "rotate_half", False)
-        k = torch.cat(
-            [k[:, :, :prefix], apply_rot_embed_cat(k[:, :, prefix:], rope, half=half)], dim=2
-        ).type_as(v)
+        k = torch.cat([k[:, :, :prefix], apply_rot_embed_cat(k[:, :, prefix:], rope, half=half)], dim=2).type_as(v)
     groups = getattr(attn, "num_kv_groups", 1)
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

@@ -114,6 +114,11 @@ def check_train(cfg: Config) -> None:
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
         if getattr(cfg.train, key) < 1:
             raise ValueError(f"train.{key}={getattr(cfg.train, key)}: must be at least 1")
+    if cfg.train.accumulate > 1 and (cfg.task.triplet.weight or cfg.task.bnneck):
+        raise ValueError(
+            f"train.accumulate={cfg.train.accumulate}: triplets and BNNeck look at the whole batch, and parts of it would "
+            "give another result: set train.accumulate=1 (train.activation_checkpointing=true saves memory)"
+        )
     if cfg.train.batch_size % cfg.train.accumulate:
         raise ValueError(
             f"train.accumulate={cfg.train.accumulate} does not divide train.batch_size={cfg.train.batch_size}"

@@ -61,9 +61,7 @@ def build(config: DictConfig) -> Setup:
         device,
         cfg.train,
         torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
-        None
-        if cfg.train.ema_decay is None
-        else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
+        None if cfg.train.ema_decay is None else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
         build_mixup(task, data.num_classes),
     )
 
@@ -73,9 +71,7 @@ def build_model(config: DictConfig, data: Data, task: Task) -> tuple[DCAL, Devic
     vit = make(config.backbone)(image_size=data.image_size)
     cameras, views = side_sizes(task.side_information, data)
     device = Device(config.device, config.train.precision, *normalisation(vit), cameras, views)
-    model: DCAL = make(config.attention)(
-        vit, data.num_classes, bnneck=task.bnneck, side_information=cameras * views
-    )
+    model: DCAL = make(config.attention)(vit, data.num_classes, bnneck=task.bnneck, side_information=cameras * views)
     model.activation_checkpointing = config.train.activation_checkpointing
     return model.to(device.torch), device
 
@@ -100,9 +96,7 @@ def build_mixup(task: Task, num_classes: int) -> Mixup | None:
     """timm's mixup and cutmix, if either is on."""
     if not (task.mixup or task.cutmix):
         return None
-    return Mixup(
-        mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes
-    )
+    return Mixup(mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes)
 
 
 def check_train(cfg: Config) -> None:
@@ -116,7 +110,7 @@ def check_train(cfg: Config) -> None:
             raise ValueError(f"train.{key}={getattr(cfg.train, key)}: must be at least 1")
     if cfg.train.accumulate > 1 and (cfg.task.triplet.weight or cfg.task.bnneck):
         raise ValueError(
-            f"train.accumulate={cfg.train.accumulate}: triplets and BNNeck look at the whole batch, and parts of it would "
+            f"train.accumulate={cfg.train.accumulate}: triplets and BNNeck look at the whole batch, parts of it would "
             "give another result: set train.accumulate=1 (train.activation_checkpointing=true saves memory)"
         )
     if cfg.train.batch_size % cfg.train.accumulate:

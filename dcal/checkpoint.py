@@ -30,9 +30,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save_weights(
-    path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a weight file atomically."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(
@@ -92,11 +90,7 @@ def _steps(folder: Path) -> list[Path]:
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha(file.read())
-        )
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file.read())
 
 
 def _sha(data: bytes) -> str:

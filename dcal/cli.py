@@ -38,9 +38,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
 def suggest(arguments: Sequence[str]) -> None:
     """Exits with the nearest name where an override names an option or a key that does not exist."""
     try:
-        overrides = OverridesParser.create().parse_overrides(
-            [a for a in arguments if "=" in a and a[0] not in "-+~"]
-        )
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] not in "-+~"])
     except HydraException:
         return  # Hydra itself explains bad syntax
     for override in overrides:

@@ -38,9 +38,7 @@ class Device:
         if name not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device={name!r}: choose one of auto, cpu, cuda")
         if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "device=cuda, but torch sees no GPU: use device=cpu or install a CUDA build of torch"
-            )
+            raise ValueError("device=cuda, but torch sees no GPU: use device=cpu or install a CUDA build of torch")
         if precision not in PRECISIONS:
             raise ValueError(f"train.precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.torch = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

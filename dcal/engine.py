@@ -129,9 +129,7 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
                 if stop or meter.checkpoint_due():
                     save(setup, run, at, meter)
                 if stop:
-                    raise Interrupted(
-                        f"stopped in epoch {at.epoch + 1}, step {at.step}: repeat the command to go on"
-                    )
+                    raise Interrupted(f"stopped in epoch {at.epoch + 1}, step {at.step}: repeat the command to go on")
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(setup)}
             if at.epoch % max(1, cfg.eval_every) == 0 or at.epoch == cfg.epochs:
@@ -143,9 +141,7 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
             meter.report(values, setup.task.headline)
             save(setup, run, at, meter)
     save_weights(run.directory / "last.safetensors", setup.evaluated.state_dict())
-    return evaluation or evaluate(
-        setup, setup.validation
-    )  # None: killed between the last checkpoint and the result
+    return evaluation or evaluate(setup, setup.validation)  # None: killed between the last checkpoint and the result
 
 
 def update(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -200,16 +196,12 @@ def evaluate(setup: Setup, split: str) -> Evaluation:
     """The task's evaluation of the evaluated model on a split; not compiled, for its batches come in two sizes."""
     cfg = setup.train
     with torch.compiler.set_stance("force_eager"):
-        return setup.task.evaluate(
-            setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device
-        )
+        return setup.task.evaluate(setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device)
 
 
 def weights_and_rates(setup: Setup) -> dict[str, float]:
     """What the optimizer stands at, for the log: learning rate, and the weight of each branch's loss."""
-    weights = {
-        f"train/weight_{branch}": weight for branch, weight in setup.objective.combine.weights().items()
-    }
+    weights = {f"train/weight_{branch}": weight for branch, weight in setup.objective.combine.weights().items()}
     return {"train/lr": setup.optimization.optimizer.param_groups[0]["lr"], **weights}
 
 
@@ -218,9 +210,7 @@ def keep_best(setup: Setup, run: Run, at: Position, evaluation: Evaluation) -> N
     headline = evaluation.metrics[setup.task.headline]
     if setup.validation == "val" and headline > at.best:
         at.best = headline
-        save_weights(
-            run.directory / "best.safetensors", setup.evaluated.state_dict(), {"epoch": str(at.epoch)}
-        )
+        save_weights(run.directory / "best.safetensors", setup.evaluated.state_dict(), {"epoch": str(at.epoch)})
 
 
 def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:

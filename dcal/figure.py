@@ -103,9 +103,7 @@ def draw_ranked_lists(rows: Sequence[RankedList], path: Path) -> None:
 
     columns = 1 + max(len(row.found) for row in rows)
     height, width = rows[0].query.shape[1:]
-    figure = Figure(
-        figsize=(0.9 * columns, (0.9 * height / width + 0.25) * len(rows)), dpi=110, layout="constrained"
-    )
+    figure = Figure(figsize=(0.9 * columns, (0.9 * height / width + 0.25) * len(rows)), dpi=110, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         pictures = zip(line, [row.query, *row.found], ["query", *row.marks], strict=False)
@@ -136,9 +134,7 @@ def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping
     for row, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
         heat = upsample(rollout[row], pixels.shape[:2])[..., None]
         overlay = (pixels * (0.3 + 0.7 * heat)).astype(np.uint8)
-        table.add_data(
-            wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values())
-        )
+        table.add_data(wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values()))
     tracker.log({"examples": table})
 
 

@@ -323,12 +323,13 @@ def create_dcal_model(
     """
     if attention not in ("none", "glca", "pwca", "dcal"):
         raise ValueError(f"attention={attention!r}: choose one of none, glca, pwca, dcal")
-    glca = {key: options.pop(key) for key in ("selection", "readout", "init") if key in options}
+    glca: dict[str, Any] = {key: options.pop(key) for key in ("selection", "readout", "init") if key in options}
     glca |= {
         "top_ratio": top_ratio,
         "blocks": options.pop("glca_blocks", 1) if attention in ("glca", "dcal") else 0,
     }
-    pwca = {key: options.pop(key) for key in ("stream", "pairing", "pairing_ratio", "curriculum") if key in options}
+    of_pwca = ("stream", "pairing", "pairing_ratio", "curriculum")
+    pwca: dict[str, Any] = {key: options.pop(key) for key in of_pwca if key in options}
     pwca["blocks"] = options.pop("pwca_blocks", None) if attention in ("pwca", "dcal") else 0
     own = {key: options.pop(key) for key in ("drop_path_rate", "patch_stride") if key in options}
     unknown = set(options) - {"head_fusion", "bnneck", "side_information"}

@@ -36,6 +36,4 @@ def _find(name: str) -> Path:
         if folder.is_dir():
             return folder
     looked = " nor ".join(str(folder) for folder in candidates)
-    raise FileNotFoundError(
-        f"the folder {name!r} of dcal is missing (neither {looked}): reinstall the package"
-    )
+    raise FileNotFoundError(f"the folder {name!r} of dcal is missing (neither {looked}): reinstall the package")

@@ -93,9 +93,7 @@ class Run:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            raise RunLocked(
-                f"{self.directory} is being worked on by {holder}: wait for it or stop it"
-            ) from None
+            raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
@@ -118,9 +116,7 @@ class Run:
 
     def write_config(self, overrides: list[str]) -> None:
         """Leaves the resolved configuration, what was typed, and the versions in the directory."""
-        write_atomically(
-            self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True)
-        )
+        write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
 
@@ -168,9 +164,7 @@ def git_state() -> dict[str, Any]:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
-            )
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

@@ -44,9 +44,7 @@ def random_set(size: tuple[int, int, int, int, int], noise: float, dim: int = 38
     return tuple(sides)
 
 
-def sorting_loop(
-    query: Tensor, q_ids: Tensor, q_cams: Tensor, gallery: Tensor, g_ids: Tensor, g_cams: Tensor
-) -> float:
+def sorting_loop(query: Tensor, q_ids: Tensor, q_cams: Tensor, gallery: Tensor, g_ids: Tensor, g_cams: Tensor) -> float:
     """mAP as most code bases compute it: all distances at once, then one argsort per query."""
     normalise = torch.nn.functional.normalize
     distances = (1 - normalise(query) @ normalise(gallery).T).numpy()
@@ -78,13 +76,9 @@ def measured(what: str, call: Callable[[], T]) -> tuple[T, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("market", "msmt17", "rerank"))
-    parser.add_argument(
-        "--noise", type=float, default=3.0, help="10 and more: features without any information"
-    )
+    parser.add_argument("--noise", type=float, default=3.0, help="10 and more: features without any information")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
@@ -104,9 +98,7 @@ def main() -> None:
     print(ours[0][0])
     if loops:
         print(f"mAP differs by {abs(loops[0][0] - ours[0][0]['mAP']):.1e}")
-        fastest, median = (
-            f([t for _, t in loops]) / f([t for _, t in ours]) for f in (min, statistics.median)
-        )
+        fastest, median = (f([t for _, t in loops]) / f([t for _, t in ours]) for f in (min, statistics.median))
         print(f"{fastest:.1f} times as fast by the best run of each, {median:.1f} by the median")
 
 

@@ -78,7 +78,7 @@ def test_drop_path_grows_over_the_blocks() -> None:
         (
             DEIT,
             (60, 64),
-            r"dataset.image_size=\[60,64\] is not a multiple of the 16x16 patches of deit_tiny_patch16_224; near it: \[64,64\]",
+            r"dataset.image_size=\[60,64\] is not a multiple of the 16x16 patches of deit_tiny.*; near it: \[64,64\]",
         ),
         ("vit_tiny_r_s16_p8_224", (64, 80), r"\[64,80\] is not a multiple of the 32x32 patches"),
     ],
@@ -265,7 +265,7 @@ class Exploit:
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     """Trap 42."""
     path = save_pth({"model": plain().state_dict(), "args": Exploit()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match="a .pth that holds tensors only"):
+    with pytest.raises(CheckpointError, match=r"a \.pth that holds tensors only"):
         small(checkpoint=path)
     assert not Exploit.ran
 

@@ -38,9 +38,7 @@ def test_options_of_a_group_share_their_keys(group: str) -> None:
     for option in group_options(group):
         keys[option] = leaves(OmegaConf.to_container(OmegaConf.load(config_dir() / group / f"{option}.yaml")))
     first = next(iter(keys.values()))
-    assert all(found == first for found in keys.values()), {
-        name: found ^ first for name, found in keys.items()
-    }
+    assert all(found == first for found in keys.values()), {name: found ^ first for name, found in keys.items()}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -52,9 +50,7 @@ def test_every_option_composes(group: str) -> None:
 def test_identity_is_the_configuration_not_what_was_typed() -> None:
     default = config_id(composed())
     assert config_id(composed("attention=dcal", "optimizer.opt=adamw")) == default
-    assert (
-        config_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
-    )
+    assert config_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
     assert config_id(composed("attention=glca")) != default
     assert config_id(composed("train.epochs=7")) != default
     here, there = (composed(f"backbone.checkpoint=/{folder}/w.safetensors") for folder in ("a", "b"))

@@ -93,9 +93,7 @@ class TestRealLists:
         assert catalog.num_classes == 100
         split = fgvc.read_aircraft(root, official_val=True)
         check(split)
-        assert (
-            counts(split) == split.protocol["official_images"] == {"train": 3334, "val": 3333, "test": 3333}
-        )
+        assert counts(split) == split.protocol["official_images"] == {"train": 3334, "val": 3333, "test": 3333}
 
 
 @pytest.fixture
@@ -313,9 +311,7 @@ def test_cars_in_both_layouts(tmp_path: Path) -> None:
 def test_dogs_flowers_and_pets(tmp_path: Path) -> None:
     dogs = {"train": ["n02-Pug/n02_1.jpg", "n01-Akita/n01_1.jpg"], "test": ["n01-Akita/n01_2.jpg"]}
     for split, files in dogs.items():
-        savemat(
-            tmp_path / f"{split}_list.mat", {"file_list": [[f] for f in files], "labels": [[1]] * len(files)}
-        )
+        savemat(tmp_path / f"{split}_list.mat", {"file_list": [[f] for f in files], "labels": [[1]] * len(files)})
     catalog = fgvc_mat.read_dogs(tmp_path)
     check(catalog)
     assert catalog.class_names == ["n01-Akita", "n02-Pug"]

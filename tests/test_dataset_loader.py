@@ -58,8 +58,7 @@ def epoch(data: Data, workers: int = 0, instances: int = 1, number: int = 0) -> 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     return len(one) == len(other) and all(
-        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-        for a, b in zip(one, other, strict=True)
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(one, other, strict=True)
     )
 
 
@@ -99,9 +98,7 @@ def test_loading_leaves_the_global_generator_alone(catalog: Catalog) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])
-def test_a_cache_changes_nothing(
-    catalog: Catalog, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_changes_nothing(catalog: Catalog, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     plain, cached = make_data(catalog), make_data(catalog, cache=kind)
     assert same(epoch(plain), epoch(cached))
@@ -126,9 +123,7 @@ def build(arguments: tuple[list[Path], Path, Path]) -> int:
 
     cache_module.read_image = noted
     resize = eval_transform([32, 20], [32, 20])
-    cache = cache_module.PixelCache(
-        "disk", paths, lambda image: resize(image=image)["image"], (32, 20), folder
-    )
+    cache = cache_module.PixelCache("disk", paths, lambda image: resize(image=image)["image"], (32, 20), folder)
     return int(sum(int(cache.get(index).sum()) for index in range(len(paths))))  # type: ignore[union-attr]
 
 
@@ -252,9 +247,7 @@ class TestDamage:
         for record in catalog.splits[split]:
             truncate(record.path)
         data = make_data(catalog, on_bad_image="skip")
-        loader = (
-            data.train_loader(4, 1, 0, workers) if split == "train" else data.eval_loader("test", 4, workers)
-        )
+        loader = data.train_loader(4, 1, 0, workers) if split == "train" else data.eval_loader("test", 4, workers)
         with pytest.raises(DataError, match="all"):
             list(loader)
 
@@ -285,12 +278,7 @@ class TestSplits:
         data = make_data(Catalog("people", splits, [f"p{label:02}" for label in range(12)]), val_ids=5)
         train, query, gallery = (data.records(name) for name in ("train", "val_query", "val_gallery"))
         assert len(train) + len(query) + len(gallery) == len(records)
-        assert (
-            data.num_classes
-            == 7
-            == len({record.label for record in train})
-            == max(r.label for r in train) + 1
-        )
+        assert data.num_classes == 7 == len({record.label for record in train}) == max(r.label for r in train) + 1
         held = {record.label for record in query}
         assert len(held) == 5 and min(held) > 3 and {record.label for record in gallery} == held
         assert set(data.class_names).isdisjoint(f"p{label:02}" for label in held)

@@ -87,8 +87,7 @@ def test_veri_has_the_official_counts_and_its_own_ground_truth(data_root: Path) 
     assert catalog.protocol["evaluation"] == "image_to_image"
     assert set(names(catalog, "query")) <= set(names(catalog, "gallery"))
     ids, cams = (
-        torch.tensor([getattr(record, field) for record in catalog.splits["gallery"]])
-        for field in ("label", "camera")
+        torch.tensor([getattr(record, field) for record in catalog.splits["gallery"]]) for field in ("label", "camera")
     )
     lines = {file: (root / file).read_text().splitlines() for file in ("gt_index.txt", "jk_index.txt")}
     for query, matches, same_camera in zip(catalog.splits["query"], *lines.values(), strict=True):
@@ -175,8 +174,7 @@ def veri(root: Path) -> Path:
         write(root / f"name_{split}.txt", listed)
         touch(root / f"image_{split}", listed)
     items = "".join(
-        f'<Item imageName="{n}" vehicleID="{n[:4]}" cameraID="{n[5:9]}" colorID="1" />\n'
-        for n in lists["train"]
+        f'<Item imageName="{n}" vehicleID="{n[:4]}" cameraID="{n[5:9]}" colorID="1" />\n' for n in lists["train"]
     )
     head = '<?xml version="1.0" encoding="gb2312"?>'
     xml = f"{head}\n<TrainingImages><!-- 颜色 --><Items>{items}</Items></TrainingImages>"
@@ -219,9 +217,7 @@ def test_vehicleid_draws_one_gallery_image_per_vehicle(tmp_path: Path) -> None:
     for file, lines in lists.items():
         write(tmp_path / f"train_test_split/{file}.txt", lines)
         touch(tmp_path / "image", (f"{line.split()[0]}.jpg" for line in lines))
-    first, again, other = (
-        read_vehicleid(tmp_path, split_seed=seed, allow_mismatch=True) for seed in (0, 0, 1)
-    )
+    first, again, other = (read_vehicleid(tmp_path, split_seed=seed, allow_mismatch=True) for seed in (0, 0, 1))
     assert [r.label for r in first.splits["gallery"]] == list(range(10)) and len(first.splits["query"]) == 30
     assert not set(names(first, "query")) & set(names(first, "gallery"))
     assert names(first, "gallery") == names(again, "gallery") != names(other, "gallery")
@@ -249,9 +245,7 @@ def test_identity_folder_splits_by_name(tmp_path: Path) -> None:
     assert catalog.protocol["gallery_junk"] == 1
     tested = {name.split("_")[0] for name in names(catalog, "query")}
     assert tested.isdisjoint(catalog.class_names)
-    touch(
-        tmp_path / "zoe", ["zoe_c1_0.jpg", "zoe_c2_0.jpg"]
-    )  # the order is by name alone: at most zoe moves in
+    touch(tmp_path / "zoe", ["zoe_c1_0.jpg", "zoe_c2_0.jpg"])  # the order is by name alone: at most zoe moves in
     more = read_identity_folder(tmp_path, camera=r"_c(\d)", test_fraction=0.5)
     assert len(tested & {name.split("_")[0] for name in names(more, "query")}) >= 2
 

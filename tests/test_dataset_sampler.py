@@ -31,9 +31,7 @@ def identity_batches(draw: st.DrawFn) -> tuple[list[int], IdentityBatches]:
     sizes = draw(st.lists(st.integers(1, 23), min_size=enough, max_size=enough + 8))
     labels = np.repeat(np.arange(len(sizes)) * 7, sizes)
     labels = np.random.default_rng(draw(st.integers(0, 99))).permutation(labels).tolist()
-    return labels, IdentityBatches(
-        labels, instances * identities, instances, draw(st.integers(0, 9)), 0, world_size
-    )
+    return labels, IdentityBatches(labels, instances * identities, instances, draw(st.integers(0, 9)), 0, world_size)
 
 
 @settings(max_examples=150, deadline=None)

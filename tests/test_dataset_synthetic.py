@@ -46,9 +46,7 @@ def pixels(catalog: Catalog) -> list[Any]:
 
 
 @pytest.mark.parametrize("read", [birds, people])
-def test_drawn_twice_gives_the_same_pixels_and_records(
-    read: Callable[[Path], Catalog], tmp_path: Path
-) -> None:
+def test_drawn_twice_gives_the_same_pixels_and_records(read: Callable[[Path], Catalog], tmp_path: Path) -> None:
     first, second = read(tmp_path / "a"), read(tmp_path / "b")
     assert all(np.array_equal(x, y) for x, y in zip(pixels(first), pixels(second), strict=True))
     for split, records in first.splits.items():
@@ -158,9 +156,7 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     (tmp_path / ".synthetic_birds-0.part-x").mkdir()  # of another recipe: not ours to remove
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(2), context.Queue()
-    workers = [
-        context.Process(target=_read_when_all_are_ready, args=(tmp_path, barrier, results)) for _ in range(2)
-    ]
+    workers = [context.Process(target=_read_when_all_are_ready, args=(tmp_path, barrier, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     assert results.get(timeout=60) == results.get(timeout=60)

@@ -64,9 +64,7 @@ def test_padding_is_black_and_all_sides_can_be_cropped() -> None:
 
 
 def test_a_seed_decides_whatever_ran_before() -> None:
-    one, other = (
-        train_transform([40, 40], [60, 90], {"flip": 0.5, "pad": 4, "erase": 0.5}) for _ in range(2)
-    )
+    one, other = (train_transform([40, 40], [60, 90], {"flip": 0.5, "pad": 4, "erase": 0.5}) for _ in range(2))
     for seed in range(20):
         run(other, RAMP, 1000 + seed)
         assert np.array_equal(run(one, RAMP, seed), run(other, RAMP, seed))

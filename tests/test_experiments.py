@@ -145,9 +145,7 @@ def test_every_cell_of_the_paper_has_its_settings(recipe: str) -> None:
     # each data set and each backbone once: cells combine them freely
     cells = [(d, backbones[0]) for d in datasets] + [(datasets[0], b) for b in backbones[1:]]
     for dataset, backbone in cells:
-        config = composed(
-            f"experiment={recipe}", f"dataset={dataset}", f"backbone={backbone}", "attention=dcal"
-        )
+        config = composed(f"experiment={recipe}", f"dataset={dataset}", f"backbone={backbone}", "attention=dcal")
         assert config.name == f"paper/{dataset}-{backbone}"
         assert config.dataset.root == config.dataset.reader.root == f"data/{dataset}"
         size = [448, 448] if "fgvc" in recipe else [256, 256] if dataset == "veri" else [256, 128]
@@ -157,11 +155,7 @@ def test_every_cell_of_the_paper_has_its_settings(recipe: str) -> None:
         found = {"epochs": config.train.epochs, "batch_size": batch, "opt": optimizer.opt}
         found |= {"weight_decay": optimizer.weight_decay, "top_ratio": config.attention.glca.top_ratio}
         assert found == wanted
-        lr = (
-            optimizer.lr
-            if optimizer.lr_batch_size is None
-            else optimizer.lr * batch / optimizer.lr_batch_size
-        )
+        lr = optimizer.lr if optimizer.lr_batch_size is None else optimizer.lr * batch / optimizer.lr_batch_size
         assert lr == pytest.approx(5e-4 / 512 * 16 if "fgvc" in recipe else 0.008)
         check_signatures(config)
 
@@ -178,9 +172,7 @@ def documented() -> list[tuple[str, str]]:
 
 
 def test_documented_commands_compose() -> None:
-    assert {f"{name.rsplit('/')[-1]}.yaml" for name in (*RECIPES, *ABLATIONS)} <= {
-        file for file, _ in documented()
-    }
+    assert {f"{name.rsplit('/')[-1]}.yaml" for name in (*RECIPES, *ABLATIONS)} <= {file for file, _ in documented()}
     for command in sorted({command for _, command in documented()}):
         words = [word for word in shlex.split(command)[1:] if not word.startswith("-")]
         suggest(words)
@@ -202,16 +194,11 @@ def test_one_ablation_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     suggest(["ablation=components", "seed=0,1", "hydra/sweeper=basic", "variant=size/224"])
 
 
-@pytest.mark.parametrize(
-    "file", sorted((experiments_dir() / "sweep").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted((experiments_dir() / "sweep").glob("*.yaml")), ids=lambda file: file.stem)
 def test_wandb_sweeps_give_commands_that_compose(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     sweep: Any = agent.load_sweep_config(str(file))
-    drawn = {
-        key: {"value": (spec.get("values") or [spec.get("min")])[0]}
-        for key, spec in sweep["parameters"].items()
-    }
+    drawn = {key: {"value": (spec.get("values") or [spec.get("min")])[0]} for key, spec in sweep["parameters"].items()}
     monkeypatch.setenv("DCAL_ROOT", "/sets/birds")
     monkeypatch.setenv("DCAL_CHECKPOINT", "/weights/w.safetensors")
     env, program, *words = agent.create_sweep_command(sweep["command"])

@@ -77,9 +77,7 @@ def edges(module: str) -> set[str]:
     return found
 
 
-PACKAGES = sorted(
-    ".".join(file.parent.relative_to(PACKAGE).parts) for file in PACKAGE.glob("*/**/__init__.py")
-)
+PACKAGES = sorted(".".join(file.parent.relative_to(PACKAGE).parts) for file in PACKAGE.glob("*/**/__init__.py"))
 MODULES = sorted(set(sources()) - {"", *PACKAGES})
 
 

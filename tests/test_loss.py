@@ -70,9 +70,7 @@ def test_triplet_of_duplicated_images_has_finite_gradient() -> None:
 
 
 def test_triplet_gradient() -> None:
-    features = torch.randn(
-        8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
-    )
+    features = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3])
     assert torch.autograd.gradcheck(lambda x: TripletLoss()(x, labels), features)
 

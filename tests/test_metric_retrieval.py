@@ -82,9 +82,7 @@ def test_equals_oracle_on_features(problem: Any, metric: str, seed: int) -> None
     q_ids, q_cams, g_ids, g_cams, _ = problem
     generator = torch.Generator().manual_seed(seed)
     if metric == "euclidean":
-        query, gallery = (
-            torch.randint(-2, 3, (len(i), 2), generator=generator).double() for i in (q_ids, g_ids)
-        )
+        query, gallery = (torch.randint(-2, 3, (len(i), 2), generator=generator).double() for i in (q_ids, g_ids))
         distances = [[math.dist(q, g) for g in gallery.tolist()] for q in query.tolist()]
     else:
         query, gallery = (

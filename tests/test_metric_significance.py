@@ -31,9 +31,7 @@ def test_interval_is_that_of_scipy() -> None:
     rng = np.random.default_rng(0)
     outcomes = (rng.random((3, 400)) < 0.8).astype(float)
     ours = interval(resampled_means(outcomes))
-    theirs = stats.bootstrap(
-        (outcomes.mean(0),), np.mean, method="percentile", vectorized=True
-    ).confidence_interval
+    theirs = stats.bootstrap((outcomes.mean(0),), np.mean, method="percentile", vectorized=True).confidence_interval
     assert ours == pytest.approx((theirs.low, theirs.high), abs=3e-3)
 
 
@@ -54,9 +52,7 @@ def test_difference_covers_seeds_too() -> None:
     means = np.tile(np.concatenate([0.9 + by_seed, np.full(3, 0.9)]), (40_000, 1))
     found = paired_difference(0.9 + by_seed, np.full(3, 0.9), means[:, :3], means[:, 3:])
     exact = enumerated(list(by_seed))
-    assert (found.low, found.high) == pytest.approx(
-        tuple(np.quantile(exact, [0.025, 0.975], method="inverted_cdf"))
-    )
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(exact, [0.025, 0.975], method="inverted_cdf")))
     assert found.p == pytest.approx(2 * (exact <= 1e-12).mean(), abs=0.02)
     assert (found.mean, found.seeds, found.wins) == (pytest.approx(0.02), 3, 2)
 
@@ -73,14 +69,10 @@ def test_properties(seeds: int, items: int, seed: int, shift: float) -> None:
     first = rng.random((seeds, items))
     means = resampled_means(np.concatenate([first, first + shift]), resamples=200)
     order = rng.permutation(items)
-    np.testing.assert_array_equal(
-        means, resampled_means(np.concatenate([first, first + shift]), resamples=200)
-    )
+    np.testing.assert_array_equal(means, resampled_means(np.concatenate([first, first + shift]), resamples=200))
     assert first.mean(0).min() - 1e-9 <= interval(means[:, :seeds]).low <= interval(means[:, :seeds]).high
     # a constant shift is known exactly, whatever the items and however they are ordered
-    found = paired_difference(
-        (first + shift)[:, order].mean(1), first.mean(1), means[:, seeds:], means[:, :seeds]
-    )
+    found = paired_difference((first + shift)[:, order].mean(1), first.mean(1), means[:, seeds:], means[:, :seeds])
     if seeds == 1:
         assert (found.low, found.high) == pytest.approx((shift, shift), abs=1e-9)
     back = paired_difference(first.mean(1), (first + shift).mean(1), means[:, :seeds], means[:, seeds:])

@@ -79,9 +79,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
-    python(
-        f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})", cwd=checkout
-    )
+    python(f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})", cwd=checkout)
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

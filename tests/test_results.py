@@ -37,9 +37,7 @@ CONFIG: dict[str, Any] = {
     "deterministic": False,
 }
 ITEMS = 40
-PAGE = (
-    "before\n<!-- results:birds -->\n<!-- /results -->\nbetween\n<!-- results:later -->\n<!-- /results -->\n"
-)
+PAGE = "before\n<!-- results:birds -->\n<!-- /results -->\nbetween\n<!-- results:later -->\n<!-- /results -->\n"
 
 
 def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: str = "fgvc/birds") -> Path:
@@ -60,9 +58,7 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
     result |= {"git": {"commit": "0123456789abcdef", "dirty": False}, "device": "2 CPU cores"}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    (folder / "versions.json").write_text(
-        json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"})
-    )
+    (folder / "versions.json").write_text(json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"}))
     lines = [
         {"epoch": 1, "step": 10, "train/images_per_second": 50.0, "train/loss": 2.0},
         {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "val/top1": 0.9},
@@ -90,9 +86,7 @@ def configure(folder: Path, **more: Any) -> Any:
     values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
-    return OmegaConf.create(
-        {**paths, "pages": pages, "tables": str(tables), "device": None, "resamples": 500, **more}
-    )
+    return OmegaConf.create({**paths, "pages": pages, "tables": str(tables), "device": None, "resamples": 500, **more})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -142,9 +136,7 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    "file", ["result.json", "config_resolved.yaml", "versions.json", "metrics.jsonl", "items.npz"]
-)
+@pytest.mark.parametrize("file", ["result.json", "config_resolved.yaml", "versions.json", "metrics.jsonl", "items.npz"])
 @pytest.mark.parametrize("fault", ["torn", "missing"])
 def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -> None:
     path = runs / "fgvc" / "birds" / "dcal" / "seed=1" / file
@@ -174,9 +166,7 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert "left out" in told.err and "seed=2" in told.err
     text = page.read_text()
-    assert (
-        text.startswith("before\n") and "between\n" in text and "No runs yet." in text and "old" not in text
-    )
+    assert text.startswith("before\n") and "between\n" in text and "No runs yet." in text and "old" not in text
     assert "| none | 78.75 ± 1.77 |" in text and "| dcal | 87.50 ± 2.50 |" in text
     assert "+10.00 [+" in text and "| 2/2 |" in text, "compared on the two seeds that both have"
     assert "5 runs" in text and "commit 01234567" in text and "2 CPU cores" in text
@@ -205,9 +195,7 @@ def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
     assert len(second["runs"]) == len(first["runs"]) + 1
     ((again,),) = [[r for r in second["runs"] if (r["cfg_id"], r["seed"]) == ("id-dcal", 0)]]
     assert again["metrics"]["top1"] == 0.95
-    assert [r for r in second["runs"] if r["seed"] in (1, 2)] == [
-        r for r in first["runs"] if r["seed"] in (1, 2)
-    ]
+    assert [r for r in second["runs"] if r["seed"] in (1, 2)] == [r for r in first["runs"] if r["seed"] in (1, 2)]
 
 
 def test_without_a_description_rows_are_what_differs(runs: Path) -> None:

@@ -88,9 +88,7 @@ def results(runs: Path) -> list[dict]:
 
 
 def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_path: Path) -> None:
-    done = run(
-        folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2"
-    )
+    done = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
     (result,) = results(tmp_path)
     assert result["status"] == "finished" and result["seed"] == 0 and len(result["cfg_id"]) == 8
     assert {"top1", "top1_sa", "top1_glca", "top5", "nll"} <= set(result["metrics"])
@@ -118,14 +116,10 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_pat
     }
     assert keys <= set(lines[0])
     assert list(directory.glob("wandb/offline-run-*/*.wandb"))
-    assert not (
-        directory / "best.safetensors"
-    ).exists()  # without a validation split there is no best but by the test
+    assert not (directory / "best.safetensors").exists()  # without a validation split there is no best but by the test
 
     before = (directory / "result.json").stat().st_mtime_ns
-    again = run(
-        folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2"
-    )
+    again = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
     assert "finished before" in again.stdout
     assert (directory / "result.json").stat().st_mtime_ns == before
 

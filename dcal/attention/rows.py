@@ -10,6 +10,8 @@ stands before).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
@@ -58,16 +60,16 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     Returns:
         keys and values, each (B, H, N, D).
     """
-    attn: nn.Module = block.attn  # type: ignore[assignment]
-    y_BND = block.norm1(x_BND)  # type: ignore[operator]
+    attn: Any = block.attn  # timm's attention classes share these names, not a type
+    y_BND: Tensor = block.norm1(x_BND)  # type: ignore[operator]
     if attn.qkv is not None:
-        width = attn.qkv.weight.shape[0] // 3  # type: ignore[operator,union-attr]
-        kv = F.linear(y_BND, attn.qkv.weight[width:], _key_value_bias(attn, width))  # type: ignore[index,union-attr]
+        width = attn.qkv.weight.shape[0] // 3
+        kv = F.linear(y_BND, attn.qkv.weight[width:], _key_value_bias(attn, width))
         k, v = kv.unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     else:
-        k = attn.k_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)  # type: ignore[operator]
-        v = attn.v_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)  # type: ignore[operator]
-    k = attn.k_norm(k)  # type: ignore[operator]
+        k = attn.k_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        v = attn.v_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+    k = attn.k_norm(k)
     if rope is not None:
         prefix = attn.num_prefix_tokens
         half = getattr(attn, "rotate_half", False)
@@ -78,11 +80,11 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     return k, v
 
 
-def _key_value_bias(attn: nn.Module, width: int) -> Tensor | None:
+def _key_value_bias(attn: Any, width: int) -> Tensor | None:
     if getattr(attn, "q_bias", None) is not None:  # Eva keeps the biases beside a bias-free projection
-        return torch.cat((attn.k_bias, attn.v_bias))  # type: ignore[arg-type]
-    bias = attn.qkv.bias  # type: ignore[union-attr]
-    return None if bias is None else bias[width:]  # type: ignore[index]
+        return torch.cat((attn.k_bias, attn.v_bias))
+    bias = attn.qkv.bias
+    return None if bias is None else bias[width:]
 
 
 def gather_rows(x_BND: Tensor, index_BR: Tensor) -> Tensor:

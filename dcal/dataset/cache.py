@@ -71,9 +71,7 @@ def _load_or_build(
     with FileLock(file.with_suffix(".lock")):  # the ranks and jobs of one machine wait for the first
         if not file.exists():
             _check_room("disk", shape, shutil.disk_usage(file.parent).free, file.parent)
-            part = file.with_suffix(
-                ".part"
-            )  # a builder that was killed leaves this, and nothing else, behind
+            part = file.with_suffix(".part")  # a builder that was killed leaves this, and nothing else, behind
             rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
             _fill(rows, paths, resize)
             rows.flush()

@@ -46,9 +46,7 @@ def read_cars(root: str | Path | None) -> Catalog:
         logger.warning("%s: no %s, so no test split; see dataset.val_fraction", folder, labelled)
     else:
         entries += _read_cars_split(folder, "test", test_file)
-    return make_catalog(
-        CARS, entries, _car_names(read_mat(folder / "devkit" / "cars_meta.mat", CARS)), official
-    )
+    return make_catalog(CARS, entries, _car_names(read_mat(folder / "devkit" / "cars_meta.mat", CARS)), official)
 
 
 def read_dogs(root: str | Path | None) -> Catalog:

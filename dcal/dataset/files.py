@@ -112,9 +112,7 @@ def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:
     try:
         return table[key]
     except KeyError:
-        raise DataError(
-            f"{file}: has no entry for {what}; the files of this copy do not belong together"
-        ) from None
+        raise DataError(f"{file}: has no entry for {what}; the files of this copy do not belong together") from None
 
 
 def _numbered(keys: Iterable[str]) -> dict[str, int]:

@@ -141,9 +141,7 @@ class Data:
         if key not in self._eval_loaders:
             dataset = self._dataset(split, training=False)
             mine = range(rank, len(dataset), world_size)
-            self._eval_loaders[key] = Loader(
-                dataset, workers, pin_memory, sampler=mine, batch_size=batch_size
-            )
+            self._eval_loaders[key] = Loader(dataset, workers, pin_memory, sampler=mine, batch_size=batch_size)
         return self._eval_loaders[key]
 
     def image(self, split: str, index: int) -> torch.Tensor:

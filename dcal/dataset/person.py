@@ -177,9 +177,7 @@ class _Brush:
             self.blob((ankle[0] + toe, 0.972), (0.052 if side else 0.036, 0.026), who.shoes)
         if who.cut == "skirt":
             flare = 0.13 * max(width, 0.8)
-            self.shape(
-                [(-0.085 * width, 0.46), (0.085 * width, 0.46), (flare, 0.7), (-flare, 0.7)], who.bottom
-            )
+            self.shape([(-0.085 * width, 0.46), (0.085 * width, 0.46), (flare, 0.7), (-flare, 0.7)], who.bottom)
 
     def torso(self, who: Identity, width: float) -> None:
         half = [(0.045, 0.155), (0.115 * width, 0.19), (0.108 * width, 0.35), (0.1 * width, 0.52)]

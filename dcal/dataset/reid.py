@@ -86,9 +86,7 @@ def duke_name(name: str) -> tuple[int, int] | None:
     return match and (int(match[1]), int(match[2]))
 
 
-def read_occluded_duke(
-    root: str | Path | None, allow_mismatch: bool = False, check_images: bool = True
-) -> Catalog:
+def read_occluded_duke(root: str | Path | None, allow_mismatch: bool = False, check_images: bool = True) -> Catalog:
     """Occluded-Duke (Miao et al., ICCV 2019): DukeMTMC-reID's images under new lists, every query occluded.
 
     Reads train.list, query.list and gallery.list beside Market's folders.
@@ -98,9 +96,7 @@ def read_occluded_duke(
         ones.
     """
     lists = ("train.list", "query.list", "gallery.list")
-    folder = complete_root(
-        root, "Occluded-Duke", (*lists, *(PERSON_FOLDERS if check_images else ())), "Occluded_Duke"
-    )
+    folder = complete_root(root, "Occluded-Duke", (*lists, *(PERSON_FOLDERS if check_images else ())), "Occluded_Duke")
     splits = []
     for file, part in zip(lists, PERSON_FOLDERS, strict=True):
         names = read_lines(folder / file, "Occluded-Duke")
@@ -141,8 +137,7 @@ def read_msmt17(
             f"the images of MSMT17 {version}; is dataset.reader.version={version} right?"
         )
     parts = [
-        msmt17_list(folder / file, test_folder if file in lists[2:] else train_folder, check_images)
-        for file in lists
+        msmt17_list(folder / file, test_folder if file in lists[2:] else train_folder, check_images) for file in lists
     ]
     return build_catalog(
         "msmt17",
@@ -161,9 +156,7 @@ def msmt17_list(file: Path, folder: Path, check_images: bool) -> list[Sighting]:
     for number, line in enumerate(read_lines(file, "MSMT17"), 1):
         match = re.fullmatch(r"(\S*?([^/\s_]+)_\d+_(\d+)_\S+)\s+(\d+)", line)
         if match is None:
-            raise DataError(
-                f"{file}: line {number} ('{line}') is not like '0000/0000_045_12_0303morning_0006_2.jpg 0'"
-            )
+            raise DataError(f"{file}: line {number} ('{line}') is not like '0000/0000_045_12_0303morning_0006_2.jpg 0'")
         names.append(match[1])
         sightings.append(Sighting(folder / match[1], int(match[4]), int(match[3])))
     if check_images:

@@ -22,9 +22,7 @@ SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "id", "camera", "split")
 
 
-def read_identity_folder(
-    root: str | Path | None, camera: str | None = None, test_fraction: float = 0.5
-) -> Catalog:
+def read_identity_folder(root: str | Path | None, camera: str | None = None, test_fraction: float = 0.5) -> Catalog:
     """One folder of images per identity, either below train/, query/ and gallery/, or all below `root`.
 
     Without the three folders the split is made, the same on every machine and at every run:
@@ -58,9 +56,7 @@ def read_identity_folder(
         raise DataError(f"dataset.root={folder}: no such folder; give the one with one folder per identity")
     given = [split for split in SPLITS if (folder / split).is_dir()]
     if given and len(given) < len(SPLITS):
-        raise DataError(
-            f"dataset.root={folder}: has {', '.join(given)}, expected all of {', '.join(SPLITS)} or none"
-        )
+        raise DataError(f"dataset.root={folder}: has {', '.join(given)}, expected all of {', '.join(SPLITS)} or none")
     files = {split: identity_folders(folder / split) for split in given} or {"all": identity_folders(folder)}
     number = numbers(name for identities in files.values() for name in identities)
     paths = [path for identities in files.values() for images in identities.values() for path in images]
@@ -133,9 +129,7 @@ def identity_folders(folder: Path) -> dict[str, list[Path]]:
             if images:
                 found[entry.name] = images
     if not found:
-        raise DataError(
-            f"{folder}: no folder with images in it; dataset.root must hold one folder per identity"
-        )
+        raise DataError(f"{folder}: no folder with images in it; dataset.root must hold one folder per identity")
     return found
 
 
@@ -223,9 +217,7 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
     cameras = numbers(row["camera"] or "-1" for row in rows)
     seen: dict[str, list[Sighting]] = {split: [] for split in SPLITS}
     for row in rows:
-        seen[row["split"]].append(
-            Sighting(folder / row["path"], number[row["id"]], cameras[row["camera"] or "-1"])
-        )
+        seen[row["split"]].append(Sighting(folder / row["path"], number[row["id"]], cameras[row["camera"] or "-1"]))
     return build_catalog(
         "identity_csv",
         *(seen[split] for split in SPLITS),

@@ -48,8 +48,7 @@ def complete_root(root: str | Path | None, name: str, expected: Sequence[str], f
     missing = [entry for entry in expected if not (found / entry).exists()]
     if missing:
         raise DataError(
-            f"dataset.root={found}: {', '.join(missing)} missing; "
-            f"the folder of {name} holds {', '.join(expected)}"
+            f"dataset.root={found}: {', '.join(missing)} missing; the folder of {name} holds {', '.join(expected)}"
         )
     return found
 
@@ -137,9 +136,7 @@ def build_catalog(
     splits = {"train": train, "query": query, "gallery": gallery}
     for split, sightings in splits.items():
         if not sightings:
-            raise DataError(
-                f"{name}: the split {split!r} is empty; check dataset.root and the reader's options"
-            )
+            raise DataError(f"{name}: the split {split!r} is empty; check dataset.root and the reader's options")
     counts = {split: count(sightings) for split, sightings in splits.items()}
     junk = sum(s.identity == -1 for s in gallery)
     fingerprint: dict[str, Any] = {
@@ -147,9 +144,7 @@ def build_catalog(
         **{split: c._asdict() for split, c in counts.items()},
         "gallery_junk": junk,
         "junk_policy": JUNK_POLICY,
-        "camera_policy": CAMERA_POLICY
-        if counts["query"].cameras
-        else "no cameras: no gallery image is ignored",
+        "camera_policy": CAMERA_POLICY if counts["query"].cameras else "no cameras: no gallery image is ignored",
     }
     LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
     if official:
@@ -172,9 +167,7 @@ def describe(split: str, counts: Counts) -> str:
     return f"{split} {counts.identities} ids, {counts.images} images, {counts.cameras} cameras"
 
 
-def compare(
-    name: str, counts: Mapping[str, Counts], official: Mapping[str, Counts], allow_mismatch: bool
-) -> list[str]:
+def compare(name: str, counts: Mapping[str, Counts], official: Mapping[str, Counts], allow_mismatch: bool) -> list[str]:
     """Differences from the official table, in words; raises DataError for any unless they are allowed."""
     differences = [
         f"{split} {what}: {found} instead of {wanted}"

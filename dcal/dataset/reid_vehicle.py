@@ -48,9 +48,7 @@ def read_veri(
         official.
     """
     if evaluation not in VERI_EVALUATIONS:
-        raise ValueError(
-            f"dataset.reader.evaluation={evaluation!r}: choose one of {', '.join(VERI_EVALUATIONS)}"
-        )
+        raise ValueError(f"dataset.reader.evaluation={evaluation!r}: choose one of {', '.join(VERI_EVALUATIONS)}")
     lists = ("name_train.txt", "name_query.txt", "name_test.txt")
     parts = ("image_train", "image_query", "image_test")
     folder = complete_root(root, "VeRi-776", (*lists, *(parts if check_images else ())), "VeRi")
@@ -68,9 +66,7 @@ def read_veri(
     protocol: dict[str, object] = {"evaluation": evaluation}
     if evaluation == "image_to_track":
         protocol["tracks"] = veri_tracks(folder / "test_track.txt", names[2])
-    return build_catalog(
-        "veri", train, query, gallery, protocol=protocol, official=VERI, allow_mismatch=allow_mismatch
-    )
+    return build_catalog("veri", train, query, gallery, protocol=protocol, official=VERI, allow_mismatch=allow_mismatch)
 
 
 def veri_name(name: str) -> tuple[int, int] | None:
@@ -86,9 +82,7 @@ def check_labels(file: Path, sightings: list[Sighting]) -> None:
     """
     text = file.read_bytes().decode("gb2312", errors="replace")
     items = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text)).iter("Item")
-    labels = {
-        i.get("imageName"): (int(i.get("vehicleID", -1)), int(i.get("cameraID", "c-1")[1:])) for i in items
-    }
+    labels = {i.get("imageName"): (int(i.get("vehicleID", -1)), int(i.get("cameraID", "c-1")[1:])) for i in items}
     for path, *label in sightings:
         if labels.get(path.name) != tuple(label):
             raise DataError(
@@ -99,9 +93,7 @@ def check_labels(file: Path, sightings: list[Sighting]) -> None:
 
 def veri_tracks(file: Path, gallery: list[str]) -> list[int]:
     """Number of the track of each gallery image; a line of the file holds the names of one track's images."""
-    tracks = {
-        name: number for number, line in enumerate(read_lines(file, "VeRi-776")) for name in line.split()
-    }
+    tracks = {name: number for number, line in enumerate(read_lines(file, "VeRi-776")) for name in line.split()}
     missing = [name for name in gallery if name not in tracks]
     if missing:
         raise DataError(
@@ -133,9 +125,7 @@ def read_vehicleid(
             f"dataset.reader.test_size={test_size}: choose one of {', '.join(map(str, VEHICLEID_TEST_SIZES))}"
         )
     lists = ("train_test_split/train_list.txt", f"train_test_split/test_list_{test_size}.txt")
-    folder = complete_root(
-        root, "VehicleID", (*lists, *(("image",) if check_images else ())), "VehicleID_V1.0"
-    )
+    folder = complete_root(root, "VehicleID", (*lists, *(("image",) if check_images else ())), "VehicleID_V1.0")
     train, test = (vehicleid_list(folder / file, folder / "image", check_images) for file in lists)
     by_vehicle: dict[int, list[Sighting]] = {}
     for sighting in test:

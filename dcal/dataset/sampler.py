@@ -78,9 +78,7 @@ class ShuffleBatches(_Batches):
         ValueError: the split is smaller than one global batch.
     """
 
-    def __init__(
-        self, num_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, num_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(batch_size, seed, rank, world_size)
         self.num_items = num_items
         if len(self) == 0:
@@ -93,9 +91,7 @@ class ShuffleBatches(_Batches):
         return self.num_items // (self.batch_size * self.world_size)
 
     def _order(self, rng: np.random.Generator) -> IntArray:
-        return rng.permutation(self.num_items)[: len(self) * self.batch_size * self.world_size].reshape(
-            len(self), -1
-        )
+        return rng.permutation(self.num_items)[: len(self) * self.batch_size * self.world_size].reshape(len(self), -1)
 
 
 class IdentityBatches(_Batches):
@@ -135,9 +131,7 @@ class IdentityBatches(_Batches):
     ) -> None:
         super().__init__(batch_size, seed, rank, world_size)
         if instances < 1 or batch_size % instances:
-            raise ValueError(
-                f"train.batch_size={batch_size}: must be a multiple of task.instances={instances}"
-            )
+            raise ValueError(f"train.batch_size={batch_size}: must be a multiple of task.instances={instances}")
         self.instances = instances
         self.identities_per_batch = batch_size // instances * world_size
         values, inverse = np.unique(np.asarray(labels), return_inverse=True)

@@ -187,6 +187,4 @@ def perch(rng: np.random.Generator, canvas: Image, foot: Points, angle: float, u
         side = 1 if rng.random() < 0.5 else -1
         length = unit * (0.3 + 0.25 * rng.random())
         tilt = angle + side * (0.5 + 0.7 * rng.random())
-        some_leaf(rng, at + length / 2 * np.array([math.cos(tilt), math.sin(tilt)]), length, tilt).draw(
-            canvas
-        )
+        some_leaf(rng, at + length / 2 * np.array([math.cos(tilt), math.sin(tilt)]), length, tilt).draw(canvas)

@@ -81,9 +81,7 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
     cameras = [views for label, views in sorted(by_camera.items()) if label in held]
     splits = {
         **catalog.splits,
-        "train": [
-            replace(record, label=new_label[record.label]) for record in train if record.label in new_label
-        ],
+        "train": [replace(record, label=new_label[record.label]) for record in train if record.label in new_label],
         "val_query": [images[0] for views in cameras for images in views.values()],
         "val_gallery": [image for views in cameras for images in views.values() for image in images[1:]],
     }

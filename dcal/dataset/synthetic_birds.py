@@ -136,9 +136,7 @@ def _light(rng: np.random.Generator, image: Image) -> Image:
     exposure = 0.86 + 0.28 * rng.random()
     warmth = (rng.random() - 0.5) * 0.14
     shadow = 1 + (0.05 + 0.15 * rng.random()) * cloud(rng, size, size, 3)
-    gain = cv2.merge(
-        [shadow * np.float32(g) for g in (exposure * (1 + warmth), exposure, exposure * (1 - warmth))]
-    )
+    gain = cv2.merge([shadow * np.float32(g) for g in (exposure * (1 + warmth), exposure, exposure * (1 - warmth))])
     return cv2.multiply(image, gain, dtype=cv2.CV_8U).astype(np.uint8, copy=False)
 
 
@@ -177,12 +175,8 @@ def read_synthetic_birds(
         raise ValueError(f"dataset.reader={options}: counts must be at least 1 and the seed at least 0")
     recipe = recipe_hash(options, (__file__, bird.__file__, scenery.__file__))
     counts = {"train": train_per_class, "test": test_per_class}
-    jobs = [
-        (split, label, k) for split, n in counts.items() for label in range(len(SPECIES)) for k in range(n)
-    ]
-    records = drawn_once(
-        root, "synthetic_birds", recipe, jobs, partial(_draw_job, image_size=image_size, seed=seed)
-    )
+    jobs = [(split, label, k) for split, n in counts.items() for label in range(len(SPECIES)) for k in range(n)]
+    records = drawn_once(root, "synthetic_birds", recipe, jobs, partial(_draw_job, image_size=image_size, seed=seed))
     cut = train_per_class * len(SPECIES)
     protocol = {**options, "recipe": recipe}
     return Catalog("synthetic_birds", {"train": records[:cut], "test": records[cut:]}, CLASS_NAMES, protocol)

@@ -79,9 +79,7 @@ def drawn_once(
             "folder that can be written"
         ) from error
     if records is None:
-        raise DataError(
-            f"{folder}: images just drawn are not there any more; is the disk full or being cleaned?"
-        )
+        raise DataError(f"{folder}: images just drawn are not there any more; is the disk full or being cleaned?")
     return records
 
 
@@ -133,9 +131,7 @@ def _load(folder: Path) -> list[Record] | None:
                 return None
             parts, box = entry.pop("parts"), entry.pop("box")
             record = Record(path=folder / relative, **entry)
-            records.append(
-                replace(record, parts=tuple(Part(**p) for p in parts), box=tuple(box) if box else None)
-            )
+            records.append(replace(record, parts=tuple(Part(**p) for p in parts), box=tuple(box) if box else None))
         return records
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

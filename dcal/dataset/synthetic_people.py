@@ -136,9 +136,7 @@ def read_synthetic_people(
     for job, record in zip(jobs, drawn_once(root, "synthetic_people", recipe, jobs, draw), strict=True):
         splits[job.split].append(record)
     names = [f"person {k:04d}" for k in range(1, train_identities + 1)]
-    return Catalog(
-        "synthetic_people", splits, names, {**options, "recipe": recipe, "junk": "-1 in the gallery"}
-    )
+    return Catalog("synthetic_people", splits, names, {**options, "recipe": recipe, "junk": "-1 in the gallery"})
 
 
 def _plan(train: int, test: int, cameras: int, images: int, seed: int) -> list[_Job]:

@@ -39,7 +39,7 @@ class Resize(A.Resize):
         return np.ascontiguousarray(shrunk[0].permute(1, 2, 0).numpy())
 
 
-class RandomErasing(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
+class RandomErasing(A.ImageOnlyTransform):
     """Random erasing (Zhong et al. 2017) as TransReID runs it: timm's, mode 'pixel', before normalisation.
 
     A rectangle of 2 to 33 % of the area, aspect ratio log-uniform in [0.3, 1/0.3], filled with noise. The
@@ -53,9 +53,7 @@ class RandomErasing(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentatio
         top, left, height, width = box
         noise = self.random_generator.standard_normal((height, width, img.shape[2]), dtype=np.float32)
         erased: Image = img.copy()
-        erased[top : top + height, left : left + width] = np.clip(noise * 127.5 + 127.5, 0, 255).astype(
-            np.uint8
-        )
+        erased[top : top + height, left : left + width] = np.clip(noise * 127.5 + 127.5, 0, 255).astype(np.uint8)
         return erased
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +69,7 @@ class RandomErasing(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentatio
         return {"box": None}
 
 
-def train_transform(
-    image_size: Sequence[int], resize: Sequence[int], augment: Mapping[str, Any]
-) -> A.Compose:
+def train_transform(image_size: Sequence[int], resize: Sequence[int], augment: Mapping[str, Any]) -> A.Compose:
     """Resize → pad (black) → random crop → horizontal flip → random erasing.
 
     Args:

@@ -45,9 +45,7 @@ class PerQuery(NamedTuple):
     """Whether the query has a match at all."""
 
 
-def positive_ranks(
-    distance_QG: Tensor, ids_Q: Tensor, cams_Q: Tensor, gallery: Gallery
-) -> tuple[Tensor, Tensor]:
+def positive_ranks(distance_QG: Tensor, ids_Q: Tensor, cams_Q: Tensor, gallery: Gallery) -> tuple[Tensor, Tensor]:
     """Ranks of all matches of a block's queries: row (P,), ascending, and 1-based rank (P,).
 
     Equal distances rank in gallery order. Overwrites the distance of removed items with infinity.
@@ -90,9 +88,7 @@ def ranks_in_row(distance_G: Array, columns_P: Array, buffer_G: Array) -> Array:
     """1-based stable ranks of the ascending columns in one row; the buffer takes the comparisons."""
     np.less_equal(distance_G, distance_G[columns_P].max(), out=buffer_G)
     candidates = np.count_nonzero(buffer_G)
-    if 2 * candidates < len(
-        distance_G
-    ):  # a good model: nothing behind the last match needs to be looked at again
+    if 2 * candidates < len(distance_G):  # a good model: nothing behind the last match needs to be looked at again
         near = np.flatnonzero(buffer_G)
         distance_G, columns_P, buffer_G = (
             distance_G[near],
@@ -135,9 +131,7 @@ def from_ranks(row_P: Tensor, rank_P: Tensor, num_queries: int) -> PerQuery:
     end_Q = count_Q.cumsum(0)
     valid_Q = count_Q > 0
     place_P = torch.arange(1, len(row_P) + 1) - (end_Q - count_Q)[row_P]
-    precision_Q = torch.zeros(num_queries, dtype=torch.float64).index_add_(
-        0, row_P, place_P.double() / rank_P
-    )
+    precision_Q = torch.zeros(num_queries, dtype=torch.float64).index_add_(0, row_P, place_P.double() / rank_P)
     first_Q, last_Q = torch.zeros_like(count_Q), torch.ones_like(count_Q)
     first_Q[valid_Q] = rank_P[(end_Q - count_Q)[valid_Q]]
     last_Q[valid_Q] = rank_P[end_Q[valid_Q] - 1]

@@ -60,13 +60,9 @@ def k_reciprocal_rerank(
             f"got {tuple(query_features.shape)} and {tuple(gallery_features.shape)}"
         )
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise ValueError(
-            f"k1={k1}, k2={k2}, lambda_value={lambda_value}: k1 and k2 from 1, lambda from 0 to 1"
-        )
+        raise ValueError(f"k1={k1}, k2={k2}, lambda_value={lambda_value}: k1 and k2 from 1, lambda from 0 to 1")
     if not len(query_features) or not len(gallery_features):
-        raise ValueError(
-            f"nothing to rank: {len(query_features)} queries, {len(gallery_features)} gallery items"
-        )
+        raise ValueError(f"nothing to rank: {len(query_features)} queries, {len(gallery_features)} gallery items")
     num_queries = len(query_features)
     features_ND = torch.cat([query_features, gallery_features.to(query_features.device)])
     features_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()
@@ -116,18 +112,14 @@ def encode(features_ND: Tensor, near_NK: Array, far_N: Array, k1: int) -> sparse
         block = slice(start, start + rows)
         member = expand(near_NK[block], mutual_NK[block], half_NH, mutual_half_NH)
         row_P, column_P = member // number, member % number
-        weight_P = np.exp(
-            -pair_distances(features_ND, row_P + start, column_P) / positive(far_N)[row_P + start]
-        )
+        weight_P = np.exp(-pair_distances(features_ND, row_P + start, column_P) / positive(far_N)[row_P + start])
         size_B = np.bincount(row_P, minlength=len(near_NK[block]))
         total_B = np.bincount(row_P, weights=weight_P, minlength=len(size_B))
         indices.append(column_P)
         values.append(weight_P / total_B[row_P])
         sizes.append(size_B)
     pointers = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
-    return sparse.csr_array(
-        (np.concatenate(values), np.concatenate(indices), pointers), shape=(number, number)
-    )
+    return sparse.csr_array((np.concatenate(values), np.concatenate(indices), pointers), shape=(number, number))
 
 
 def mutual(near_NK: Array) -> Array:

@@ -85,8 +85,7 @@ def evaluate_retrieval(
         raise ValueError("evaluate_retrieval needs query_features and gallery_features, or distances")
     device = torch.as_tensor(source).device
     query_ids, query_cams, gallery_ids, gallery_cams = (
-        torch.as_tensor(t).to(device, torch.int64).flatten()
-        for t in (query_ids, query_cams, gallery_ids, gallery_cams)
+        torch.as_tensor(t).to(device, torch.int64).flatten() for t in (query_ids, query_cams, gallery_ids, gallery_cams)
     )
     check_sizes(query_ids, query_cams, gallery_ids, gallery_cams)
     keep_G = (gallery_ids != JUNK).nonzero().squeeze(1)
@@ -94,9 +93,7 @@ def evaluate_retrieval(
     if distances is not None:
         blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, rows)
     else:
-        query_QD, gallery_GD = prepare(
-            query_features, gallery_features, len(query_ids), len(gallery_ids), metric
-        )
+        query_QD, gallery_GD = prepare(query_features, gallery_features, len(query_ids), len(gallery_ids), metric)
         blocks = blocks_of_features(query_QD, gallery_GD[keep_G], metric, rows)
     ids_G, cams_G = gallery_ids[keep_G], gallery_cams[keep_G]
     if gallery_tracks is not None:
@@ -139,9 +136,7 @@ def prepare(
         raise ValueError(f"task.metric={metric!r}: choose one of {', '.join(METRICS)}")
     query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(
-            f"features (Q, D) and (G, D) expected, got {tuple(query.shape)} and {tuple(gallery.shape)}"
-        )
+        raise ValueError(f"features (Q, D) and (G, D) expected, got {tuple(query.shape)} and {tuple(gallery.shape)}")
     if len(query) != num_queries or len(gallery) != num_gallery:
         raise ValueError(
             f"{len(query)} query features for {num_queries} identities, "
@@ -199,9 +194,7 @@ def blocks_of_matrix(
     sample = distances[:: max(1, len(distances) // 100)]
     low, high = torch.aminmax(sample, dim=1)
     if num_gallery > 1 and bool((high - low <= COLLAPSED * high.abs()).all()):
-        warnings.warn(
-            "all gallery items are equally far from the queries: the ranking is arbitrary", stacklevel=4
-        )
+        warnings.warn("all gallery items are equally far from the queries: the ranking is arbitrary", stacklevel=4)
     for block_QG in torch.split(distances, rows):
         kept_QG = block_QG.index_select(1, keep_G).to(dtype)
         if not torch.isfinite(kept_QG).all():

@@ -91,9 +91,7 @@ def paired_difference(
     """
     seeds = len(first_S)
     if not seeds or len(second_S) != seeds:
-        raise ValueError(
-            f"a paired comparison needs the same seeds on both sides; got {seeds} and {len(second_S)}"
-        )
+        raise ValueError(f"a paired comparison needs the same seeds on both sides; got {seeds} and {len(second_S)}")
     by_seed_S = np.asarray(first_S, dtype=np.float64) - np.asarray(second_S, dtype=np.float64)
     by_seed_BS = means_first_BS - means_second_BS
     drawn_BS = np.random.RandomState(seed + 1).randint(0, seeds, size=by_seed_BS.shape)

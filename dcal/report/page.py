@@ -17,9 +17,7 @@ td, th { border-bottom: 1px solid #ddd; padding: .3em .8em; text-align: left }
 img { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflow-x: auto } small { color: #555 }
 """
 
-MARKED = re.compile(
-    r"(?P<open><!-- results:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL
-)
+MARKED = re.compile(r"(?P<open><!-- results:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL)
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
@@ -31,9 +29,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
     def replace(match: re.Match[str]) -> str:
         if match["name"] not in tables:
-            raise ValueError(
-                f"<!-- results:{match['name']} -->: tables.yaml has {', '.join(tables) or 'no table'}"
-            )
+            raise ValueError(f"<!-- results:{match['name']} -->: tables.yaml has {', '.join(tables) or 'no table'}")
         return f"{match['open']}{tables[match['name']]}\n{match['close']}"
 
     return MARKED.sub(replace, text)
@@ -45,9 +41,7 @@ def html(table: Table, figure: Path | None) -> str:
     parts = [f"<h1>{escape(spec.title or spec.name)}</h1>", html_table(*cells(table))]
     parts.append(f"<p><small>{escape(footnote(table))}</small></p>")
     if figure is not None:
-        parts.append(
-            f'<img alt="" src="data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}">'
-        )
+        parts.append(f'<img alt="" src="data:image/png;base64,{base64.b64encode(figure.read_bytes()).decode()}">')
     if spec.command:
         parts.append(f"<pre>{escape(spec.command.strip())}</pre>")
     metrics = list(table.rows[0].values)

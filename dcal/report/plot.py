@@ -49,9 +49,7 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
                 alpha=0.3,
             )
         seeds = next(iter(row.values.values()))
-        axes.plot(
-            [100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6
-        )
+        axes.plot([100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
         axes.plot(100 * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
     axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
@@ -64,9 +62,7 @@ def draw_cost(axes: Any, table: Table, metric: str) -> None:
     for row in table.rows:
         cost = median(1000 / record["images_per_second"] for record in row.records)
         axes.plot(cost, 100 * row.headline, "o", color="#4269d0")
-        axes.annotate(
-            row.label, (cost, 100 * row.headline), xytext=(5, 3), textcoords="offset points", fontsize=7
-        )
+        axes.annotate(row.label, (cost, 100 * row.headline), xytext=(5, 3), textcoords="offset points", fontsize=7)
     axes.margins(0.2)
     axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)
     axes.set_ylabel(f"{metric} (%)", fontsize=8)
@@ -78,9 +74,7 @@ def weights(row: Row) -> dict[str, list[float]]:
     curves = [record["curve"] for record in row.records]
     names = [key for key in curves[0] if key.startswith("train/weight_")]
     return {
-        name.removeprefix("train/weight_"): [
-            mean(values) for values in zip(*(c[name] for c in curves), strict=False)
-        ]
+        name.removeprefix("train/weight_"): [mean(values) for values in zip(*(c[name] for c in curves), strict=False)]
         for name in names
     }
 

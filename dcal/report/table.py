@@ -92,9 +92,7 @@ def specs(entries: Mapping[str, Any]) -> list[Spec]:
         if unknown or "runs" not in entry:
             raise ValueError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
         runs = entry["runs"]
-        where = {
-            key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())
-        }
+        where = {key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())}
         runs = [runs] if isinstance(runs, str) else runs
         found.append(Spec(name, **{**entry, "runs": runs, "where": where}))
     return found
@@ -185,9 +183,7 @@ def check_row(spec: Spec, label: str, records: Sequence[Record]) -> None:
 def column(records: Sequence[Record], metric: str) -> list[float]:
     """A metric by seed: the mean over recorded items where there are some, so that it fits the interval."""
     return [
-        float(decode(record["items"][metric]).mean())
-        if metric in record["items"]
-        else record["metrics"][metric]
+        float(decode(record["items"][metric]).mean()) if metric in record["items"] else record["metrics"][metric]
         for record in records
         if metric in record["items"] or metric in record["metrics"]
     ]
@@ -234,6 +230,4 @@ def compare(
         np.array(column(groups[label], metric)),
         np.array(column(groups[reference], metric)),
     )
-    return paired_difference(
-        values[mine], reference_values[theirs], means[label][:, mine], means[reference][:, theirs]
-    )
+    return paired_difference(values[mine], reference_values[theirs], means[label][:, mine], means[reference][:, theirs])

@@ -81,9 +81,7 @@ def footnote(table: Table) -> str:
     records = [record for row in table.rows for record in row.records]
     hours = sum(record["train_seconds"] for record in records) / 3600
     where = [*distinct(record["device"] or "device not recorded" for record in records)]
-    where += [
-        f"torch {version}" for version in distinct(record["versions"].get("torch", "?") for record in records)
-    ]
+    where += [f"torch {version}" for version in distinct(record["versions"].get("torch", "?") for record in records)]
     judged = " or ".join(
         f"{record['items']['count']:,} {record['split']} items".replace(",", " ")
         for record in {record["items"]["digest"]: record for record in records}.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +22,8 @@ class Evaluation(NamedTuple):
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
         temporary = path.with_name(f".{path.stem}.npz")
-        np.savez_compressed(temporary, **{key: value.cpu().numpy() for key, value in self.items.items()})
+        arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
+        np.savez_compressed(temporary, **arrays)
         temporary.replace(path)
 
 

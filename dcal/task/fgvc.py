@@ -53,9 +53,7 @@ class FGVC:
         if side_information != "none":
             raise ValueError(f"task.side_information={side_information} needs cameras: it needs task=reid")
         if triplet["weight"] and instances < 2:
-            raise ValueError(
-                "task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more"
-            )
+            raise ValueError("task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more")
         self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
         self.bnneck, self.instances, self.mixup, self.cutmix = bnneck, instances, mixup, cutmix
         self.inference, self.flip_test = check_inference(inference), flip_test

@@ -23,7 +23,7 @@ class Inferred(NamedTuple):
     """(items, channels) by branch."""
     labels: Tensor
     cameras: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """Position of each item in the split; items that could not be read are missing."""
 
 
@@ -53,13 +53,9 @@ def infer(
             feature = torch.stack([getattr(output.features, branch).float() for output in outputs]).mean(0)
             features.setdefault(branch, []).append(feature.cpu())
             if not features_only:
-                scores = torch.stack(
-                    [getattr(output, branch).float().softmax(-1) for output in outputs]
-                ).mean(0)
+                scores = torch.stack([getattr(output, branch).float().softmax(-1) for output in outputs]).mean(0)
                 logits.setdefault(branch, []).append(scores.log().cpu())
         for key, values in rows.items():
             values.append(batch[key])
     join = lambda table: {branch: torch.cat(parts) for branch, parts in table.items()}  # noqa: E731
-    return Inferred(
-        join(logits), join(features), *(torch.cat(rows[key]) for key in ("label", "camera", "index"))
-    )
+    return Inferred(join(logits), join(features), *(torch.cat(rows[key]) for key in ("label", "camera", "index")))

@@ -13,8 +13,9 @@ from dcal.dataset.loader import Data
 from dcal.dataset.record import Record
 from dcal.device import Device
 from dcal.figure import RankedList, draw_ranked_lists, log_figure, pick_examples
+from dcal.metric.ranking import PerQuery
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import PerQuery, evaluate_retrieval
+from dcal.metric.retrieval import evaluate_retrieval
 from dcal.model import DCAL, join_features
 from dcal.task.evaluation import Evaluation, check_inference
 from dcal.task.inference import Inferred, infer
@@ -57,13 +58,9 @@ class ReID:
         if metric not in ("cosine", "euclidean"):
             raise ValueError(f"task.metric={metric!r}: choose one of cosine, euclidean")
         if side_information not in ("none", "camera", "camera_view"):
-            raise ValueError(
-                f"task.side_information={side_information!r}: choose one of none, camera, camera_view"
-            )
+            raise ValueError(f"task.side_information={side_information!r}: choose one of none, camera, camera_view")
         if triplet["weight"] and instances < 2:
-            raise ValueError(
-                "task.triplet.weight needs pairs of one identity in a batch: set task.instances=2 or more"
-            )
+            raise ValueError("task.triplet.weight needs pairs of one identity in a batch: set task.instances=2 or more")
         self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
         self.bnneck, self.instances = bnneck, instances
         self.mixup, self.cutmix = 0.0, 0.0
@@ -101,9 +98,7 @@ class ReID:
         )
         metrics, items = self._retrieve(self._join(query), self._join(gallery), query, gallery, device)
         for branch in query.features if len(query.features) > 1 else ():
-            own, results = self._retrieve(
-                query.features[branch], gallery.features[branch], query, gallery, device
-            )
+            own, results = self._retrieve(query.features[branch], gallery.features[branch], query, gallery, device)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
@@ -120,9 +115,7 @@ class ReID:
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        nearest = gallery.index[
-            rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))
-        ]
+        nearest = gallery.index[rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))]
         return Evaluation(metrics, {"index": query.index, "label": query.labels, "nearest": nearest, **items})
 
     def show(

@@ -27,7 +27,7 @@ __all__ = [
 
 _MODULE_OF = {
     "DCAL": "dcal.model",
-    "Output": "dcal.model",
+    "Output": "dcal.output",
     "create_dcal_model": "dcal.model",
     "AttentionRollout": "dcal.attention.rollout",
     "GlobalLocalCrossAttention": "dcal.attention.glca",
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from dcal.loss import TripletLoss, UncertaintyLoss
     from dcal.metric.rerank import k_reciprocal_rerank
     from dcal.metric.retrieval import evaluate_retrieval
-    from dcal.model import DCAL, Output, create_dcal_model
+    from dcal.model import DCAL, create_dcal_model
+    from dcal.output import Output
 else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any
 
     def __getattr__(name: str) -> object:

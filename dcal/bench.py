@@ -1,8 +1,8 @@
 """`dcal-bench`: what the attention branches cost, next to the plain timm ViT and to their literal definition.
 
-Three variants of every cell take turns: (a) the plain timm ViT, (b) DCAL, (c) `tests/reference.py`, which
-materialises every map. Reported are medians, the ratios b/a and c/b, the bytes that autograd keeps for the
-backward pass, and FLOPs. Time ratio over FLOP ratio is the overhead that is ours and not the method's.
+Three variants of every cell take turns: (a) the plain timm ViT, (b) DCAL, (c) `tests/reference.py`, which materialises
+every map. Reported are medians, the ratios b/a and c/b, the bytes that autograd keeps for the backward pass, and FLOPs.
+Time ratio over FLOP ratio is the overhead that is ours and not the method's.
 """
 
 from __future__ import annotations
@@ -28,66 +28,81 @@ from dcal import measure
 from dcal.attention.kernel import Trace, attention_with_trace
 from dcal.attention.pairing import Partners
 from dcal.attention.rollout import rollout_row
+from dcal.cli import reported
 from dcal.loss import UncertaintyLoss
-from dcal.model import DCAL, Output, create_dcal_model
+from dcal.model import DCAL, create_dcal_model
+from dcal.output import Output
 from dcal.paths import config_dir
 
 Config = dict[str, Any]
+AXES = {
+    "backbones": "backbone",
+    "sizes": "size",
+    "compile": "compile",
+    "attention": "attention",
+    "precisions": "precision",
+    "modes": "mode",
+}
+"""Key of the configuration → what one of its values is called in a cell."""
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+MODES = ("infer", "train")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+RATIOS = {"b/a": ("dcal", "plain"), "c/b": ("literal", "dcal")}
 COLUMNS = (
     "backbone size precision compile attention mode plain_ms dcal_ms literal_ms b/a c/b "
     "FLOPs_b/a time/FLOPs saved_MB saved_b/a"
 )
 
 
-def run_cell(config: Config, device: torch.device) -> Config:
+def cells(options: Config) -> list[Config]:
+    """Every combination of the lists.
+
+    Raises:
+        ValueError: an unknown value; the message names its key.
+    """
+    values = {name: options[key] if isinstance(options[key], list) else [options[key]] for key, name in AXES.items()}
+    if not isinstance(values["size"][0], list):
+        values["size"] = [values["size"]]
+    for key, name, known in (("precisions", "precision", PRECISIONS), ("modes", "mode", MODES)):
+        for value in values[name]:
+            if value not in known:
+                raise ValueError(f"{key}={value!r}: choose from {', '.join(known)}")
+    return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+
+
+def run_cell(cell: Config, options: Config, device: torch.device) -> Config:
     """Measures one combination: seconds, FLOPs and saved bytes of each variant, and their ratios."""
     torch.manual_seed(0)
-    height, width = config["size"]
-    images = torch.randn(config["batch_size"], 3, height, width, device=device)
-    labels = torch.arange(len(images), device=device) % config["num_classes"]
-    models = {name: model.to(device) for name, model in build_models(config).items()}
-    train = config["mode"] == "train"
-    calls: dict[str, Callable[[], object]] = {}
-    row: Config = dict(config, seconds={}, flops={}, saved_bytes={})
-    for name, model in models.items():
-        model.train(train)
-        row["flops"][name] = count_flops(model, images, labels, train)
-        loss = UncertaintyLoss(getattr(model, "branches", ("sa",))).to(device)
-        compiled = torch.compile(model) if config["compile"] else model
-        calls[name] = make_step(compiled, loss, images, labels, config)
-        if train and config["memory"]:
-            row["saved_bytes"][name] = measure.saved_bytes(
-                make_step(model, loss, images, labels, config), model.parameters()
-            )
-    row["seconds"] = measure.interleaved_medians(
-        calls, config["repeats"], config["min_seconds"], device, CLOCKS[config["clock"]]
-    )
-    for key in ("seconds", "flops", "saved_bytes"):
-        for ratio, (over, under) in {"b/a": ("dcal", "plain"), "c/b": ("literal", "dcal")}.items():
-            if over in row[key] and under in row[key]:
-                row[f"{key} {ratio}"] = row[key][over] / row[key][under]
+    images = torch.randn(options["batch_size"], 3, *cell["size"], device=device)
+    labels = torch.arange(len(images), device=device) % options["num_classes"]
+    steps: dict[str, measure.Call] = {}
+    row: Config = {**cell, "batch_size": len(images), "seconds": {}, "flops": {}, "saved_bytes": {}}
+    for name, model in build_models(cell, options).items():
+        model.to(device).train(cell["mode"] == "train")
+        meta = copy.deepcopy(model).to("meta")
+        row["flops"][name] = measure.flops(make_step(meta, images.to("meta"), labels.to("meta"), cell))
+        step = make_step(model, images, labels, cell)
+        if model.training and options["memory"]:
+            row["saved_bytes"][name] = measure.saved_bytes(step, model.parameters())
+        steps[name] = make_step(model, images, labels, cell, compile=True) if cell["compile"] else step
+    clock = CLOCKS[options["clock"]]
+    row["seconds"] = measure.interleaved_medians(steps, options["repeats"], options["min_seconds"], device, clock)
+    for quantity, (ratio, (over, under)) in itertools.product(("seconds", "flops", "saved_bytes"), RATIOS.items()):
+        if {over, under} <= set(row[quantity]):
+            row[f"{quantity} {ratio}"] = row[quantity][over] / row[quantity][under]
     row["time ratio / FLOP ratio"] = row["seconds b/a"] / row["flops b/a"]
     return row
 
 
-def build_models(config: Config) -> dict[str, nn.Module]:
+def build_models(cell: Config, options: Config) -> dict[str, nn.Module]:
     """The variants that the cell compares, on the CPU; `literal` only in a checkout, without compilation."""
-    size = tuple(config["size"])
-    plain = timm.create_model(config["backbone"], num_classes=config["num_classes"], img_size=size)
-    model = create_dcal_model(
-        config["backbone"],
-        config["num_classes"],
-        size,
-        config["top_ratio"],
-        config["attention"],
-        stream=config["stream"],
-    )
-    models: dict[str, nn.Module] = {"plain": plain, "dcal": model}
-    reference = literal_reference() if config["literal"] and not config["compile"] else None
+    name, classes, size = cell["backbone"], options["num_classes"], tuple(cell["size"])
+    plain = timm.create_model(name, num_classes=classes, img_size=size)
+    dcal = create_dcal_model(name, classes, size, options["top_ratio"], cell["attention"], stream=options["stream"])
+    models: dict[str, nn.Module] = {"plain": plain, "dcal": dcal}
+    reference = literal_reference() if options["literal"] and not cell["compile"] else None
     if reference is not None:
-        models["literal"] = reference(model)
-        models["literal"].branches = model.branches  # type: ignore[assignment]
+        models["literal"] = reference(dcal)
     return models
 
 
@@ -104,52 +119,37 @@ def literal_reference() -> Callable[[DCAL], nn.Module] | None:
 
 
 def make_step(
-    model: Callable[..., Any], loss: nn.Module, images: Tensor, labels: Tensor, config: Config
+    model: nn.Module, images: Tensor, labels: Tensor, cell: Config, compile: bool = False
 ) -> Callable[[], object]:
     """One inference or one training step (forward, losses, backward), as a call without arguments."""
-    dtype = torch.bfloat16 if config["precision"] == "bf16" else None
-    partner = (torch.arange(len(images)) + 1) % len(images)
-    partners = Partners(partner.to(images.device)) if config["attention"] in ("pwca", "dcal") else None
-    plain = not hasattr(loss, "branches") or loss.branches == ("sa",)
+    device = images.device
+    dtype = None if device.type == "meta" else PRECISIONS[cell["precision"]]
+    kind = "cpu" if device.type == "meta" else device.type
+    branches = getattr(getattr(model, "model", model), "branches", ("sa",))
+    loss = UncertaintyLoss(branches).to(device)
+    call = torch.compile(model) if compile else model
+    options = {}
+    if "pwca" in branches:
+        options["partners"] = Partners(((torch.arange(len(images)) + 1) % len(images)).to(device))
 
     def infer() -> object:
-        with torch.inference_mode(), autocast(images.device, dtype):
-            return model(images)
+        with torch.inference_mode(), torch.autocast(kind, dtype, enabled=dtype is not None):
+            return call(images)
 
     def train() -> object:
-        model.zero_grad(set_to_none=True)  # type: ignore[attr-defined]
-        with autocast(images.device, dtype):
-            out = model(images) if plain else model(images, partners=partners)
-        total = total_loss(out, labels, loss)
-        total.backward()
-        return total
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(kind, dtype, enabled=dtype is not None):
+            out: Tensor | Output = call(images, **options)
+        logits = {"sa": out} if isinstance(out, Tensor) else out.logits()
+        total = loss({name: F.cross_entropy(value.float(), labels) for name, value in logits.items()})
+        return total.backward()
 
-    return train if config["mode"] == "train" else infer
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(device.type if device.type != "meta" else "cpu", dtype, enabled=dtype is not None)
+    return train if cell["mode"] == "train" else infer
 
 
-def total_loss(out: Tensor | Output, labels: Tensor, loss: nn.Module) -> Tensor:
-    logits = {"sa": out} if isinstance(out, Tensor) else out.logits()
-    total: Tensor = loss({name: F.cross_entropy(value.float(), labels) for name, value in logits.items()})
-    return total
-
-
-def count_flops(model: nn.Module, images: Tensor, labels: Tensor, train: bool) -> int:
-    """FLOPs of the call, two per multiply-add, matrix products and convolutions only."""
-    twin = copy.deepcopy(model).to("meta")
-    loss = UncertaintyLoss(getattr(model, "branches", ("sa",))).to("meta")
-    config = {"precision": "fp32", "mode": "train" if train else "infer"}
-    attention = {"attention": "pwca" if "pwca" in getattr(model, "branches", ()) else "none"}
-    step = make_step(twin, loss, images.to("meta"), labels.to("meta"), {**config, **attention})
-    return measure.flops(step)
-
-
-def rollout_memory(size: int, device: torch.device) -> Config:
+def rollout_memory(side: int, device: torch.device) -> Config:
     """Extra bytes of one image's rollout through DeiT-Tiny's blocks, ours and by the product of matrices."""
-    tokens, blocks = (size // 16) ** 2 + 1, 11
+    tokens, blocks = (side // 16) ** 2 + 1, 11
     torch.manual_seed(0)
     traces: list[Trace] = []
     for _ in range(blocks):
@@ -157,10 +157,15 @@ def rollout_memory(size: int, device: torch.device) -> Config:
         traces.append(attention_with_trace(q, k, k)[1])
     kept = sum(t.nbytes for trace in traces for t in trace if isinstance(t, Tensor))
     work = measure.peak_bytes(lambda: rollout_row(traces), device)
-    row: Config = {"pixels": size, "tokens": tokens, "kept_bytes": kept, "work_bytes": work}
-    row["bytes per token"] = (kept + work) / tokens
-    row["literal_bytes"] = (blocks * 3 + 2) * tokens * tokens * 4  # every map, and two factors of the product
-    return row
+    literal = (blocks * 3 + 2) * tokens * tokens * 4  # every map, and two factors of the product
+    return {
+        "pixels": side,
+        "tokens": tokens,
+        "queries_and_keys_MB": kept / 1e6,
+        "working_MB": work / 1e6,
+        "kB_per_token": (kept + work) / tokens / 1e3,
+        "literal_MB": literal / 1e6,
+    }
 
 
 def draw_figure(rows: list[Config], path: Path, title: str) -> None:
@@ -171,18 +176,15 @@ def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    names = {"plain": "plain ViT", "dcal": "DCAL", "literal": "literal DCAL"}
-    for name, label in names.items():
-        points = [
-            (row["size"][0], row["seconds"][name], row["seconds"]["plain"]) for row in rows if name in row["seconds"]
-        ]
-        if points:
-            sizes, times, plain = zip(*points, strict=True)
-            left.loglog(sizes, [1e3 * value for value in times], "o-", label=label)
-            right.plot(sizes, [a / b for a, b in zip(times, plain, strict=True)], "o-", label=label)
+    for name, label in {"plain": "plain ViT", "dcal": "DCAL", "literal": "literal DCAL"}.items():
+        some = [row for row in rows if name in row["seconds"]]
+        sides = [row["size"][0] for row in some]
+        left.loglog(sides, [1e3 * row["seconds"][name] for row in some], "o-", label=label)
+        right.plot(sides, [row["seconds"][name] / row["seconds"]["plain"] for row in some], "o-")
     for axes, text in ((left, "ms per image"), (right, "time relative to the plain ViT")):
+        sides = [row["size"][0] for row in rows]
         axes.set(xlabel="image side (pixels)", ylabel=text)
-        axes.set_xticks([row["size"][0] for row in rows], [str(row["size"][0]) for row in rows], minor=False)
+        axes.set_xticks(sides, [str(side) for side in sides])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     left.legend()
@@ -191,48 +193,31 @@ def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Rows under a header, columns aligned."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    lines = [list(header), *(list(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def table_row(row: Config) -> list[str]:
+    """The cell's entries of the table, in the order of COLUMNS."""
+
     def number(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
         return "n/a" if value is None else f"{value * scale:.{digits}f}"
 
-    times = [number(row["seconds"].get(name), 1e3, 1) for name in ("plain", "dcal", "literal")]
     height, width = row["size"]
-    return [
-        *(row["backbone"], f"{height}x{width}", row["precision"], "yes" if row["compile"] else "no"),
-        *(row["attention"], row["mode"], *times, number(row["seconds b/a"]), number(row.get("seconds c/b"))),
-        *(number(row["flops b/a"]), number(row["time ratio / FLOP ratio"])),
-        *(number(row["saved_bytes"].get("dcal"), 1e-6, 0), number(row.get("saved_bytes b/a"))),
-    ]
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def cells(config: Config) -> list[Config]:
-    """Every combination of the lists."""
-    axes = {
-        "backbone": as_list(config["backbones"]),
-        "size": config["sizes"] if isinstance(config["sizes"][0], list) else [config["sizes"]],
-        "compile": as_list(config["compile"]),
-        "attention": as_list(config["attention"]),
-        "precision": as_list(config["precisions"]),
-        "mode": as_list(config["modes"]),
-    }
-    return [{**config, **dict(zip(axes, values, strict=True))} for values in itertools.product(*axes.values())]
+    name = [row["backbone"], f"{height}x{width}", row["precision"], "yes" if row["compile"] else "no"]
+    times = [number(row["seconds"].get(variant), 1e3, 1) for variant in ("plain", "dcal", "literal")]
+    ratios = [row.get(key) for key in ("seconds b/a", "seconds c/b", "flops b/a", "time ratio / FLOP ratio")]
+    saved = [number(row["saved_bytes"].get("dcal"), 1e-6, 0), number(row.get("saved_bytes b/a"))]
+    return [*name, row["attention"], row["mode"], *times, *map(number, ratios), *saved]
 
 
 def environment(device: torch.device) -> Config:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    """What the numbers were measured with."""
     return {
-        "device": f"{device.type}: {name}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -240,68 +225,69 @@ def environment(device: torch.device) -> Config:
     }
 
 
-KEPT = (
-    "backbone",
-    "size",
-    "precision",
-    "compile",
-    "attention",
-    "mode",
-    "batch_size",
-    "repeats",
-    "stream",
-    "top_ratio",
-)
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def run(config: Config) -> Config:
+def choose_device(options: Config) -> torch.device:
+    """The device, with the number of CPU threads set.
+
+    Raises:
+        ValueError: no such clock, or the clock of one thread for several.
+    """
+    if options["clock"] not in CLOCKS:
+        raise ValueError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
+    if options["clock"] == "cpu" and options["threads"] != 1:
+        raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    cuda = options["device"] == "cuda" or (options["device"] == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def run(options: Config) -> Config:
     """Runs every cell, the figure and the rollout table; returns what the JSON file holds."""
-    wanted = config["device"]
-    device = torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
-    if config["threads"]:
-        torch.set_num_threads(config["threads"])
-    report: Config = {"environment": environment(device), "cells": [], "figure": [], "rollout": []}
+    chosen, device, figure = cells(options), choose_device(options), options["figure"]
+    report: Config = {"environment": environment(device), "options": options}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
-
-    for cell in cells(config):
-        row = run_cell(cell, device)
-        report["cells"].append({key: value for key, value in row.items() if key in KEPT or key not in config})
-        print("  ".join(table_row(row)), flush=True)
-    for side in config["figure"]["sizes"]:
-        choice = {
-            "size": [side, side],
-            "batch_size": 1,
-            "mode": "infer",
-            "compile": False,
-            "attention": "glca",
-        }
-        row = run_cell({**config, **choice, **{k: config["figure"][k] for k in ("backbone", "precision")}}, device)
-        report["figure"].append({key: value for key, value in row.items() if key in KEPT or key not in config})
-    report["rollout"] = [rollout_memory(size, device) for size in config["rollout"]["sizes"]]
+    report["cells"] = []
+    for cell in chosen:
+        report["cells"].append(run_cell(cell, options, device))
+        print("  ".join(table_row(report["cells"][-1])), flush=True)
+    common = {"backbone": figure["backbone"], "precision": figure["precision"], "mode": "infer", "compile": False}
+    report["figure"] = [
+        run_cell({**common, "attention": "glca", "size": [side, side]}, {**options, "batch_size": 1}, device)
+        for side in figure["sizes"]
+    ]
+    report["rollout"] = [rollout_memory(side, device) for side in options["rollout"]["sizes"]]
     return report
 
 
-@hydra.main(config_path=str(config_dir() / "bench"), config_name="bench", version_base="1.3")
-def main(config: DictConfig) -> None:
-    """Entry point of `dcal-bench`."""
+def job(config: DictConfig) -> None:
+    """Measures, prints the tables, writes the JSON file and the figure."""
     options: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = Path(options["out"])
     out.mkdir(parents=True, exist_ok=True)
     report = run(options)
     print("\n" + table(COLUMNS.split(), map(table_row, report["cells"])))
     if report["rollout"]:
-        print(
-            "\nextra memory of the rollout, one image\n"
-            + table(
-                report["rollout"][0],
-                ([f"{value:.0f}" for value in row.values()] for row in report["rollout"]),
-            )
-        )
+        rows = [[f"{value:.0f}" for value in row.values()] for row in report["rollout"]]
+        print("\nextra memory of the rollout, one image\n" + table(report["rollout"][0], rows))
     if report["figure"]:
         figure = options["figure"]
         draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
+
+
+@hydra.main(config_path=str(config_dir() / "bench"), config_name="bench", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Entry point of `dcal-bench`."""
+    reported(lambda: job(config), (ValueError, OSError), debug=False)
 
 
 if __name__ == "__main__":

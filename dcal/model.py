@@ -8,69 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
-from dcal.attention.intercept import intercept
 from dcal.attention.kernel import Trace, attention_with_trace, full_precision
 from dcal.attention.pairing import Pairing, Partners
 from dcal.attention.pwca import PairWiseCrossAttention
 from dcal.attention.rollout import HEAD_FUSIONS
-from dcal.attention.rows import project_keys_values, rope_rows, run_block, run_rows
+from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
 from dcal.backbone import create_backbone, embed, final_norm
+from dcal.output import Branches, Output
 
 SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding
-
-
-class Branches(NamedTuple):
-    """One tensor per branch; None where the branch is off. PWCA exists in training only."""
-
-    sa: Tensor
-    glca: Tensor | None = None
-    pwca: Tensor | None = None
-
-
-class Output(NamedTuple):
-    """What the model returns for a batch."""
-
-    sa: Tensor
-    """Logits of the self-attention branch, (B, C)."""
-    glca: Tensor | None
-    """Logits of the global-local branch, (B, C)."""
-    pwca: Tensor | None
-    """Logits of the pair-wise branch for image 1's label, (B, C); None in evaluation."""
-    features: Branches
-    """Features before the heads (and before BNNeck), each (B, D)."""
-    selected: Tensor | None
-    """Patches that GLCA selected, (B, K), 0 being the first patch; None without GLCA."""
-
-    def logits(self) -> dict[str, Tensor]:
-        """The logits of the branches that are there, by name."""
-        return {name: value for name in ("sa", "glca", "pwca") if (value := getattr(self, name)) is not None}
-
-    @property
-    def probabilities(self) -> Tensor:
-        """Class probabilities of combined inference, (B, C): mean of the branches' softmax, PWCA left out."""
-        return torch.stack([branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]).mean(
-            0
-        )
-
-    @property
-    def embedding(self) -> Tensor:
-        """Re-ID feature, (B, D) or (B, 2D): each branch's feature L2-normalised, concatenated, normalised again."""
-        return join_features([branch for branch in self.features[:2] if branch is not None])
-
-
-def join_features(features: Sequence[Tensor]) -> Tensor:
-    """Concatenation in which every branch has the same say: each L2-normalised, and the whole again."""
-    return F.normalize(torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1)
 
 
 class Head(nn.Module):
@@ -280,11 +235,7 @@ def run_traced(
         traces.append(trace)
         return out
 
-    if prefix_only is None:
-        with intercept(attend):
-            return run_block(block, x_BND, rope), traces[0]
-    keys_values = project_keys_values(block, x_BND, rope)
-    return run_rows(block, x_BND[:, :prefix_only], keys_values, rope_rows(rope, None), attend), traces[0]
+    return run_prefix(block, x_BND, rope, prefix_only, attend), traces[0]
 
 
 def _in_range(key: str, value: int, most: int) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dcal.attention.kernel import full_precision
 from dcal.attention.pairing import Partners
-from dcal.model import DCAL, Branches, Output
+from dcal.model import DCAL
+from dcal.output import Branches, Output
 
 
 def heads_of(attn: nn.Module, y_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 # names below `dcal.`; the first pattern that matches counts
 FLOORS = (
     "paths dataset.record",
-    "config device measure memory rng run loss optimizer metric.* attention.*",
+    "config device measure memory rng run loss optimizer output metric.* attention.*",
     "backbone tracking dataset.* report.*",
     "model meter",
     "checkpoint figure",

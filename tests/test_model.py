@@ -19,7 +19,8 @@ from dcal import measure
 from dcal.attention.pairing import Partners
 from dcal.attention.pwca import STREAMS
 from dcal.loss import UncertaintyLoss
-from dcal.model import DCAL, Output, create_dcal_model
+from dcal.model import DCAL, create_dcal_model
+from dcal.output import Output
 
 DEIT = "deit_tiny_patch16_224"
 DINO = "vit_small_patch16_dinov3"

@@ -25,18 +25,18 @@ Block = tuple[slice, slice]
 
 
 class Blocks:
-    """The blocks of G attention maps of N × M entries, and memory for one block.
+    """The blocks of G attention maps of N × M entries.
 
-    Every block is computed in the same memory: fresh memory costs as much as the arithmetic.
+    On the CPU every block is computed in the same memory: fresh memory costs as much as the arithmetic.
     """
 
     def __init__(self, q_GND: Tensor, k_GMD: Tensor) -> None:
+        self.q_GND, self.k_GMD = q_GND, k_GMD
         self.maps, self.queries, self.keys = len(q_GND), q_GND.shape[1], k_GMD.shape[1]
-        cached = q_GND.device.type == "cpu" and not torch.compiler.is_compiling()
-        room = max(1, (CACHE_BLOCK if cached else LARGE_BLOCK) // self.keys)
+        self.in_cache = q_GND.device.type == "cpu" and not torch.compiler.is_compiling()
+        room = max(1, (CACHE_BLOCK if self.in_cache else LARGE_BLOCK) // self.keys)
         self.rows = min(self.queries, room)
         self.group = min(self.maps, max(1, room // self.rows))
-        self._like = q_GND
 
     def __iter__(self) -> Iterator[Block]:
         for first in range(0, self.maps, self.group):
@@ -46,20 +46,23 @@ class Blocks:
                     slice(row, min(row + self.rows, self.queries)),
                 )
 
-    def memory(self, dtype: torch.dtype) -> Tensor:
-        """Room for the entries of any one block."""
-        return self._like.new_empty(self.group * self.rows * self.keys, dtype=dtype)
+    def memory(self, dtype: torch.dtype) -> Tensor | None:
+        """Room for the entries of any one block; None where the allocator is better left to itself."""
+        return self.q_GND.new_empty(self.group * self.rows * self.keys, dtype=dtype) if self.in_cache else None
 
-    def view(self, memory: Tensor, block: Block) -> Tensor:
-        """That room as a (G, C, M) tensor for this block."""
+    def view(self, memory: Tensor | None, block: Block) -> Tensor | None:
+        """That room as a (G, C, M) tensor for this block, to be given as `out`."""
+        if memory is None:
+            return None
         maps, rows = block
         shape = (maps.stop - maps.start, rows.stop - rows.start, self.keys)
         return memory[: math.prod(shape)].view(shape)
 
-    def scores(self, memory: Tensor, block: Block, q_GND: Tensor, k_GMD: Tensor, scale: float) -> Tensor:
-        """`q kᵀ scale` of this block, written to `memory`."""
-        out = self.view(memory, block)
-        return torch.baddbmm(out, q_GND[block], k_GMD[block[0]].mT, beta=0, alpha=scale, out=out)
+    def scores(self, memory: Tensor | None, block: Block, scale: float) -> Tensor:
+        """`q kᵀ scale` of this block, in `memory` if there is one."""
+        out, q_GCD = self.view(memory, block), self.q_GND[block]
+        ignored = q_GCD.new_empty(1, 1, 1).expand(*q_GCD.shape[:2], self.keys) if out is None else out
+        return torch.baddbmm(ignored, q_GCD, self.k_GMD[block[0]].mT, beta=0, alpha=scale, out=out)
 
 
 class AttentionByRows(torch.autograd.Function):
@@ -77,7 +80,7 @@ class AttentionByRows(torch.autograd.Function):
         blocks = Blocks(q_GND, k_GMD)
         memory = blocks.memory(q.dtype)
         for block in blocks:
-            scores = blocks.scores(memory, block, q_GND, k_GMD, scale)
+            scores = blocks.scores(memory, block, scale)
             torch.bmm(scores.softmax(-1), v_GMD[block[0]], out=out_GND[block])
         return out_GND.view(q.shape)
 
@@ -91,7 +94,7 @@ class AttentionByRows(torch.autograd.Function):
         memory, other = blocks.memory(q.dtype), blocks.memory(q.dtype)
         for block in blocks:
             maps = block[0]
-            scores = blocks.scores(memory, block, q_GND, k_GMD, ctx.scale)
+            scores = blocks.scores(memory, block, ctx.scale)
             s_GCM = torch.softmax(scores, -1, out=blocks.view(other, block))
             grad_v[maps] += torch.bmm(s_GCM.mT, grad_GND[block])
             grad_s = torch.bmm(grad_GND[block], v_GMD[maps].mT, out=scores)

@@ -49,7 +49,7 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
     scale = options.get("scale") or 1.0 / math.sqrt(q.shape[-1])
     q, k, v = (_as_autocast(t) for t in (q, k, v))
     plain = options.get("attn_mask") is None and not options.get("dropout_p") and not options.get("is_causal")
-    if plain and q.device.type == "cpu" and not torch.compiler.is_exporting():
+    if plain and q.device.type == "cpu" and not _exporting():
         if q.dtype in (torch.float32, torch.float64) and CPU_FLASH:
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[:2]
             return out, Trace(q.detach(), k.detach(), scale, lse.detach())
@@ -57,6 +57,11 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
             return AttentionByRows.apply(q, k, v, scale), Trace(q.detach(), k.detach(), scale, None)
     out = F.scaled_dot_product_attention(q, k, v, **options)
     return out, Trace(q.detach(), k.detach(), scale, None)
+
+
+def _exporting() -> bool:
+    """An exported graph is to run anywhere, so nothing of this machine may be in it. torch 2.6 cannot tell export."""
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _as_autocast(t: Tensor) -> Tensor:
@@ -118,7 +123,7 @@ def _product_by_normaliser(r_BN: Tensor, trace: Trace) -> Tensor:
     blocks = Blocks(q_GND, k_GMD)
     memory = blocks.memory(q.dtype)
     for block in blocks:
-        total_GM[block[0]] += blocks.scores(memory, block, q_GND, k_GMD, 1.0).exp2_().sum(1)
+        total_GM[block[0]] += blocks.scores(memory, block, 1.0).exp2_().sum(1)
     return total_GM
 
 
@@ -130,7 +135,7 @@ def _product_by_softmax(r_BN: Tensor, trace: Trace) -> Tensor:
     blocks = Blocks(q_GND, k_GMD)
     memory, wide = blocks.memory(q_GND.dtype), blocks.memory(r_BN.dtype)
     for block in blocks:
-        scores = blocks.scores(memory, block, q_GND, k_GMD, trace.scale)
+        scores = blocks.scores(memory, block, trace.scale)
         s_GCM = torch.softmax(scores, -1, dtype=r_BN.dtype, out=blocks.view(wide, block))
         total_GM[block[0]] += torch.bmm(r_G1N[block[0], :, block[1]], s_GCM).squeeze(1)
     return total_GM

@@ -27,9 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcal.attention.intercept import intercept
 from dcal.attention.kernel import Trace, attention, attention_with_trace
-from dcal.attention.rows import project_keys_values, rope_rows, run_block, run_rows
+from dcal.attention.rows import project_keys_values, run_prefix
 
 STREAMS = ("clean", "symmetric", "figure")
 
@@ -76,38 +75,55 @@ class PairWiseCrossAttention(nn.Module):
         Returns:
             both streams after the block, and the trace of the backbone's own attention.
         """
-        batch = len(partner_B)
-        sizes = [len(streams) - batch, batch]
-        distracting: tuple[Tensor, Tensor] | None = None
         if self.stream == "figure":
-            x_SND, z_BND = streams.split(sizes)
-            distracting = project_keys_values(block, z_BND, rope)
-            streams = torch.cat([x_SND, x_SND[:batch]])
+            return self._on_the_backbones_tokens(block, streams, len(partner_B), rope, prefix_only)
+        sizes = [len(streams) - len(partner_B), len(partner_B)]
         traces: list[Trace] = []
 
         def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
             (q_x, q_z), (k_x, k_z), (v_x, v_z) = (t.split(sizes) for t in (q, k, v))
             out_x, trace = attention_with_trace(q_x, k_x, v_x, **options)
             traces.append(trace)
-            k_2, v_2 = distracting or (self._partner(t, partner_B) for t in ((k_x, k_z), (v_x, v_z)))
+            k_2, v_2 = self._partner(k_x, k_z, partner_B), self._partner(v_x, v_z, partner_B)
             out_z = attention(q_z, torch.cat([k_z, k_2], dim=2), torch.cat([v_z, v_2], dim=2), **options)
             # joined with tokens before heads, as fused attention has them in memory: no copy when heads are joined
             return torch.cat([out_x.transpose(1, 2), out_z.transpose(1, 2)]).transpose(1, 2)
 
-        if prefix_only is None:
-            with intercept(attend):
-                return run_block(block, streams, rope), traces[0]
-        keys_values = project_keys_values(block, streams, rope)
-        rows = streams[:, :prefix_only]
-        return run_rows(block, rows, keys_values, rope_rows(rope, None), attend), traces[0]
+        return run_prefix(block, streams, rope, prefix_only, attend), traces[0]
 
-    def _partner(self, streams: tuple[Tensor, Tensor], partner_B: Tensor) -> Tensor:
+    def _partner(self, x_SHND: Tensor, z_BHND: Tensor, partner_B: Tensor) -> Tensor:
         """The partner's keys (or values) out of those of both streams, (B, H, N, D).
 
         By `index_select`: the gradient of plain indexing sorts the indices on a GPU.
         """
-        x_SHND, z_BHND = streams
         if self.stream == "clean":
             return x_SHND.index_select(0, partner_B)
         # A noise partner stands behind the batch and carries no distracted stream: it is met as it is.
         return torch.cat([z_BHND, x_SHND[len(z_BHND) :]]).index_select(0, partner_B)
+
+    def _on_the_backbones_tokens(
+        self, block: nn.Module, streams: Tensor, batch: int, rope: Tensor | None, prefix_only: int | None
+    ) -> tuple[Tensor, Trace]:
+        """The stream `figure`: queries, and the first half of keys and values, are the backbone's own.
+
+        The block runs twice on the same tokens, the second time with the attention that the first has left behind;
+        its own queries, keys and values go unused, so that they cost nothing in the backward pass.
+        """
+        x_SND, z_BND = streams.split([len(streams) - batch, batch])
+        k_2, v_2 = project_keys_values(block, z_BND, rope)
+        traces: list[Trace] = []
+        distracted: list[Tensor] = []
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+            out, trace = attention_with_trace(q, k, v, **options)
+            traces.append(trace)
+            k_pair, v_pair = torch.cat([k[:batch], k_2], dim=2), torch.cat([v[:batch], v_2], dim=2)
+            distracted.append(attention(q[:batch], k_pair, v_pair, **options))
+            return out
+
+        def attend_distracted(*heads: Tensor, **options: Any) -> Tensor:
+            return distracted[0]
+
+        out_x = run_prefix(block, x_SND, rope, prefix_only, attend)
+        out_z = run_prefix(block, x_SND[:batch], rope, prefix_only, attend_distracted)
+        return torch.cat([out_x, out_z]), traces[0]

@@ -51,6 +51,15 @@ def run_rows(
         return run_block(block, rows_BRD, rope)
 
 
+def run_prefix(block: nn.Module, x_BND: Tensor, rope: Tensor | None, prefix_only: int | None, attend: Attend) -> Tensor:
+    """The whole block, or that many rows from the first on, with `attend` as its attention."""
+    if prefix_only is not None:
+        keys_values = project_keys_values(block, x_BND, rope)
+        return run_rows(block, x_BND[:, :prefix_only], keys_values, rope_rows(rope, None), attend)
+    with intercept(attend):
+        return run_block(block, x_BND, rope)
+
+
 def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keys and values of all tokens as the block's own attention would compute them, queries left out.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcal.loss import TripletLoss, UncertaintyLoss
-from dcal.model import Output
+from dcal.output import Output
 
 
 class Losses(NamedTuple):

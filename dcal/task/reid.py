@@ -16,7 +16,8 @@ from dcal.figure import RankedList, draw_ranked_lists, log_figure, pick_examples
 from dcal.metric.ranking import PerQuery
 from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import evaluate_retrieval
-from dcal.model import DCAL, join_features
+from dcal.model import DCAL
+from dcal.output import join_features
 from dcal.task.evaluation import Evaluation, check_inference
 from dcal.task.inference import Inferred, infer
 from dcal.task.objective import Objective

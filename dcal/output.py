@@ -1,0 +1,57 @@
+"""What the model returns for a batch, and how the branches are combined for inference.
+
+Shapes: B images, C classes, D channels, K selected patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Branches(NamedTuple):
+    """One tensor per branch; None where the branch is off. PWCA exists in training only."""
+
+    sa: Tensor
+    glca: Tensor | None = None
+    pwca: Tensor | None = None
+
+
+class Output(NamedTuple):
+    """What the model returns for a batch."""
+
+    sa: Tensor
+    """Logits of the self-attention branch, (B, C)."""
+    glca: Tensor | None
+    """Logits of the global-local branch, (B, C)."""
+    pwca: Tensor | None
+    """Logits of the pair-wise branch for image 1's label, (B, C); None in evaluation."""
+    features: Branches
+    """Features before the heads (and before BNNeck), each (B, D)."""
+    selected: Tensor | None
+    """Patches that GLCA selected, (B, K), 0 being the first patch; None without GLCA."""
+
+    def logits(self) -> dict[str, Tensor]:
+        """The logits of the branches that are there, by name."""
+        return {name: value for name in ("sa", "glca", "pwca") if (value := getattr(self, name)) is not None}
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Class probabilities of combined inference, (B, C): mean of the branches' softmax, PWCA left out."""
+        return torch.stack([branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]).mean(
+            0
+        )
+
+    @property
+    def embedding(self) -> Tensor:
+        """Re-ID feature, (B, D) or (B, 2D): each branch's feature L2-normalised, concatenated, normalised again."""
+        return join_features([branch for branch in self.features[:2] if branch is not None])
+
+
+def join_features(features: Sequence[Tensor]) -> Tensor:
+    """Concatenation in which every branch has the same say: each L2-normalised, and the whole again."""
+    return F.normalize(torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1)

@@ -23,8 +23,8 @@ def page() -> str:
         [
             "# Backbones",
             "",
-            "`backbone.name=` takes any timm model of these families, at any input size. Every one is run by the tests, in a",
-            "tiny form, against the literal definition of DCAL.",
+            "`backbone.name=` takes any timm model of these families, at any input size. Every one is run by the",
+            "tests, in a tiny form, against the literal definition of DCAL.",
             "",
             "| family | names in timm |",
             "|---|---|",
@@ -34,8 +34,8 @@ def page() -> str:
             "",
             *refused,
             "",
-            "So is every other model without a class token, with other blocks than attention followed by an MLP, or with",
-            "attention that is not plain softmax attention over all tokens.",
+            "So is every other model without a class token, with other blocks than attention followed by an MLP,",
+            "or with attention that is not plain softmax attention over all tokens.",
             "",
         ]
     )

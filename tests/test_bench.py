@@ -38,7 +38,6 @@ def options(**changes: Any) -> dict[str, Any]:
     [
         ("deit_tiny_patch16_224", 224, "clean", 1.01, 2.02),
         ("deit_tiny_patch16_224", 448, "clean", 1.11, 2.28),
-        ("deit_tiny_patch16_224", 448, "symmetric", 1.11, 2.28),
         ("deit_tiny_patch16_224", 448, "figure", 1.11, 2.28),
         ("deit_small_patch16_224", 448, "clean", 1.05, 2.13),
     ],
@@ -58,7 +57,7 @@ def test_work_relative_to_the_plain_backbone(name: str, side: int, stream: str, 
 
 
 def test_a_run_measures_every_cell(tmp_path: Path) -> None:
-    attention = ["none", "glca", "pwca", "dcal"]
+    attention = ["none", "dcal"]
     figure = {"sizes": [32, 64], "backbone": "test_vit", "precision": "fp32"}
     report = bench.run(options(attention=attention, figure=figure, rollout={"sizes": [64, 128]}))
     measured = [(cell["attention"], cell["mode"]) for cell in report["cells"]]

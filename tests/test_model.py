@@ -312,7 +312,7 @@ def test_evaluation_compiles_in_one_graph(member: str) -> None:
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_training_compiles_in_one_graph_when_the_partners_are_given(stream: str) -> None:
-    model = tiny_model(pwca={"stream": stream}, dtype=torch.float32).train()
+    model = tiny_model(pwca={"stream": stream}, vit={"depth": 2}, dtype=torch.float32).train()
     images = images_for(DEIT, dtype=torch.float32)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -334,7 +334,7 @@ def assert_same_outputs(actual: Output, expected: Output, tolerance: float) -> N
 
 @pytest.mark.parametrize("member", [DEIT, "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", DINO])
 def test_the_evaluation_graph_exports(member: str) -> None:
-    model = tiny_model(member, dtype=torch.float32).eval()
+    model = tiny_model(member, vit={"depth": 2}, dtype=torch.float32).eval()
     images = images_for(member, dtype=torch.float32)
 
     class Logits(nn.Module):

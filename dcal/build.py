@@ -32,7 +32,9 @@ def build(config: DictConfig) -> Setup:
     seed_everything(cfg.seed, cfg.deterministic)
     data: Data = make(config.dataset)
     task: Task = make(config.task)
-    model, device = build_model(config, data, task)
+    model, device = build_model(
+        config, data.num_classes, data.image_size, task.bnneck, side_sizes(task.side_information, data)
+    )
     objective = task.objective(model.branches).to(device.torch)
     loader = data.train_loader(
         cfg.train.batch_size,
@@ -66,12 +68,18 @@ def build(config: DictConfig) -> Setup:
     )
 
 
-def build_model(config: DictConfig, data: Data, task: Task) -> tuple[DCAL, Device]:
-    """The model on its device, and the device with the normalisation that its weights want."""
-    vit = make(config.backbone)(image_size=data.image_size)
-    cameras, views = side_sizes(task.side_information, data)
+def build_model(
+    config: DictConfig, num_classes: int, image_size: tuple[int, int], bnneck: bool, sides: tuple[int, int]
+) -> tuple[DCAL, Device]:
+    """The model on its device, and the device with the normalisation that its weights want.
+
+    Args:
+        sides: what `side_sizes` gave for the training data.
+    """
+    vit = make(config.backbone)(image_size=image_size)
+    cameras, views = sides
     device = Device(config.device, config.train.precision, *normalisation(vit), cameras, views)
-    model: DCAL = make(config.attention)(vit, data.num_classes, bnneck=task.bnneck, side_information=cameras * views)
+    model: DCAL = make(config.attention)(vit, num_classes, bnneck=bnneck, side_information=cameras * views)
     model.activation_checkpointing = config.train.activation_checkpointing
     return model.to(device.torch), device
 

@@ -14,7 +14,7 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
 from dcal.paths import config_dir, experiments_dir
@@ -31,12 +31,36 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     the stack.
     """
     schema.register()
-    suggest(sys.argv[1:])
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    suggest(sys.argv[1:], config_name)
     hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(job)()
 
 
-def suggest(arguments: Sequence[str]) -> None:
-    """Exits with the nearest name where an override names an option or a key that does not exist."""
+def quoted(argument: str) -> str:
+    """The override, with quotes around a path that Hydra's grammar would stumble over: `run=outputs/x/seed=0`."""
+    key, equals, value = argument.partition("=")
+    if "/" not in value or _parses(argument):
+        return argument
+    mended = f"{key}{equals}'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return mended if _parses(mended) else argument
+
+
+def _parses(argument: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def suggest(arguments: Sequence[str], config_name: str = "train") -> None:
+    """Exits with the nearest name where an override names an option or a key that does not exist.
+
+    Args:
+        arguments: of the command line.
+        config_name: of the command.
+    """
+    keys = known_keys(config_name)
     try:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] not in "-+~"])
     except HydraException:
@@ -53,8 +77,8 @@ def suggest(arguments: Sequence[str]) -> None:
                 f"{override.input_line}: an ablation is a sweep of its own, and Hydra would "
                 "leave out its parameters; give one command per ablation"
             )
-        if not options and not key.startswith(FREE) and key not in known_keys():
-            _stop(f"{key}: no such key", key, known_keys())
+        if not options and not key.startswith(FREE) and key not in keys:
+            _stop(f"{key}: no such key", key, keys)
 
 
 FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
@@ -71,19 +95,36 @@ def group_options(group: str) -> list[str]:
     return [name.replace("\\", "/") for name in found]
 
 
-def known_keys() -> list[str]:
-    """Every key of the schema in dotted form, groups and inner nodes included."""
+def known_keys(config_name: str) -> list[str]:
+    """Every key of a command in dotted form, groups and inner nodes included.
 
-    def walk(node: Any, prefix: str) -> list[str]:
-        keys = []
-        for field in fields(node):
-            keys.append(prefix + field.name)
-            value = getattr(node, field.name, None)
-            if is_dataclass(value):
-                keys += walk(value, f"{prefix}{field.name}.")
-        return keys
+    Those of `train` are the schema's; the other commands have theirs in `conf/<config_name>.yaml`, and, where they
+    take a data set, its keys.
+    """
+    if config_name == "train":
+        return _fields(schema.Config(), "")
+    own = OmegaConf.load(config_dir() / f"{config_name}.yaml")
+    return [*_entries(own, ""), *(_fields(schema.DatasetConfig(), "dataset.") if "dataset" in own else ())]
 
-    return walk(schema.Config(), "")
+
+def _fields(node: Any, prefix: str) -> list[str]:
+    keys = []
+    for field in fields(node):
+        keys.append(prefix + field.name)
+        value = getattr(node, field.name, None)
+        if is_dataclass(value):
+            keys += _fields(value, f"{prefix}{field.name}.")
+    return keys
+
+
+def _entries(node: Any, prefix: str) -> list[str]:
+    keys = []
+    for key in node:
+        if key not in ("defaults", "hydra"):
+            keys.append(prefix + key)
+            value = node._get_node(key)
+            keys += _entries(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else []
+    return keys
 
 
 def _stop(problem: str, word: str, options: Sequence[str]) -> None:

@@ -48,6 +48,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     from dcal.build import build
     from dcal.engine import fit
     from dcal.memory import keep_freed_memory
+    from dcal.restore import write_card
     from dcal.tracking import track
 
     keep_freed_memory()
@@ -55,6 +56,7 @@ def train(config: DictConfig) -> dict[str, Any]:
         run.write_config(_overrides())
         OmegaConf.resolve(config)
         setup = build(config)
+        write_card(run.directory, setup)
         with track(run) as tracker:
             evaluation = fit(setup, run, tracker)
             evaluation.save(run.directory / "items.npz")

@@ -38,3 +38,25 @@ def deit_tiny() -> Path:
     if not path.is_file():
         pytest.skip(f"{path} does not exist")
     return path
+
+
+@pytest.fixture(scope="session")
+def fgvc_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run on a handful of drawn birds."""
+    return trained("fgvc", tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def reid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run on a handful of drawn people."""
+    return trained("reid", tmp_path_factory.mktemp("runs"))
+
+
+def trained(task: str, root: Path) -> Path:
+    from commands import run_command
+
+    from dcal.train import main
+
+    run_command(main, f"experiment=tiny/{task}", f"run.root={root}", "train.figures=true")
+    (result,) = root.glob("**/result.json")
+    return result.parent

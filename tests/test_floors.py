@@ -29,6 +29,7 @@ FLOORS = (
     "task.*",
     "engine",
     "build cli",
+    "restore",
     # entry points: none imports another
     "train evaluate results bench predict extract query explain export doctor worker",
 )

@@ -1,0 +1,63 @@
+"""`dcal-evaluate`: the metrics of a trained run once more, and whether they are equal; or on another data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dcal.cli import hydra_command, reported
+
+
+def main() -> None:
+    """Entry point of `dcal-evaluate`."""
+    hydra_command(job, "evaluate")
+
+
+def job(config: DictConfig) -> None:
+    """One evaluation, reported in one sentence if it cannot be had."""
+    from dcal.dataset.record import DataError
+    from dcal.restore import RunError
+
+    reported(lambda: evaluate(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Evaluates, prints and writes what was asked for; returns the metrics."""
+    from dcal.restore import open_data, read_result, restore
+    from dcal.run import write_atomically
+
+    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    data = open_data(restored, config.dataset)
+    result = read_result(restored.directory)
+    split = config.split or (result["split"] if result and "reader" not in config.dataset else "test")
+    train = restored.config.train
+    evaluation = restored.task.evaluate(
+        restored.model, data, split, train.eval_batch_size, train.workers, restored.device
+    )
+    print(report(evaluation.metrics, result["metrics"] if result else None))
+    print(f"{data.catalog.name}, split {split}, {restored.weights}")
+    if config.out:
+        content = {"run": str(restored.directory), "weights": str(restored.weights), "dataset": data.catalog.name}
+        text = json.dumps({**content, "split": split, "metrics": evaluation.metrics}, indent=1)
+        write_atomically(Path(config.out), text + "\n")
+    if config.save_items:
+        evaluation.save(Path(config.save_items))
+    return evaluation.metrics
+
+
+def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:
+    """One line per metric; beside it what the run's `result.json` says, and whether that is the very same number."""
+    width = max(map(len, metrics))
+    lines = []
+    for name, value in metrics.items():
+        known = (before or {}).get(name)
+        beside = "" if known is None else ("  = result.json" if known == value else f"  result.json: {known:.6f}")
+        lines.append(f"{name:<{width}}  {value:>12.6f}{beside}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,10 +30,35 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     Errors whose class says that the user can mend them are printed as one sentence; `run.debug=true` shows
     the stack.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(config_name))
+        return
     schema.register()
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     suggest(sys.argv[1:], config_name)
     hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(job)()
+
+
+def help_text(config_name: str) -> str:
+    """What `--help` prints: the command's configuration file with its comments, and the options of its groups."""
+    lines = (config_dir() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = lines[: lines.index("defaults:")]
+    body = lines[lines.index("", len(head)) : lines.index("hydra:")]
+    groups = [entry for entry in OmegaConf.create("\n".join(lines)).defaults if isinstance(entry, DictConfig)]
+    names = [str(key).split()[-1] for entry in groups for key in entry if not str(key).startswith("override")]
+    options = [f"{name}: {', '.join(group_options(name))}" for name in names]
+    return "\n".join(
+        [
+            *(line.removeprefix("# ").removeprefix("#") for line in head),
+            "",
+            "GROUPS (group=option)",
+            *options,
+            "",
+            "KEYS (key=value) and their defaults; in a group: what --cfg job shows",
+            *body,
+            "Hydra: --cfg job shows the composed configuration, -m runs a sweep, --hydra-help lists the other flags.",
+        ]
+    )
 
 
 def quoted(argument: str) -> str:

@@ -73,6 +73,15 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     assert "not the configuration of a run" in refused(main, f"run={broken}", capfd=capfd)
 
 
+def test_help_is_the_configuration_file(capfd: pytest.CaptureFixture[str]) -> None:
+    run_command(main, "--help")
+    told = capfd.readouterr().out
+    assert "dcal-evaluate run=DIR weights=best" in told  # an example
+    assert "flip_test: null # average over" in told  # a key with its comment
+    assert "market1501" in told  # a group's options
+    assert "\ndefaults" not in told and "hydra:" not in told
+
+
 def test_classes_must_be_those_of_the_run(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 

@@ -15,9 +15,9 @@ from dcal.backbone import normalisation
 from dcal.config import Config
 from dcal.dataset.loader import Data
 from dcal.device import Device
-from dcal.engine import Setup, Task
 from dcal.model import DCAL
 from dcal.rng import seed_everything
+from dcal.setup import Setup, Task
 
 
 def build(config: DictConfig) -> Setup:

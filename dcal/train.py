@@ -37,8 +37,8 @@ def job(config: DictConfig) -> float:
 def _mendable() -> tuple[type[Exception], ...]:
     from dcal.backbone import CheckpointError
     from dcal.dataset.record import DataError
-    from dcal.engine import Interrupted
     from dcal.meter import BadLoss
+    from dcal.stop import Interrupted
 
     return (ValueError, OSError, DataError, CheckpointError, RunLocked, Interrupted, BadLoss)
 

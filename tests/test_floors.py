@@ -21,12 +21,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 
 # names below `dcal.`; the first pattern that matches counts
 FLOORS = (
-    "paths dataset.record",
+    "paths stop dataset.record",
     "config device measure memory rng run loss optimizer output metric.* attention.*",
     "backbone tracking dataset.* report.*",
     "model meter",
     "checkpoint figure",
     "task.*",
+    "setup",
+    "step resume",
     "engine",
     "build cli",
     "restore",

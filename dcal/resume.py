@@ -1,0 +1,67 @@
+"""Where a run stands, and how it is written to a checkpoint and put back, bit by bit."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+from dcal.checkpoint import load_latest, save_checkpoint
+from dcal.meter import Meter
+from dcal.rng import restore_rng_state, rng_state
+from dcal.run import Run
+from dcal.setup import Setup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """Where a run stands; part of a checkpoint."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = -math.inf
+    seconds: float = 0.0
+    """Spent training and evaluating, over all sessions."""
+
+
+def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
+    """Writes a checkpoint from which the run goes on exactly here."""
+    meter.check_pending()  # never keep weights that a bad loss has already spoiled
+    at.seconds = meter.seconds()
+    state = {
+        "position": vars(at),
+        "optimizer": setup.optimization.optimizer.state_dict(),
+        "schedule": setup.optimization.schedule.last_epoch,
+        "objective": setup.objective.state_dict(),
+        "scaler": setup.scaler.state_dict(),
+        "ema": setup.ema.module.state_dict() if setup.ema is not None else None,
+        "meter": meter.state(),
+        "rng": rng_state(),
+        "metrics_size": run.metrics_size(),
+    }
+    save_checkpoint(run.directory / "checkpoints", at.step, setup.model.state_dict(), state)
+    meter.checkpoint_saved()
+
+
+def resume(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
+    """Puts everything back to the newest checkpoint, if there is one."""
+    found = load_latest(run.directory / "checkpoints")
+    if found is None:
+        run.forget_metrics_after(0)
+        return
+    state = found.state
+    setup.model.load_state_dict(found.weights)
+    setup.optimization.optimizer.load_state_dict(state["optimizer"])
+    setup.optimization.schedule.last_epoch = state["schedule"]
+    setup.objective.load_state_dict(state["objective"])
+    setup.scaler.load_state_dict(state["scaler"])
+    if setup.ema is not None:
+        setup.ema.module.load_state_dict(state["ema"])
+    vars(at).update(state["position"])
+    meter.restore(state["meter"], at.seconds)
+    run.forget_metrics_after(state["metrics_size"])
+    restore_rng_state(state["rng"])
+    log.info("continuing at epoch %d, step %d", at.epoch + 1, at.step)

@@ -1,0 +1,77 @@
+"""What a training needs, put together by `dcal.build`: the parts, and what the loop asks of a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+
+from dcal.config import TrainConfig
+from dcal.dataset.loader import Data, Loader
+from dcal.device import Device
+from dcal.model import DCAL
+from dcal.optimizer import Optimization
+from dcal.task.evaluation import Evaluation
+from dcal.task.objective import Objective
+
+
+class Task(Protocol):
+    """What the loop and the build need of a task."""
+
+    name: str
+    headline: str
+    test_split: str
+    bnneck: bool
+    instances: int
+    mixup: float
+    cutmix: float
+    side_information: str
+
+    def objective(self, branches: tuple[str, ...]) -> Objective: ...
+
+    def evaluate(
+        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+    ) -> Evaluation: ...
+
+    def show(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        evaluation: Evaluation,
+        device: Device,
+        folder: Path,
+        tracker: Any,
+    ) -> Path: ...
+
+
+@dataclass
+class Setup:
+    """Everything a training needs."""
+
+    task: Task
+    data: Data
+    loader: Loader
+    model: DCAL
+    objective: Objective
+    optimization: Optimization
+    device: Device
+    train: TrainConfig
+    scaler: torch.amp.GradScaler
+    """Scales the loss under fp16; switched off otherwise."""
+    ema: ModelEmaV3 | None = None
+    mixup: Mixup | None = None
+
+    @property
+    def evaluated(self) -> DCAL:
+        """The model that is evaluated and kept: the moving average if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def validation(self) -> str:
+        """The split that is looked at during training: held-out training images if there are, else the test split."""
+        return "val" if any(split.startswith("val") for split in self.data.catalog.splits) else "test"

@@ -21,9 +21,9 @@ from dcal.build import build_model, make, side_sizes
 from dcal.config import Config
 from dcal.dataset.loader import Data
 from dcal.device import Device
-from dcal.engine import Setup, Task
 from dcal.model import DCAL
 from dcal.run import write_atomically
+from dcal.setup import Setup, Task
 
 
 class RunError(Exception):

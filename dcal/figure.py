@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.attention.rollout import AttentionRollout
+from dcal.dataset.loader import Data
 from dcal.device import Device
 from dcal.model import DCAL
+from dcal.report import gallery
+from dcal.report.classes import class_accuracies, confusion_matrix
 
 EXAMPLES = 6
+LOOK_BATCH = 16
 
 
 @torch.no_grad()
 def look(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
     """Where the model looks: the class token's rollout over the patches, and the patches GLCA selects.
+
+    With GLCA the rollout is over the blocks before the branch: what its selection ranks by.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -30,17 +37,38 @@ def look(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
         rollout (B, h, w) summing to at most 1, and bool (B, h, w); on the CPU.
     """
     model.eval()
-    with AttentionRollout(model.vit) as rollout, device.autocast():
+    fusion = "mean" if model.glca is None else model.glca.head_fusion
+    with AttentionRollout(model.vit, fusion) as rollout, device.autocast():
         normalised = device.normalise(images)
         model.vit(normalised)
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
-    attention = rollout.cls_attention()
+    attention = rollout.cls_attention(model.depth - model.glca_blocks)
     with device.autocast():
         selected = model(normalised).selected
     mask = torch.zeros_like(attention, dtype=torch.bool)
     if selected is not None:
         mask = mask.scatter(1, selected, True)
     return attention.view(-1, *grid).cpu(), mask.view(-1, *grid).cpu()
+
+
+def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], device: Device, path: Path) -> None:
+    """Writes small pictures of images, and where the model looks in them, for reports.
+
+    Args:
+        wanted: split and position of each image; repeated ones are kept once.
+        path: the file, see `dcal.report.gallery`.
+    """
+    keys = list(dict.fromkeys(wanted))
+    jpegs: list[bytes] = []
+    looks: list[tuple[Tensor, Tensor]] = []
+    left = iter(keys)
+    while batch := list(islice(left, LOOK_BATCH)):
+        images = torch.stack([data.image(*key) for key in batch])
+        jpegs += [gallery.encode(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
+        looks.append(look(model, images, device))
+    attention, selected = (torch.cat(maps).numpy() for maps in zip(*looks, strict=True))
+    parts, index = zip(*keys, strict=True)
+    gallery.save(gallery.Gallery(list(parts), list(index), jpegs, attention, selected), path)
 
 
 def draw_examples(
@@ -136,6 +164,32 @@ def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping
         overlay = (pixels * (0.3 + 0.7 * heat)).astype(np.uint8)
         table.add_data(wandb.Image(pixels), wandb.Image(overlay), *(values[row] for values in columns.values()))
     tracker.log({"examples": table})
+
+
+def log_classes(tracker: Any, names: Sequence[str], label: Tensor, prediction: Tensor) -> None:
+    """Per-class accuracy and the confusion matrix (its cells that are not zero) as W&B tables."""
+    import wandb
+
+    truth, guess = label.numpy(), prediction.numpy()
+    cells = confusion_matrix(truth, guess, len(names))
+    accuracy = class_accuracies(truth, guess, len(names))
+    classes = wandb.Table(columns=["class", "images", "accuracy"])
+    for name, row, share in zip(names, cells, accuracy, strict=True):
+        classes.add_data(name, int(row.sum()), float(share))
+    confusion = wandb.Table(columns=["truth", "prediction", "images"])
+    for row, column in zip(*cells.nonzero(), strict=True):
+        confusion.add_data(names[row], names[column], int(cells[row, column]))
+    tracker.log({"classes": classes, "confusion": confusion})
+
+
+def log_cameras(tracker: Any, cameras: Mapping[int, Mapping[str, float]]) -> None:
+    """The metrics of each camera's queries as a W&B table."""
+    import wandb
+
+    table = wandb.Table(columns=["camera", *next(iter(cameras.values()))])
+    for camera, values in cameras.items():
+        table.add_data(camera, *values.values())
+    tracker.log({"cameras": table})
 
 
 def upsample(grid: Tensor, size: tuple[int, int], mode: str = "bicubic") -> NDArray[np.float32]:

@@ -118,9 +118,13 @@ class AttentionRollout:
             )
         return traces
 
-    def cls_attention(self) -> Tensor:
-        """The class token's rollout over the patches: (B, P), float32; with the prefix columns it would sum to 1."""
-        return rollout_row(self._recorded(), self.head_fusion)[:, self.num_prefix_tokens :].float()
+    def cls_attention(self, blocks: int | None = None) -> Tensor:
+        """The class token's rollout over the patches: (B, P), float32; with the prefix columns it would sum to 1.
+
+        Args:
+            blocks: over the first that many blocks, as GLCA beside the last M ranks by the L - M before; None for all.
+        """
+        return rollout_row(self._recorded()[:blocks], self.head_fusion)[:, self.num_prefix_tokens :].float()
 
     @torch.no_grad()
     def matrix(self) -> Tensor:

@@ -14,13 +14,17 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
         labels: (N,) classes.
 
     Returns:
-        `top1`, `top5` (as many as there are classes, if fewer), and `nll`, the mean negative log-likelihood.
+        `top1`, `top1_macro` (the mean over classes of the share of their items that is recognised; classes without
+        items left out), `top5` (as many as there are classes, if fewer), and `nll`, the mean negative log-likelihood.
     """
     first = log_probabilities.argmax(1)  # not topk's first column: the two settle ties differently
     five = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
+    count = labels.bincount()
+    recognised = labels[first == labels].bincount(minlength=len(count)).double() / count
     picked = log_probabilities.gather(1, labels[:, None])
     return {
         "top1": (first == labels).double().mean().item(),
+        "top1_macro": recognised[count > 0].mean().item(),
         "top5": (five == labels[:, None]).any(1).double().mean().item(),
         "nll": -picked.double().clamp(min=torch.finfo(torch.float32).min).mean().item(),
     }

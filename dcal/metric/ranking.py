@@ -5,7 +5,7 @@ more than the number of gallery items that come before it. So instead of sorting
 the few positives are counted against the row: one comparison per positive and gallery item, at memory speed.
 
 Shape suffixes: Q queries of a block, G gallery items, P pairs of a query and one of its positives, R rows to
-sort.
+sort, L items of a list.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ SORT_BYTES = 256 * 2**20  # of what sorting holds at a time
 # a row is sorted after all if it has many positives, or few items per positive
 MANY_POSITIVES = 128
 FEW_ITEMS = 32
+
+
+MARKS = ("wrong", "right", "same camera", "junk")
+"""What the protocol makes of a gallery item; the last two it leaves out."""
 
 
 class Gallery(NamedTuple):
@@ -43,6 +47,15 @@ class PerQuery(NamedTuple):
     """Inverse negative penalty: matches / rank of the last match."""
     valid: Tensor
     """Whether the query has a match at all."""
+
+
+def judge(ids_Q: Tensor, cams_Q: Tensor, ids_QL: Tensor, cams_QL: Tensor) -> Tensor:
+    """What the protocol makes of the items of a list for each query, as positions in `MARKS`: uint8 (Q, L)."""
+    same = ids_QL == ids_Q[:, None]
+    marks = same.to(torch.uint8)
+    marks[same & (cams_QL == cams_Q[:, None]) & (cams_Q[:, None] >= 0)] = MARKS.index("same camera")
+    marks[ids_QL < 0] = MARKS.index("junk")
+    return marks
 
 
 def positive_ranks(distance_QG: Tensor, ids_Q: Tensor, cams_Q: Tensor, gallery: Gallery) -> tuple[Tensor, Tensor]:

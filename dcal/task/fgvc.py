@@ -11,12 +11,17 @@ from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
-from dcal.figure import draw_examples, log_examples, look, pick_examples
+from dcal.figure import draw_examples, keep_gallery, log_classes, log_examples, look, pick_examples
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
+from dcal.report.classes import examples_of, most_confused
+from dcal.report.gallery import FILE
 from dcal.task.evaluation import Evaluation, check_inference
 from dcal.task.inference import infer
 from dcal.task.objective import Objective
+
+GALLERY_SHOWN = 24
+CONFUSED_SHOWN = 8
 
 
 class FGVC:
@@ -72,7 +77,10 @@ class FGVC:
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
     ) -> Evaluation:
-        """Top-1, top-5 and NLL on a split: of combined inference, and per branch with the branch's name appended."""
+        """Metrics of a split: of combined inference, and per branch with the branch's name appended.
+
+        They are those of `classification_metrics`.
+        """
         seen = infer(model, data.eval_loader(split, batch_size, workers), device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
         metrics = classification_metrics(scores, seen.labels)
@@ -100,7 +108,10 @@ class FGVC:
         folder: Path,
         tracker: Any,
     ) -> Path:
-        """Draws examples of the split, right and wrong ones, into `folder`, and logs them as a W&B table."""
+        """Draws examples of the split, right and wrong ones, into `folder`, and logs them as a W&B table.
+
+        Keeps pictures for reports, those of confused classes among them, and logs per-class accuracy and confusion.
+        """
         items = evaluation.items
         chosen = pick_examples(items["prediction"] == items["label"])
         images = torch.stack([data.image(split, int(items["index"][row])) for row in chosen])
@@ -115,6 +126,10 @@ class FGVC:
         path = folder / "examples.png"
         draw_examples(images, rollout, selected, captions, right, path)
         log_examples(tracker, images, rollout, {"truth": truth, "prediction": guess})
+        log_classes(tracker, names, items["label"], items["prediction"])
+        index = items["index"].tolist()
+        wanted = [(split, index[row]) for row in gallery_rows(items["label"], items["prediction"])]
+        keep_gallery(model, data, wanted, device, folder / FILE)
         return path
 
 
@@ -122,6 +137,14 @@ def short(name: str, length: int = 22) -> str:
     """A class name that fits under a small picture: `001.Black_footed_Albatross` → `Black footed Albatross`."""
     plain = name.split(".", 1)[-1].replace("_", " ")
     return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def gallery_rows(label: Tensor, prediction: Tensor) -> list[int]:
+    """Items whose pictures a report shows: right and wrong ones, and a pair for each of the most confused classes."""
+    truth, guess = label.numpy(), prediction.numpy()
+    pairs = [examples_of(pair, truth, guess) for pair in most_confused(truth, guess, CONFUSED_SHOWN)]
+    examples = pick_examples(label == prediction, GALLERY_SHOWN)
+    return [*examples, *(row for pair in pairs for row in pair if row is not None)]
 
 
 def combined_scores(log_probabilities: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from dcal.dataset.loader import Data
-from dcal.dataset.record import Record
 from dcal.device import Device
-from dcal.figure import RankedList, draw_ranked_lists, log_figure, pick_examples
-from dcal.metric.ranking import PerQuery
+from dcal.figure import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
+from dcal.metric.ranking import MARKS, PerQuery, judge
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import evaluate_retrieval
+from dcal.metric.retrieval import breakdown, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.output import join_features
+from dcal.report.gallery import FILE
 from dcal.task.evaluation import Evaluation, check_inference
 from dcal.task.inference import Inferred, infer
 from dcal.task.objective import Objective
+
+LISTS_KEPT = 12
 
 
 class ReID:
@@ -116,8 +118,10 @@ class ReID:
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        nearest = gallery.index[rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))]
-        return Evaluation(metrics, {"index": query.index, "label": query.labels, "nearest": nearest, **items})
+        rows = rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))
+        asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
+        marks = judge(query.labels, query.cameras, gallery.labels[rows], gallery.cameras[rows])
+        return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
 
     def show(
         self,
@@ -129,21 +133,22 @@ class ReID:
         folder: Path,
         tracker: Any,
     ) -> Path:
-        """Draws ranked lists, of queries found and of queries missed, into `folder`, and logs them to W&B."""
-        prefix = "" if split == "test" else f"{split}_"
-        gallery = data.records(f"{prefix}gallery")
-        items = evaluation.items
+        """Draws ranked lists, of queries found and of queries missed, into `folder`, and logs them to W&B.
+
+        Keeps the pictures of more such lists for reports, and logs the metrics of each camera's queries.
+        """
+        items, prefix = evaluation.items, "" if split == "test" else f"{split}_"
+        found = (items["first_rank"] == 1) & items["valid"]
         rows = []
-        for row in pick_examples((items["first_rank"] == 1) & items["valid"]):
-            number = int(items["index"][row])
-            asked = data.records(f"{prefix}query")[number]
-            found = [gallery[int(position)] for position in items["nearest"][row]]
-            images = [data.image(f"{prefix}gallery", int(position)) for position in items["nearest"][row]]
-            marks = [judge(asked, record) for record in found]
-            rows.append(RankedList(data.image(f"{prefix}query", number), images, marks))
+        for row in pick_examples(found):
+            asked, *nearest = (data.image(*key) for key in ranked_list(items, row, prefix))
+            rows.append(RankedList(asked, nearest, [MARKS[code] for code in items["nearest_mark"][row]]))
         path = folder / "examples.png"
         draw_ranked_lists(rows, path)
         log_figure(tracker, path)
+        kept = [key for row in pick_examples(found, LISTS_KEPT) for key in ranked_list(items, row, prefix)]
+        keep_gallery(model, data, kept, device, folder / FILE)
+        log_cameras(tracker, breakdown(PerQuery(*(items[key] for key in PerQuery._fields)), items["camera"]))
         return path
 
     def _join(self, seen: Inferred) -> Tensor:
@@ -170,17 +175,14 @@ class ReID:
         return result, per_query._asdict()
 
 
+def ranked_list(items: Mapping[str, Tensor], row: int, prefix: str) -> list[tuple[str, int]]:
+    """Split and position of a query and of what was found for it, nearest first."""
+    asked, nearest = int(items["index"][row]), items["nearest"][row].tolist()
+    return [(f"{prefix}query", asked), *((f"{prefix}gallery", position) for position in nearest)]
+
+
 @torch.no_grad()
 def rank_lists(query_QD: Tensor, gallery_GD: Tensor, length: int = 10, rows: int = 512) -> Tensor:
     """Positions of the gallery items nearest to each query by cosine, junk included: (Q, length), on the CPU."""
     length = min(length, len(gallery_GD))
     return torch.cat([(part @ gallery_GD.T).topk(length).indices.cpu() for part in query_QD.split(rows)])
-
-
-def judge(asked: Record, found: Record) -> str:
-    """What the protocol makes of a gallery image: `junk`, `same camera` (both left out), `right` or `wrong`."""
-    if found.label < 0:
-        return "junk"
-    if found.label != asked.label:
-        return "wrong"
-    return "same camera" if found.camera == asked.camera >= 0 else "right"

@@ -187,13 +187,13 @@ class TestDecoding:
         Image.fromarray(pixels(0, 200, 300)).save(path)
         data = path.read_bytes()
         path.write_bytes(data[: int(kept * len(data))].ljust(len(data) * filled, b"\0"))
-        with pytest.raises(DataError, match=rf"a\.{suffix}: .*dataset\.on_bad_image"):
+        with pytest.raises(DataError, match=rf"a\.{suffix}: (is|cannot)"):
             read_image(path)
 
     def test_no_image_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_text("<html>404</html>")
         for name in ("a.jpg", "missing.jpg"):
-            with pytest.raises(DataError, match=rf"{name}: .*dataset\.on_bad_image"):
+            with pytest.raises(DataError, match=rf"{name}: (is no image|cannot be read)"):
                 read_image(tmp_path / name)
 
 

@@ -23,7 +23,6 @@ Pixels = NDArray[np.uint8]
 
 _ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}
 """End of a whole file by the first three bytes: JPEG and PNG."""
-_REMEDY = "replace it, or set dataset.on_bad_image=skip to go on without it"
 
 
 def read_image(path: Path) -> Pixels:
@@ -41,9 +40,7 @@ def read_image(path: Path) -> Pixels:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); check dataset.root, or set dataset.on_bad_image=skip"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             if image.mode in ("RGB", "L") and data.endswith(_ENDS.get(data[:3], b"no end")):
@@ -53,6 +50,6 @@ def read_image(path: Path) -> Pixels:
                     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: is no image, or one of an unknown kind; {_REMEDY}") from error
+        raise DataError(f"{path}: is no image, or one of an unknown kind") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is damaged ({error}); {_REMEDY}") from error
+        raise DataError(f"{path}: is damaged ({error})") from error

@@ -29,6 +29,7 @@ from dcal.dataset.transform import seed_transform
 logger = logging.getLogger(__name__)
 Item = dict[str, Any]
 POLICIES = ("error", "skip")
+REMEDY = "replace it (if all are like that, check dataset.root), or set dataset.on_bad_image=skip to go on without it"
 
 
 class BadImage(NamedTuple):
@@ -183,7 +184,7 @@ class Loader(DataLoader[dict[str, Any]]):
     def _note(self, images: Sequence[BadImage]) -> None:
         for path, reason in images:
             if self._on_bad_image == "error":
-                raise DataError(reason)
+                raise DataError(f"{reason}; {REMEDY}")
             if path not in self.skipped:
                 logger.warning("left out: %s", reason)
                 self.skipped[path] = reason

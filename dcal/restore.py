@@ -7,7 +7,7 @@ the names of the classes, and how many cameras and views a side embedding has.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from yaml import YAMLError
 
-from dcal.build import build_model, make, side_sizes
+from dcal.build import build_model, check_train, make, side_sizes
 from dcal.config import Config
-from dcal.dataset.loader import Data
+from dcal.dataset.listing import image_loader
+from dcal.dataset.loader import Data, Loader
+from dcal.dataset.record import Record
 from dcal.device import Device
 from dcal.model import DCAL
 from dcal.run import write_atomically
@@ -68,11 +70,13 @@ def restore(
 
     Raises:
         RunError: the directory holds no such run or weights, or they do not fit its configuration.
+        ValueError: a change has no valid value; the message starts with its key.
     """
     folder = Path(directory).expanduser()
     config = read_config(folder)
     for key, node in (changes or {}).items():
         config = OmegaConf.merge(config, {key: given(node)})  # type: ignore[assignment]
+    check_train(config)  # type: ignore[arg-type]  # checked against the schema
     config.device = device
     config.backbone.pretrained, config.backbone.checkpoint = False, None  # the run's own weights follow
     card = _read_json(folder / "model.json")
@@ -118,6 +122,26 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
             "that the run was trained on, name by name and in their order"
         )
     return data
+
+
+def open_images(restored: Restored, images: Sequence[Path | Record]) -> Loader:
+    """Batches of images that belong to no data set, as the run's evaluation would see them.
+
+    Raises:
+        ValueError: the model embeds cameras or views, and those of an image are unknown to it.
+    """
+    device, own, train = restored.device, restored.config.dataset, restored.config.train
+    for image in images if device.num_cameras else ():
+        camera, view = (image.camera, image.view) if isinstance(image, Record) else (-1, -1)
+        if not 0 <= camera < device.num_cameras or (device.num_views > 1 and not 0 <= view < device.num_views):
+            path = image.path if isinstance(image, Record) else image
+            raise ValueError(
+                f"task.side_information={restored.task.side_information}: the model wants to know the camera of each "
+                f"image (below {device.num_cameras}) and, for camera_view, its view; not so for {path}"
+            )
+    workers = train.workers if len(images) > train.eval_batch_size else 0  # not worth starting for one batch
+    on_gpu = device.torch.type == "cuda"
+    return image_loader(images, own.image_size, own.resize, train.eval_batch_size, workers, on_gpu)
 
 
 def read_config(directory: Path) -> DictConfig:

@@ -30,6 +30,8 @@ class Task(Protocol):
     mixup: float
     cutmix: float
     side_information: str
+    inference: tuple[str, ...]
+    flip_test: bool
 
     def objective(self, branches: tuple[str, ...]) -> Objective: ...
 

@@ -17,7 +17,7 @@ from dcal.model import DCAL
 from dcal.report.classes import examples_of, most_confused
 from dcal.report.gallery import FILE
 from dcal.task.evaluation import Evaluation, check_inference
-from dcal.task.inference import infer
+from dcal.task.inference import combined_scores, infer
 from dcal.task.objective import Objective
 
 GALLERY_SHOWN = 24
@@ -145,11 +145,3 @@ def gallery_rows(label: Tensor, prediction: Tensor) -> list[int]:
     pairs = [examples_of(pair, truth, guess) for pair in most_confused(truth, guess, CONFUSED_SHOWN)]
     examples = pick_examples(label == prediction, GALLERY_SHOWN)
     return [*examples, *(row for pair in pairs for row in pair if row is not None)]
-
-
-def combined_scores(log_probabilities: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:
-    """Log of the mean of the branches' probabilities, those that the model has: (N, C)."""
-    present = [log_probabilities[branch] for branch in branches if branch in log_probabilities]
-    if not present:
-        raise ValueError(f"task.inference={list(branches)}: the model has none of these branches")
-    return torch.stack(present).logsumexp(0) - torch.tensor(float(len(present))).log()

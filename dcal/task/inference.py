@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from dcal.device import Device
 from dcal.model import DCAL
+from dcal.output import join_features
 
 BRANCHES = ("sa", "glca")
 
 
 class Inferred(NamedTuple):
-    """Everything evaluated, on the CPU, in the order of the split. Float32."""
+    """What was evaluated, on the CPU, in the order of the split. Float32."""
 
     logits: dict[str, Tensor]
     """(items, classes) by branch."""
@@ -28,34 +29,71 @@ class Inferred(NamedTuple):
 
 
 @torch.no_grad()
-def infer(
+def infer_batches(
     model: DCAL, batches: Iterable[Mapping[str, Any]], device: Device, flip: bool, features_only: bool = False
-) -> Inferred:
-    """Evaluates `model` on every batch.
+) -> Iterator[Inferred]:
+    """Evaluates `model` batch by batch, so that memory does not grow with their number.
 
     Args:
         flip: average the features (and the probabilities, in the log domain) over the image and its mirror image.
         features_only: leave the logits out, where the classes are not those of the training.
     """
     model.eval()
-    logits: dict[str, list[Tensor]] = {}
-    features: dict[str, list[Tensor]] = {}
-    rows: dict[str, list[Tensor]] = {"label": [], "camera": [], "index": []}
     for batch in batches:
         images = device.normalise(batch["image"])
         side = device.side_index(batch)
         views = [images, images.flip(-1)] if flip else [images]
         with device.autocast():
             outputs = [model(view, side=side) for view in views]
+        logits: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         for branch in BRANCHES:
             if getattr(outputs[0], branch) is None:
                 continue
-            feature = torch.stack([getattr(output.features, branch).float() for output in outputs]).mean(0)
-            features.setdefault(branch, []).append(feature.cpu())
+            features[branch] = torch.stack([getattr(output.features, branch).float() for output in outputs]).mean(0)
             if not features_only:
                 scores = torch.stack([getattr(output, branch).float().softmax(-1) for output in outputs]).mean(0)
-                logits.setdefault(branch, []).append(scores.log().cpu())
-        for key, values in rows.items():
-            values.append(batch[key])
-    join = lambda table: {branch: torch.cat(parts) for branch, parts in table.items()}  # noqa: E731
-    return Inferred(join(logits), join(features), *(torch.cat(rows[key]) for key in ("label", "camera", "index")))
+                logits[branch] = scores.log()
+        yield Inferred(_on_cpu(logits), _on_cpu(features), batch["label"], batch["camera"], batch["index"])
+
+
+def infer(
+    model: DCAL, batches: Iterable[Mapping[str, Any]], device: Device, flip: bool, features_only: bool = False
+) -> Inferred:
+    """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`."""
+    logits, features, *rows = zip(*infer_batches(model, batches, device, flip, features_only), strict=True)
+    return Inferred(_joined(logits), _joined(features), *map(torch.cat, rows))
+
+
+def combined_features(features: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:
+    """The features of these branches, those that the model has, as `join_features` joins them: (N, D).
+
+    Raises:
+        ValueError: the model has none of them.
+    """
+    return join_features(_present(features, branches))
+
+
+def combined_scores(log_probabilities: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:
+    """Log of the mean of these branches' probabilities, of those that the model has: (N, C).
+
+    Raises:
+        ValueError: the model has none of them.
+    """
+    present = _present(log_probabilities, branches)
+    return torch.stack(present).logsumexp(0) - torch.tensor(float(len(present))).log()
+
+
+def _present(tensors: Mapping[str, Tensor], branches: Sequence[str]) -> list[Tensor]:
+    present = [tensors[branch] for branch in branches if branch in tensors]
+    if not present:
+        raise ValueError(f"task.inference={list(branches)}: the model has none of these branches")
+    return present
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
 from dcal.figure import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
+from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, judge
 from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import breakdown, evaluate_retrieval
 from dcal.model import DCAL
-from dcal.output import join_features
 from dcal.report.gallery import FILE
 from dcal.task.evaluation import Evaluation, check_inference
-from dcal.task.inference import Inferred, infer
+from dcal.task.inference import Inferred, combined_features, infer
 from dcal.task.objective import Objective
 
+LISTED = 10
 LISTS_KEPT = 12
 
 
@@ -99,14 +99,15 @@ class ReID:
             )
             for part in ("query", "gallery")
         )
-        metrics, items = self._retrieve(self._join(query), self._join(gallery), query, gallery, device)
+        q, g = (combined_features(seen.features, self.inference) for seen in (query, gallery))
+        metrics, items = self._retrieve(q, g, query, gallery, device)
         for branch in query.features if len(query.features) > 1 else ():
             own, results = self._retrieve(query.features[branch], gallery.features[branch], query, gallery, device)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
             keep = gallery.labels >= 0
-            distances = k_reciprocal_rerank(self._join(query), self._join(gallery)[keep])
+            distances = k_reciprocal_rerank(q, g[keep])
             reranked = evaluate_retrieval(
                 None,
                 query.labels,
@@ -118,7 +119,7 @@ class ReID:
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        rows = rank_lists(self._join(query).to(device.torch), self._join(gallery).to(device.torch))
+        rows = nearest(q.to(device.torch), g.to(device.torch), LISTED).index
         asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
         marks = judge(query.labels, query.cameras, gallery.labels[rows], gallery.cameras[rows])
         return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
@@ -151,12 +152,6 @@ class ReID:
         log_cameras(tracker, breakdown(PerQuery(*(items[key] for key in PerQuery._fields)), items["camera"]))
         return path
 
-    def _join(self, seen: Inferred) -> Tensor:
-        present = [seen.features[branch] for branch in self.inference if branch in seen.features]
-        if not present:
-            raise ValueError(f"task.inference={list(self.inference)}: the model has none of these branches")
-        return join_features(present)
-
     def _retrieve(
         self, q: Tensor, g: Tensor, query: Inferred, gallery: Inferred, device: Device
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -179,10 +174,3 @@ def ranked_list(items: Mapping[str, Tensor], row: int, prefix: str) -> list[tupl
     """Split and position of a query and of what was found for it, nearest first."""
     asked, nearest = int(items["index"][row]), items["nearest"][row].tolist()
     return [(f"{prefix}query", asked), *((f"{prefix}gallery", position) for position in nearest)]
-
-
-@torch.no_grad()
-def rank_lists(query_QD: Tensor, gallery_GD: Tensor, length: int = 10, rows: int = 512) -> Tensor:
-    """Positions of the gallery items nearest to each query by cosine, junk included: (Q, length), on the CPU."""
-    length = min(length, len(gallery_GD))
-    return torch.cat([(part @ gallery_GD.T).topk(length).indices.cpu() for part in query_QD.split(rows)])

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dcal.cli import group_options, suggest
-from dcal.config import register
+from dcal.config import check_targets, register
 from dcal.paths import config_dir
 from dcal.run import config_id
 
@@ -75,6 +75,31 @@ def test_typos_get_the_nearest_name(override: str, told: str, capsys: pytest.Cap
 
 def test_right_overrides_pass() -> None:
     suggest(["-m", "attention=none,dcal", "attention.glca.top_ratio=0.2", "+new=1", "dataset.reader.seed=3"])
+
+
+def test_every_target_of_conf_may_run() -> None:
+    for group in GROUPS:
+        for option in group_options(group):
+            check_targets(composed(f"{group}={option}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dataset.reader._target_", "os.system"),
+        ("dataset.reader._target_", "dcal.checkpoint.os.system"),  # by way of what a module of ours imports
+        ("dataset.reader._target_", "${dataset.root}"),
+        ("dataset.reader.extra", [{"deep": {"_target_": "builtins.eval", "_args_": ["1"]}}]),
+        ("dataset.reader.extra", "${oc.create:'{_target_: os.system, command: ls}'}"),
+        ("dataset.reader._target_", ["dcal.model.DCAL"]),
+    ],
+)
+def test_a_config_from_elsewhere_runs_no_other_code(key: str, value: Any) -> None:
+    config = composed("dataset.root=os.system")
+    with open_dict(config):
+        OmegaConf.update(config, key, value, force_add=True)
+    with pytest.raises(ValueError, match=r"dataset\.reader\..*_target_=.*conf/"):
+        check_targets(config)
 
 
 def test_wrong_type_names_the_key(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from yaml import YAMLError
 
 from dcal.build import build_model, check_train, make, side_sizes
-from dcal.config import Config
+from dcal.config import Config, check_targets
 from dcal.dataset.listing import image_loader
 from dcal.dataset.loader import Data, Loader
 from dcal.dataset.record import Record
@@ -160,6 +160,10 @@ def read_config(directory: Path) -> DictConfig:
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
     assert isinstance(config, DictConfig)
+    try:
+        check_targets(config)
+    except ValueError as error:
+        raise RunError(f"{file}: {error}") from None
     return config
 
 

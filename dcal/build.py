@@ -51,8 +51,9 @@ def build(config: DictConfig) -> Setup:
         steps_per_epoch=len(loader),
         batch_size=cfg.train.batch_size,
     )
-    if cfg.train.compile:
-        model.compile(dynamic=False)
+    features = model.features
+    if cfg.train.compile:  # parts of a batch differ in size
+        features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
     return Setup(
         task,
         data,
@@ -63,6 +64,8 @@ def build(config: DictConfig) -> Setup:
         device,
         cfg.train,
         torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
+        features,
+        cfg.train.accumulate,
         None if cfg.train.ema_decay is None else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
         build_mixup(task, data.num_classes),
     )
@@ -116,14 +119,10 @@ def check_train(cfg: Config) -> None:
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
         if getattr(cfg.train, key) < 1:
             raise ValueError(f"train.{key}={getattr(cfg.train, key)}: must be at least 1")
-    if cfg.train.accumulate > 1 and (cfg.task.triplet.weight or cfg.task.bnneck):
+    if cfg.train.accumulate > cfg.train.batch_size:
         raise ValueError(
-            f"train.accumulate={cfg.train.accumulate}: triplets and BNNeck look at the whole batch, parts of it would "
-            "give another result: set train.accumulate=1 (train.activation_checkpointing=true saves memory)"
-        )
-    if cfg.train.batch_size % cfg.train.accumulate:
-        raise ValueError(
-            f"train.accumulate={cfg.train.accumulate} does not divide train.batch_size={cfg.train.batch_size}"
+            f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
+            "not have that many parts"
         )
 
 

@@ -131,6 +131,7 @@ class TrainConfig:
     batch_size: int = MISSING
     eval_batch_size: int = MISSING
     accumulate: int = MISSING
+    auto_accumulate: bool = MISSING
     precision: str = MISSING
     compile: bool = MISSING
     activation_checkpointing: bool = MISSING

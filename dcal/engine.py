@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from dcal.checkpoint import save_weights
+from dcal.memory import out_of_memory_names
 from dcal.meter import Meter
 from dcal.resume import Position, resume, save
 from dcal.run import Run
@@ -40,7 +39,7 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
                 if stop or meter.checkpoint_due():
                     save(setup, run, at, meter)
                 if stop:
-                    raise Interrupted(f"stopped in epoch {at.epoch + 1}, step {at.step}: repeat the command to go on")
+                    raise Interrupted(stop.number)
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(setup)}
             if at.epoch % max(1, cfg.eval_every) == 0 or at.epoch == cfg.epochs:
@@ -58,7 +57,7 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
 def evaluate(setup: Setup, split: str) -> Evaluation:
     """The task's evaluation of the evaluated model on a split; not compiled, for its batches come in two sizes."""
     cfg = setup.train
-    with torch.compiler.set_stance("force_eager"):
+    with out_of_memory_names("a smaller train.eval_batch_size"):
         return setup.task.evaluate(setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device)
 
 

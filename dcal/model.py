@@ -11,41 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
-from dcal.attention.kernel import Trace, attention_with_trace, full_precision
+from dcal.attention.kernel import Trace, attention_with_trace
 from dcal.attention.pairing import Pairing, Partners
 from dcal.attention.pwca import PairWiseCrossAttention
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
 from dcal.backbone import create_backbone, embed, final_norm
+from dcal.head import Head
 from dcal.output import Branches, Output
 
 SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding
-
-
-class Head(nn.Module):
-    """Classifier of one branch, with BNNeck (Luo et al. 2019) if wanted: BN without shift, classifier without bias."""
-
-    def __init__(self, channels: int, num_classes: int, bnneck: bool) -> None:
-        super().__init__()
-        self.neck: nn.Module = nn.BatchNorm1d(channels) if bnneck else nn.Identity()
-        self.classifier = nn.Linear(channels, num_classes, bias=not bnneck)
-        trunc_normal_(self.classifier.weight, std=0.001 if bnneck else 0.02)
-        if isinstance(self.neck, nn.BatchNorm1d):
-            self.neck.bias.requires_grad_(False)
-        else:
-            nn.init.zeros_(self.classifier.bias)
-
-    def forward(self, feature_BD: Tensor) -> Tensor:
-        """Logits (B, C), in the weights' precision also under autocast: in bf16 classes would tie."""
-        with full_precision(feature_BD.device):
-            logits: Tensor = self.classifier(self.neck(feature_BD.to(self.classifier.weight.dtype)))
-        return logits
 
 
 class DCAL(nn.Module):
@@ -119,7 +99,12 @@ class DCAL(nn.Module):
         return {name for name, _ in self.named_parameters() if not name.startswith("vit.")}
 
     def draw_partners(
-        self, images: Tensor, labels: Tensor | None = None, progress: float = 0.0, side: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        progress: float = 0.0,
+        side: Tensor | None = None,
+        parts: int = 1,
     ) -> Partners | None:
         """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU
         generator.
@@ -127,6 +112,7 @@ class DCAL(nn.Module):
         Args:
             labels: class of each image; needed by every pairing but natural, gaussian and none.
             progress: share of the training that is done, for the curriculum.
+            parts: where features decide, into how many parts the batch is split to find them.
 
         Raises:
             ValueError: fewer than two images, or labels missing that the pairing needs.
@@ -140,7 +126,9 @@ class DCAL(nn.Module):
 
         def embed_batch() -> Tensor:
             with torch.no_grad():
-                return self._run(images, None, side).features.sa
+                sides = [None] * parts if side is None else side.tensor_split(parts)
+                pieces = zip(images.tensor_split(parts), sides, strict=True)
+                return torch.cat([self.features(piece, side=own)[0].sa for piece, own in pieces])
 
         partners = self.pairing.draw(labels.cpu(), progress, embed_batch)
         return partners._replace(index_B=partners.index_B.to(images.device, non_blocking=True))
@@ -164,10 +152,22 @@ class DCAL(nn.Module):
             partners = None
         elif partners is None:
             partners = self.draw_partners(images, labels, side=side)
-        return self._run(images, partners, side)
+        return self.classify(*self.features(images, partners, side))
 
-    def _run(self, images: Tensor, partners: Partners | None, side: Tensor | None) -> Output:
-        batch = len(images)
+    def features(
+        self, images: Tensor, partners: Partners | None = None, side: Tensor | None = None
+    ) -> tuple[Branches, Tensor | None]:
+        """Everything below the heads, image by image: no batch statistics.
+
+        Args:
+            images: (S, 3, H, W). Of those behind the first B only the backbone's stream is computed, as partners.
+            partners: of the first B images; without them there is no distracted stream, and S = B.
+            side: (S,), as in `forward`.
+
+        Returns:
+            the branches' features of the first B images, and the patches that GLCA selected there (B, K).
+        """
+        batch = len(images) if partners is None else len(partners.index_B)
         if partners is not None and partners.noise:
             images = torch.cat([images, torch.randn_like(images)])
             side = None if side is None else torch.cat([side, side])
@@ -182,11 +182,16 @@ class DCAL(nn.Module):
         glca, selected = (None, None)
         if self.glca is not None:
             glca, selected = self.glca(glca_inputs, traces, ropes[self.depth - self.glca_blocks :])
+        return Branches(sa, glca, pwca), selected
+
+    def classify(self, features: Branches, selected: Tensor | None = None) -> Output:
+        """The heads on the features of a whole batch: BNNeck takes its statistics from it."""
+        sa, glca, pwca = features
         return Output(
             self.head(sa),
             None if glca is None else self.glca_head(glca),
             None if pwca is None else self.head(pwca),
-            Branches(sa, glca, pwca),
+            features,
             selected,
         )
 

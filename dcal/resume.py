@@ -37,6 +37,7 @@ def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
         "schedule": setup.optimization.schedule.last_epoch,
         "objective": setup.objective.state_dict(),
         "scaler": setup.scaler.state_dict(),
+        "parts": setup.parts,
         "ema": setup.ema.module.state_dict() if setup.ema is not None else None,
         "meter": meter.state(),
         "rng": rng_state(),
@@ -58,6 +59,8 @@ def resume(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
     setup.optimization.schedule.last_epoch = state["schedule"]
     setup.objective.load_state_dict(state["objective"])
     setup.scaler.load_state_dict(state["scaler"])
+    if setup.train.auto_accumulate:
+        setup.parts = max(setup.parts, state["parts"])
     if setup.ema is not None:
         setup.ema.module.load_state_dict(state["ema"])
     vars(at).update(state["position"])

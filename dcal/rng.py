@@ -35,6 +35,13 @@ def rng_state() -> dict[str, Any]:
             has_gauss,
             cached,
         ],
+        **torch_state(),
+    }
+
+
+def torch_state() -> dict[str, Any]:
+    """The state of torch's generators alone: all that a model's forward pass draws from."""
+    return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -46,6 +53,11 @@ def restore_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    restore_torch_state(state)
+
+
+def restore_torch_state(state: dict[str, Any]) -> None:
+    """Puts torch's generators back to a state of `torch_state` or `rng_state`."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

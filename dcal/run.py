@@ -30,6 +30,8 @@ NOT_IDENTITY = {
         "figures",
         "checkpoint_minutes",
         "eval_batch_size",
+        "accumulate",
+        "auto_accumulate",
         "compile",
         "activation_checkpointing",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,12 +10,14 @@ from typing import Any, Protocol
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from dcal.config import TrainConfig
 from dcal.dataset.loader import Data, Loader
 from dcal.device import Device
 from dcal.model import DCAL
 from dcal.optimizer import Optimization
+from dcal.output import Branches
 from dcal.task.evaluation import Evaluation
 from dcal.task.objective import Objective
 
@@ -65,6 +68,10 @@ class Setup:
     train: TrainConfig
     scaler: torch.amp.GradScaler
     """Scales the loss under fp16; switched off otherwise."""
+    features: Callable[..., tuple[Branches, Tensor | None]]
+    """The model's `features`, compiled if that is asked for."""
+    parts: int
+    """Into which every batch is split: `train.accumulate`, or more once memory has run out."""
     ema: ModelEmaV3 | None = None
     mixup: Mixup | None = None
 

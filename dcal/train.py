@@ -37,10 +37,11 @@ def job(config: DictConfig) -> float:
 def _mendable() -> tuple[type[Exception], ...]:
     from dcal.backbone import CheckpointError
     from dcal.dataset.record import DataError
+    from dcal.memory import OutOfMemory
     from dcal.meter import BadLoss
     from dcal.stop import Interrupted
 
-    return (ValueError, OSError, DataError, CheckpointError, RunLocked, Interrupted, BadLoss)
+    return (ValueError, OSError, DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory)
 
 
 def train(config: DictConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 FLOORS = (
     "paths stop dataset.record",
     "config device measure memory rng run loss optimizer output metric.* attention.*",
-    "backbone tracking index dataset.* report.*",
+    "backbone head index microbatch tracking dataset.* report.*",
     "model meter",
     "checkpoint figure",
     "task.*",

@@ -169,7 +169,7 @@ def test_seeds_decide(folder: Path, tmp_path: Path) -> None:
         (["backbone.checkpoint=/nowhere.safetensors"], "backbone.checkpoint"),
         (["task.rerank=true"], "task=reid"),
         (["train.batch_size=4096"], "train.batch_size"),
-        (["train.accumulate=3"], "train.accumulate"),
+        (["train.accumulate=9"], "train.accumulate"),
         (["optimizer.lr=1e30", "train.clip_grad=null"], "optimizer.lr"),
         (["device=cuda"], "device=cuda"),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,7 +67,8 @@ class Objective(nn.Module):
         """
         losses = {}
         for branch, logits in output.logits().items():
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(wide, targets, label_smoothing=self.label_smoothing)
             if self.triplet_weight:
                 loss = loss + self.triplet_weight * self.triplet(getattr(output.features, branch), labels)
             losses[branch] = loss

@@ -1,0 +1,89 @@
+"""A batch in parts: which images go through the model together, so that nobody's partner is missing.
+
+PWCA's pairs are drawn over the whole batch. So a part needs, beside its own images, those of their partners that are
+not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are taken along
+the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a part
+then meets two guests at most.
+
+Under the stream `symmetric` an image attends to its partner's distracted stream, which attends to the next one's, and
+so on: all images of the chain are then guests, and a long chain spares less memory.
+
+Shapes: B images in the batch, b of them a part's own, s ≥ b in the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcal.attention.pairing import Partners
+
+
+class Part(NamedTuple):
+    """Some images of a batch and what they need to be computed as in the whole of it. Indices are int64."""
+
+    size: int
+    """b, the number of images that this part stands for."""
+    own: Tensor | slice
+    """Their positions in the batch."""
+    images: Tensor | slice
+    """Positions in the batch of all s images that go through the model, the part's own first."""
+    partners: Partners | None
+    """Each image's partner as a position in `images`: (b,), or (s,) where the guests carry a distracted stream too."""
+
+
+def split_batch(size: int, parts: int, partners: Partners | None, stream: str) -> list[Part]:
+    """The batch in `parts` parts of (nearly) equal size; every image is one part's own.
+
+    Args:
+        size: B.
+        parts: at most B.
+        partners: of the whole batch; None where PWCA is off.
+        stream: of PWCA; under `symmetric` guests bring their own partners along.
+    """
+    if parts == 1:
+        return [Part(size, slice(None), slice(None), partners)]
+    if partners is None or partners.noise:
+        pieces = torch.arange(size).tensor_split(parts)
+        return [Part(len(own), own, own, _noise_for(len(own), partners)) for own in pieces]
+    pieces = torch.tensor(along_the_chains(partners.index_B.tolist())).tensor_split(parts)
+    return [_with_guests(own.tolist(), partners.index_B, chained=stream == "symmetric") for own in pieces]
+
+
+def _noise_for(own: int, partners: Partners | None) -> Partners | None:
+    """Noise partners for a part, or none at all; the model draws the noise and appends it to the part's images."""
+    if partners is None:
+        return None
+    return Partners(torch.arange(own, device=partners.index_B.device) + own, noise=True)
+
+
+def _with_guests(own: list[int], partner_B: Tensor, chained: bool) -> Part:
+    partner: list[int] = partner_B.tolist()
+    images = dict.fromkeys(own)  # a set that keeps its order
+    missing: Iterable[int] = own
+    while missing := [guest for guest in dict.fromkeys(partner[i] for i in missing) if guest not in images]:
+        images.update(dict.fromkeys(missing))
+        if not chained:
+            break
+    position = {image: number for number, image in enumerate(images)}
+    paired = images if chained else own
+    index = torch.tensor([position[partner[image]] for image in paired], device=partner_B.device)
+    return Part(len(own), torch.tensor(own), torch.tensor(list(images)), Partners(index))
+
+
+def along_the_chains(partner: Sequence[int]) -> list[int]:
+    """All positions in an order in which an image is followed by its partner where that one is still to come.
+
+    Chains begin at images that are nobody's partner; what is left after them are cycles.
+    """
+    chosen = set(partner)
+    order: dict[int, None] = {}
+    for start in sorted(range(len(partner)), key=lambda image: image in chosen):
+        image = start
+        while image not in order:
+            order[image] = None
+            image = partner[image]
+    return list(order)

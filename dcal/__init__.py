@@ -17,12 +17,14 @@ __all__ = [
     "GlobalLocalCrossAttention",
     "Output",
     "PairWiseCrossAttention",
+    "TrainedDCAL",
     "TripletLoss",
     "UncertaintyLoss",
     "__version__",
     "create_dcal_model",
     "evaluate_retrieval",
     "k_reciprocal_rerank",
+    "load",
 ]
 
 _MODULE_OF = {
@@ -32,10 +34,12 @@ _MODULE_OF = {
     "AttentionRollout": "dcal.attention.rollout",
     "GlobalLocalCrossAttention": "dcal.attention.glca",
     "PairWiseCrossAttention": "dcal.attention.pwca",
+    "TrainedDCAL": "dcal.trained",
     "TripletLoss": "dcal.loss",
     "UncertaintyLoss": "dcal.loss",
     "evaluate_retrieval": "dcal.metric.retrieval",
     "k_reciprocal_rerank": "dcal.metric.rerank",
+    "load": "dcal.trained",
 }
 
 if TYPE_CHECKING:
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from dcal.metric.retrieval import evaluate_retrieval
     from dcal.model import DCAL, create_dcal_model
     from dcal.output import Output
+    from dcal.trained import TrainedDCAL, load
 else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any
 
     def __getattr__(name: str) -> object:

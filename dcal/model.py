@@ -167,7 +167,8 @@ class DCAL(nn.Module):
         Returns:
             the branches' features of the first B images, and the patches that GLCA selected there (B, K).
         """
-        batch = len(images) if partners is None else len(partners.index_B)
+        # not len(images), which would fix the batch size of an exported graph
+        batch = images.shape[0] if partners is None else len(partners.index_B)
         if partners is not None and partners.noise:
             images = torch.cat([images, torch.randn_like(images)])
             side = None if side is None else torch.cat([side, side])

@@ -42,14 +42,17 @@ class Output(NamedTuple):
     @property
     def probabilities(self) -> Tensor:
         """Class probabilities of combined inference, (B, C): mean of the branches' softmax, PWCA left out."""
-        return torch.stack([branch.float().softmax(-1) for branch in (self.sa, self.glca) if branch is not None]).mean(
-            0
-        )
+        return combined_probabilities([branch for branch in (self.sa, self.glca) if branch is not None])
 
     @property
     def embedding(self) -> Tensor:
         """Re-ID feature, (B, D) or (B, 2D): each branch's feature L2-normalised, concatenated, normalised again."""
         return join_features([branch for branch in self.features[:2] if branch is not None])
+
+
+def combined_probabilities(logits: Sequence[Tensor]) -> Tensor:
+    """Mean of the branches' probabilities, (B, C)."""
+    return torch.stack([branch.float().softmax(-1) for branch in logits]).mean(0)
 
 
 def join_features(features: Sequence[Tensor]) -> Tensor:

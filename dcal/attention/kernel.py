@@ -107,6 +107,8 @@ def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Ten
     """
     if fusion != "mean":
         return _row_times_extreme(r_BN, trace, fusion)
+    if _exporting():  # the loop over blocks counts maps, and would fix the batch size of the graph
+        return (r_BN[:, None, None] @ attention_rows(trace, slice(None), r_BN.dtype)).squeeze(2).mean(1)
     batch, heads = trace.q_BHND.shape[:2]
     product = _product_by_normaliser if trace.lse_BHN is not None else _product_by_softmax
     return product(r_BN, trace).view(batch, heads, -1).mean(1)

@@ -105,19 +105,18 @@ def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tu
     """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named."""
     from tqdm import tqdm
 
-    from dcal.dataset.listing import image_loader
     from dcal.graph import parts
     from dcal.pictures import chosen
+    from dcal.restore import open_images
 
     real = config.images is not None or config.split is not None
     records = chosen(restored, config.images, config.split, config.dataset, config.limit) if real else []
-    sizes = restored.config.dataset.image_size, restored.config.dataset.resize
     slices = parts(len(records) if real else config.limit, config.batch_sizes)
     for number, part in enumerate(tqdm(slices, "compared with PyTorch", unit="batch", leave=False)):
         if not real:
             yield graph.example(part.stop - part.start, seed=number)
             continue
-        for batch in image_loader(records[part], *sizes, batch_size=part.stop - part.start):
+        for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
             side = restored.device.side_index(batch)
             yield (batch["image"].float() / 255.0, *([] if side is None else [side]))
 

@@ -8,6 +8,7 @@ Shapes: B images, C classes, D channels, K selected patches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +92,8 @@ def save_onnx(graph: Graph, folder: Path) -> Runner:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"format=onnx needs {error.name}: pip install 'dcal[export]'") from None
+    for library in ("onnx_ir", "onnxscript"):  # they report every step
+        logging.getLogger(library).setLevel(logging.WARNING)
     file = folder / "model.onnx"
     exported = torch.onnx.export(
         program(graph), input_names=graph.inputs, output_names=graph.outputs, opset_version=OPSET, verbose=False

@@ -124,8 +124,11 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     return data
 
 
-def open_images(restored: Restored, images: Sequence[Path | Record]) -> Loader:
+def open_images(restored: Restored, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
     """Batches of images that belong to no data set, as the run's evaluation would see them.
+
+    Args:
+        batch_size: None for that of the run's evaluation.
 
     Raises:
         ValueError: the model embeds cameras or views, and those of an image are unknown to it.
@@ -139,9 +142,9 @@ def open_images(restored: Restored, images: Sequence[Path | Record]) -> Loader:
                 f"task.side_information={restored.task.side_information}: the model wants to know the camera of each "
                 f"image (below {device.num_cameras}) and, for camera_view, its view; not so for {path}"
             )
-    workers = train.workers if len(images) > train.eval_batch_size else 0  # not worth starting for one batch
-    on_gpu = device.torch.type == "cuda"
-    return image_loader(images, own.image_size, own.resize, train.eval_batch_size, workers, on_gpu)
+    size = batch_size or train.eval_batch_size
+    workers = train.workers if len(images) > size else 0  # not worth starting for one batch
+    return image_loader(images, own.image_size, own.resize, size, workers, device.torch.type == "cuda")
 
 
 def read_config(directory: Path) -> DictConfig:

@@ -169,7 +169,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
 def _pixels(picture: Picture) -> NDArray[np.uint8]:
     if isinstance(picture, (str, Path)):
         return read_image(Path(picture))
-    return np.asarray(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+    return np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
 
 
 def load(path: str | Path, weights: str = "last", device: str = "auto") -> TrainedDCAL:
@@ -186,10 +186,8 @@ def load(path: str | Path, weights: str = "last", device: str = "auto") -> Train
         ValueError: unknown device, CUDA without a GPU.
     """
     folder = Path(path).expanduser()
-    if (folder / CONFIG).is_file():
-        model = _read_folder(folder)
-    else:
-        model = of_run(restore(folder, weights, "cpu"))
+    exported = (folder / CONFIG).is_file()
+    model = _read_folder(folder) if exported else of_run(restore(folder, weights, "cpu"))
     return model.to(Device(device, "fp32", (0.0,), (1.0,)).torch).eval()
 
 
@@ -220,9 +218,11 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
 
 def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
     """What the card tells of a run. Folders of this machine are left out."""
-    groups = {key: dict(plain[key]) for key in ("backbone", "attention", "task", "dataset", "optimizer", "train")}
-    reader = groups["dataset"].pop("reader")
-    groups["dataset"] = {key: value for key, value in groups["dataset"].items() if key not in ("root", "cache")}
+    hidden = ("_target_", "_partial_", "reader", "root", "cache")
+    groups = {
+        group: {key: value for key, value in plain[group].items() if key not in hidden}
+        for group in ("backbone", "attention", "task", "dataset", "optimizer", "train")
+    }
     config: DictConfig = OmegaConf.load(restored.directory / "config_resolved.yaml")  # type: ignore[assignment]
     start = config.backbone.checkpoint
     groups["backbone"] |= {"pretrained": config.backbone.pretrained, "checkpoint": start and PurePath(start).name}
@@ -231,7 +231,7 @@ def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
         "run": plain["name"],
         "seed": plain["seed"],
         "weights": restored.weights.name,
-        "dataset": str(reader["_target_"]).rpartition(".")[2].removeprefix("read_"),
+        "dataset": str(plain["dataset"]["reader"]["_target_"]).rpartition(".")[2].removeprefix("read_"),
         "flip_test": plain["task"]["flip_test"],
         **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
         "configuration": groups,

@@ -32,6 +32,8 @@ FLOORS = (
     "engine",
     "build cli",
     "restore",
+    "trained pictures",
+    "graph",
     # entry points: none imports another
     "train evaluate results bench predict extract query explain export doctor worker",
 )

@@ -73,7 +73,7 @@ def model_card(
     parts += [f"## Compared with PyTorch\n\n{parity}"] if parity else []
     parts += [f"## Licence\n\n{terms(licence)}"]
     if facts.get("configuration"):
-        parts += [f"## Configuration\n\n```yaml\n{yaml.safe_dump(facts['configuration'], sort_keys=False)}```"]
+        parts += [f"## Configuration\n\n```yaml\n{yaml.safe_dump(facts['configuration'])}```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,7 +83,9 @@ def introduction(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     text = f"A model for {TASKS[config['task']][1]} ({what}), trained on `{facts.get('dataset', 'unknown data')}`: "
     text += f"timm's `{config['backbone']['name']}`"
     if glca["blocks"]:
-        text += f" and a global-local cross-attention branch, which looks again at {100 * glca['top_ratio']:g} % of the "
+        text += (
+            f" and a global-local cross-attention branch, which looks again at {100 * glca['top_ratio']:g} % of the "
+        )
         text += f"patches (`selection={glca['selection']}`, `readout={glca['readout']}`)"
     text += ". Method: Zhu et al., *Dual Cross-Attention Learning*, CVPR 2022, [arXiv 2205.02151]"
     text += "(https://arxiv.org/abs/2205.02151). Pair-wise cross-attention, if any, was at work in training only."
@@ -112,45 +114,53 @@ def loading(config: Mapping[str, Any], format: str, outputs: Sequence[str]) -> s
 def contract(config: Mapping[str, Any], format: str) -> str:
     """What has to be fed, so that a reader in another language gets it right."""
     (height, width), (tall, wide) = config["image_size"], config["resize"]
-    steps = f"resized to {tall} × {wide} (height × width; bilinear with antialiasing, as Pillow's; the aspect ratio is "
-    steps += "not kept)"
-    if (height, width) != (tall, wide):
-        steps += f" and cropped to {height} × {width} from the centre"
-    pipeline = f"Pictures are to be {steps}. "
-    cameras, views = config.get("sides") or (0, 1)
-    side = f"\n\n`side`: int64 (batch,), the camera, in [0, {cameras})." if cameras else ""
-    if cameras and views > 1:
-        side = f"\n\n`side`: int64 (batch,), camera × {views} + view, in [0, {cameras * views})."
     if format == "safetensors":
-        text = "`predict` and `embed` take files, PIL images or uint8 RGB arrays of any size. Calling the model itself "
-        return text + f"takes normalised images, `model(model.normalise(model.preprocess(pictures)))`. {pipeline}{side}"
-    text = f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; the normalisation with "
-    return text + f"the backbone's mean and standard deviation is part of the graph. {pipeline}{side}"
+        text = "`predict` and `embed` take files, PIL images or uint8 RGB arrays of any size. The model itself takes "
+        text += "normalised images: `model(model.normalise(model.preprocess(pictures)))`.\n\n"
+    else:
+        text = (
+            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; normalisation with "
+        )
+        text += "the backbone's mean and standard deviation is part of the graph.\n\n"
+    text += (
+        f"Pictures are resized to {tall} × {wide} (height × width; bilinear with antialiasing, as Pillow's; the aspect "
+    )
+    text += "ratio is not kept)"
+    if (height, width) != (tall, wide):
+        text += f" and cropped to {height} × {width} from the centre"
+    cameras, views = config.get("sides") or (0, 1)
+    if cameras:
+        what = "the camera" if views == 1 else f"camera × {views} + view"
+        text += f".\n\n`side`: int64 (batch,), {what}, in [0, {cameras * views})"
+    return text + "."
 
 
 def answers(config: Mapping[str, Any], format: str) -> str:
+    """What comes back."""
     branches = " and ".join(f"`{branch}`" for branch in config["inference"])
-    combined = {
-        "fgvc": f"`probabilities` (batch, {len(config['class_names'])}): mean of the softmax of {branches}, in the order "
-        "of `class_names` in `config.json`",
-        "reid": f"`embedding` (batch, D): features of {branches}, each of length 1, joined, of length 1 again; compare "
-        "two by their dot product",
-    }[config["task"]]
-    if format == "safetensors":
-        return combined + "."
-    single = "`logits_*` (batch, classes)" if config["task"] == "fgvc" else "`feature_*` (batch, D), before BNNeck,"
-    text = f"{combined}; {single} of each branch"
-    if config["attention"]["glca"]["blocks"]:
-        text += "; `selected` (batch, K): the patches that the global-local branch chose, row by row from the upper left"
+    classifies = config["task"] == "fgvc"
+    if classifies:
+        text = f"`probabilities` (batch, {len(config['class_names'])}): mean of the softmax of {branches}, in the order of "
+        text += "`class_names` in `config.json`"
+    else:
+        text = (
+            f"`embedding` (batch, D): the features of {branches}, each of length 1, joined, of length 1 again; two are "
+        )
+        text += "compared by their dot product"
+    if format != "safetensors":
+        of_branch = "`logits_*` (batch, classes)" if classifies else "`feature_*` (batch, D), before BNNeck,"
+        text += f"; {of_branch} of each branch"
+        if config["attention"]["glca"]["blocks"]:
+            text += "; `selected` (batch, K): the patches that the global-local branch chose, counted row by row"
     return text + "."
 
 
 def results(facts: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in facts["metrics"].items())
-    text = f"On the split `{facts.get('split', 'test')}` of `{facts['dataset']}`, as the run's `result.json` has them:"
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(facts["metrics"].items()))
+    text = f"On the split `{facts.get('split', 'test')}` of `{facts['dataset']}`, as the run's `result.json` has them"
     if facts.get("flip_test"):
-        text += " averaged over each image and its mirror image, which an exported graph does not do."
-    return f"{text}\n\n| metric | value |\n| --- | --- |\n{rows}"
+        text += ", averaged over each image and its mirror image, which the exported model does not do"
+    return f"{text}:\n\n| metric | value |\n| --- | --- |\n{rows}"
 
 
 def terms(licence: str | None) -> str:

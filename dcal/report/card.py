@@ -140,8 +140,10 @@ def answers(config: Mapping[str, Any], format: str) -> str:
     branches = " and ".join(f"`{branch}`" for branch in config["inference"])
     classifies = config["task"] == "fgvc"
     if classifies:
-        text = f"`probabilities` (batch, {len(config['class_names'])}): mean of the softmax of {branches}, in the order of "
-        text += "`class_names` in `config.json`"
+        text = (
+            f"`probabilities` (batch, {len(config['class_names'])}): mean of the softmax of {branches}, in the order "
+        )
+        text += "of `class_names` in `config.json`"
     else:
         text = (
             f"`embedding` (batch, D): the features of {branches}, each of length 1, joined, of length 1 again; two are "

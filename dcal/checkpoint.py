@@ -55,7 +55,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
     try:
         save_weights(temporary / "model.safetensors", weights)
         torch.save(dict(state), temporary / "training_state.pt")
-        sums = {name: _checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
+        sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
         (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
         for file in temporary.iterdir():
             _sync(file)
@@ -73,7 +73,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     for candidate in reversed(_steps(folder)):
         try:
             sums = json.loads((candidate / "manifest.json").read_text())["sha256"]
-            damaged = [name for name, known in sums.items() if _checksum(candidate / name) != known]
+            damaged = [name for name, known in sums.items() if checksum(candidate / name) != known]
             if damaged:
                 raise OSError(f"checksum of {', '.join(damaged)} does not hold")
             weights = load_file(candidate / "model.safetensors")
@@ -88,7 +88,8 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.glob("[0-9]*") if entry.is_dir()) if folder.is_dir() else []
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file.read())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -61,13 +62,31 @@ def help_text(config_name: str) -> str:
     )
 
 
+TEXT = re.compile(r"[/\\]|.\[|\.[A-Za-z]\w*(,|]|$)")
+"""A path, a regular expression, a glob or a file name: nothing of these is Hydra's grammar."""
+
+
 def quoted(argument: str) -> str:
-    """The override, with quotes around a path that Hydra's grammar would stumble over: `run=outputs/x/seed=0`."""
+    """The override, with quotes around a value that is text but no word of Hydra's grammar.
+
+    As in `run=outputs/x/seed=0`, `camera=_c(\\d+)`, `image=photo(1).jpg` or a list of such.
+    """
     key, equals, value = argument.partition("=")
-    if "/" not in value or _parses(argument):
+    if not TEXT.search(value) or _parses(argument):
         return argument
-    mended = f"{key}{equals}'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if value[0] == "[" and value[-1] == "]":
+        mended = f"{key}=[{','.join(_text(word.strip()) for word in value[1:-1].split(','))}]"
+    else:
+        mended = f"{key}{equals}{_text(value)}"
     return mended if _parses(mended) else argument
+
+
+def _text(word: str) -> str:
+    """A word of Hydra's grammar as it is, anything else in quotes."""
+    if _parses(f"key={word}"):
+        return word
+    # in the grammar a backslash escapes only where a quote follows
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), word) + "'"
 
 
 def _parses(argument: str) -> bool:

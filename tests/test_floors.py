@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 FLOORS = (
     "paths stop dataset.record",
     "config device measure memory rng run loss optimizer output metric.* attention.*",
-    "backbone head index microbatch tracking dataset.* report.*",
+    "backbone head index microbatch parts tracking dataset.* report.*",
     "model meter",
     "checkpoint figure",
     "task.*",
@@ -32,7 +32,7 @@ FLOORS = (
     "engine",
     "build cli",
     "restore",
-    "trained pictures",
+    "embed trained pictures",
     "graph",
     # entry points: none imports another
     "train evaluate results bench predict extract query explain export doctor worker",

@@ -63,16 +63,17 @@ def image_loader(
     return Loader(dataset, workers, pin_memory, batch_size=batch_size)
 
 
-def numbers_in(paths: Sequence[Path], pattern: str, key: str) -> list[int]:
+def numbers_in(paths: Sequence[Path], pattern: str, key: str, required: bool = True) -> list[int]:
     """The number that a regular expression finds in each path; -1 where it finds none.
 
     Args:
         pattern: with one group, e.g. `_c(\\d+)` for Market-1501's cameras. It is searched in the file's name, or in
             the whole path if it contains a slash.
         key: of the command line, for messages.
+        required: whether it is an error that it matches no path at all.
 
     Raises:
-        ValueError: it is no such expression, matches no path at all, or its group is no number.
+        ValueError: it is no such expression, matches no path although required, or its group is no number.
     """
     try:
         compiled = re.compile(pattern)
@@ -81,7 +82,7 @@ def numbers_in(paths: Sequence[Path], pattern: str, key: str) -> list[int]:
     if compiled.groups != 1:
         raise ValueError(f"{key}={pattern!r}: needs one group, the number, as in '_c(\\d+)'; has {compiled.groups}")
     matches = [compiled.search(path.as_posix() if "/" in pattern else path.name) for path in paths]
-    if paths and not any(matches):
+    if required and not any(matches):
         raise ValueError(f"{key}={pattern!r}: found in none of {len(paths)} paths, e.g. not in {paths[0]}")
     try:
         return [UNKNOWN if match is None else int(match[1]) for match in matches]

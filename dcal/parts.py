@@ -1,0 +1,66 @@
+"""A long computation in numbered parts: each is on disk whole or not at all, so that a killed one goes on.
+
+The folder holds `settings.json`, what the parts are of, and `000000.npz`, `000001.npz`, ... without a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcal.run import write_atomically
+
+Array = NDArray[Any]
+
+
+def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
+    """Makes the folder, or finds one with the same settings; returns the number of parts that it holds.
+
+    Raises:
+        ValueError: it holds parts with other settings; the message says which.
+    """
+    file = folder / "settings.json"
+    if file.is_file():
+        other = differences(json.loads(file.read_text(encoding="utf-8")), settings)
+        if other:
+            raise ValueError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(settings, indent=1) + "\n")
+    number = 0
+    while _file(folder, number).is_file():
+        number += 1
+    return number
+
+
+def write_part(folder: Path, number: int, arrays: Mapping[str, Array]) -> None:
+    """Writes one part, whole or not at all."""
+    target = _file(folder, number)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the keywords for allow_pickle
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def read_part(folder: Path, number: int) -> dict[str, Array]:
+    """The arrays of a part."""
+    with np.load(_file(folder, number), allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Where two settings differ, in words; empty if they are equal."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.npz"

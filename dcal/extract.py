@@ -44,7 +44,6 @@ def extract(config: DictConfig) -> None:
     from dcal.index import check_suffix, read_index
     from dcal.parts import differences, open_parts
     from dcal.restore import restore
-    from dcal.stop import Interrupted
 
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
@@ -60,10 +59,7 @@ def extract(config: DictConfig) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         print(f"{out}: finished before")
         return
-    try:
-        parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; what is done lies in {folder}: repeat the command to go on") from None
+    parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
     print(join(records, folder, parts, out, settings))
     shutil.rmtree(folder)
 
@@ -120,6 +116,9 @@ def compute(restored: Restored, records: Sequence[Record], folder: Path, number:
     """Writes the parts that follow the first `number`; returns how many there are then.
 
     Parts end where batches end, and batches are those of an undisturbed extraction: so their rounding is the same.
+
+    Raises:
+        Interrupted: on SIGTERM or Ctrl-C, with everything computed so far in parts.
     """
     import torch
     from tqdm import tqdm
@@ -127,6 +126,7 @@ def compute(restored: Restored, records: Sequence[Record], folder: Path, number:
     from dcal.dataset.record import DataError
     from dcal.embed import embed
     from dcal.parts import read_part, write_part
+    from dcal.stop import Interrupted, stop_requests
 
     batch_size = restored.config.train.eval_batch_size
     last = int(read_part(folder, number - 1)["index"][-1]) if number else -1
@@ -134,14 +134,19 @@ def compute(restored: Restored, records: Sequence[Record], folder: Path, number:
     pending: list[tuple[Tensor, Tensor]] = []
     written = time.monotonic()
     try:
-        with tqdm(total=len(records), initial=start, desc="extract", unit="image", disable=None) as bar:
+        with (
+            stop_requests() as stop,
+            tqdm(total=len(records), initial=start, desc="extract", unit="image", disable=None) as bar,
+        ):
             for index, features in embed(restored, records[start:]) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 bar.update(int(index[-1]) + 1 + start - bar.n)
-                if time.monotonic() - written >= PART_SECONDS:
+                if stop or time.monotonic() - written >= PART_SECONDS:
                     write_part(folder, number, joined(pending))
                     number, written = number + 1, time.monotonic()
                     pending.clear()
+                if stop:
+                    raise Interrupted(stop.number)
     except DataError:  # of the rest not one image can be read: an error only if it is everything
         if not number:
             raise

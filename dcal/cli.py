@@ -51,9 +51,7 @@ def help_text(config_name: str) -> str:
     return "\n".join(
         [
             *(line.removeprefix("# ").removeprefix("#") for line in head),
-            "",
-            "GROUPS (group=option)",
-            *options,
+            *(["", "GROUPS (group=option)", *options] if options else []),
             "",
             "KEYS (key=value) and their defaults; in a group: what --cfg job shows",
             *body,

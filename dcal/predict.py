@@ -62,7 +62,7 @@ def predict(config: DictConfig) -> None:
         for path, guesses in guess(restored, paths, config.top, bad):
             write(path, guesses, "")
         for name, reason in bad.items():
-            write(Path(name), [], reason)
+            write(Path(name), [], reason.removeprefix(f"{name}: "))
     if bad:
         print(f"{len(bad)} of {len(paths)} images could not be read", file=sys.stderr)
 

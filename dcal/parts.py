@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,17 @@ def write_part(folder: Path, number: int, arrays: Mapping[str, Array]) -> None:
 
 
 def read_part(folder: Path, number: int) -> dict[str, Array]:
-    """The arrays of a part."""
-    with np.load(_file(folder, number), allow_pickle=False) as archive:
-        return dict(archive)
+    """The arrays of a part.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = _file(folder, number)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{file}: damaged ({error}); delete the folder to begin anew") from None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

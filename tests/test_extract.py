@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from commands import refused, run_command
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dcal import extract, query
+from dcal.dataset.record import Record
 from dcal.index import read_index
 from dcal.metric.retrieval import evaluate_retrieval
+from dcal.restore import open_images
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:
@@ -200,3 +204,15 @@ def test_an_index_of_another_model_is_refused(
     assert "no index of dcal-extract" in said(reid_run, tmp_path / "other.npz")
     assert "same_camera='dorp': choose one of mark, drop" in said(reid_run, splits["gallery"], "same_camera=dorp")
     assert "top=0: must be" in said(reid_run, splits["gallery"], "top=0")
+
+
+def test_a_model_with_camera_embedding_wants_cameras() -> None:
+    device = SimpleNamespace(num_cameras=3, num_views=1, torch=torch.device("cpu"))
+    config = OmegaConf.create(
+        {"dataset": {"image_size": [8, 8], "resize": [8, 8]}, "train": {"eval_batch_size": 2, "workers": 0}}
+    )
+    restored: Any = SimpleNamespace(device=device, config=config, task=SimpleNamespace(side_information="camera"))
+    for image in (Path("a.png"), Record(Path("a.png"), 0, camera=3)):
+        with pytest.raises(ValueError, match=r"^task.side_information=camera: .*below 3.* not so for a.png"):
+            open_images(restored, [image])
+    assert len(open_images(restored, [Record(Path("a.png"), 0, camera=2)])) == 1

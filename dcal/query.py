@@ -117,7 +117,7 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
     from dcal.metric.nearest import nearest
     from dcal.metric.ranking import MARKS
 
-    gallery_GD = torch.from_numpy(index.features).float()
+    gallery_GD = torch.tensor(index.features, dtype=torch.float32)  # a copy: what parquet gives is read-only
     if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
         gallery_GD = F.normalize(gallery_GD)
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])

@@ -1,6 +1,7 @@
 """`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
 
-Tables, figures and pages are functions of the JSON files alone, so that a reader can make them again.
+Tables, figures and pages are functions of the JSON files alone, so that a reader can make them again. With
+`report=DIR` it writes one page about the runs in a folder instead, from all that they keep.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dcal.cli import reported
 from dcal.paths import config_dir, experiments_dir
+from dcal.report.document import document
+from dcal.report.folder import read_folder
 from dcal.report.page import fill, html
 from dcal.report.plot import draw
 from dcal.report.records import BadRun, collect, load, load_all, merge, parse, read_yaml, save
@@ -28,7 +32,10 @@ def main(config: DictConfig) -> None:
 
 
 def job(config: DictConfig) -> None:
-    """Collects, then writes every table, figure and page."""
+    """Collects, then writes every table, figure and page; or the report that was asked for."""
+    if config.report is not None:
+        write_report(Path(config.report).expanduser(), config)
+        return
     out = Path(config.out)
     names = collect_into(out, Path(config.runs), config.device)
     results = load_all(out)
@@ -48,6 +55,28 @@ def job(config: DictConfig) -> None:
     for table in [*tables, *own]:
         if any(table.spec.takes(name) for name in names):
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+
+
+REPORT_KEYS = ("report", "device", "resamples")
+"""What a report listens to."""
+
+
+def write_report(root: Path, config: DictConfig) -> None:
+    """Writes `report.html` into a run directory or a folder of runs.
+
+    Raises:
+        ValueError: no finished run is there, or a key is given that a report has no use for.
+    """
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    idle = [word for word in typed if word.lstrip("+~").partition("=")[0] not in REPORT_KEYS]
+    if idle:
+        raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
+    folder = read_folder(root, config.device)
+    for problem in folder.problems:
+        print(problem, file=sys.stderr)
+    file = root / "report.html"
+    write_atomically(file, document(folder, config.resamples))
+    print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
 def collect_into(out: Path, runs: Path, device: str | None) -> list[str]:

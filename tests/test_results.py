@@ -86,7 +86,9 @@ def configure(folder: Path, **more: Any) -> Any:
     values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
-    return OmegaConf.create({**paths, "pages": pages, "tables": str(tables), "device": None, "resamples": 500, **more})
+    return OmegaConf.create(
+        {**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, "resamples": 500, **more}
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,0 +1,194 @@
+"""Small line charts and interval strips as SVG geometry; the template draws them.
+
+A report is opened without a server and on any screen, so charts are inline SVG whose colours are the page's. What they
+show is computed here: ticks, paths, and the numbers that a pointer reads off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import NamedTuple
+
+from dcal.report.table import Row
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
+LOG_FROM = 100.0
+"""A logarithmic axis where the largest value is that many times the smallest."""
+
+
+class Point(NamedTuple):
+    """A value over seeds."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+class Series(NamedTuple):
+    """One line of a chart."""
+
+    name: str
+    points: list[Point]
+    colour: int
+    """Number of the page's colour."""
+
+
+class Tick(NamedTuple):
+    at: float
+    text: str
+
+
+class Line(NamedTuple):
+    """A series in the coordinates of the SVG."""
+
+    name: str
+    colour: int
+    path: str
+    band: str
+    """Least to greatest over seeds; empty for one seed."""
+    dots: list[tuple[float, float]]
+    """Where few values were measured."""
+
+
+class Chart(NamedTuple):
+    """What the template draws."""
+
+    title: str
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    numbers: str
+    """JSON for the pointer: position and epoch of each x, and the values of each line."""
+    summary: str
+    """For those who cannot see it."""
+
+
+def over_seeds(curves: Sequence[Mapping[float, float]]) -> list[Point]:
+    """Mean, least and greatest where all seeds have a value."""
+    shared = set.intersection(*(set(curve) for curve in curves)) if curves else set()
+    values = {x: [curve[x] for curve in curves] for x in sorted(shared)}
+    return [Point(x, mean(ys), min(ys), max(ys)) for x, ys in values.items()]
+
+
+def chart(title: str, series: Sequence[Series], linear: bool = True) -> Chart | None:
+    """A chart over epochs, unless `linear` with a logarithmic axis where values differ much; None without values."""
+    series = [line for line in series if line.points]
+    if not series:
+        return None
+    points = [point for line in series for point in line.points]
+    lowest, highest = min(point.low for point in points), max(point.high for point in points)
+    logarithmic = not linear and lowest > 0 and highest / lowest > LOG_FROM
+    y_values = log_ticks(lowest, highest) if logarithmic else ticks(lowest, highest, 5)
+    y_scale = scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP, logarithmic)
+    last = max(point.x for point in points)
+    x_values = [x for x in ticks(0.0, last, 6) if x <= last and x == round(x)] if last > 1 else [0.0, 1.0]
+    x_scale = scale(0.0, max(last, 1.0), LEFT, WIDTH - RIGHT)
+    lines = []
+    for entry in series:
+        mid = [(x_scale(p.x), y_scale(p.y)) for p in entry.points]
+        band = [(x_scale(p.x), y_scale(p.high)) for p in entry.points]
+        band += [(x_scale(p.x), y_scale(p.low)) for p in reversed(entry.points)]
+        spread = any(p.high > p.low for p in entry.points)
+        few = mid if len(mid) <= 12 else []
+        lines.append(Line(entry.name, entry.colour, path(mid), path(band) + "Z" if spread else "", few))
+    ends = "; ".join(f"{line.name} from {show(line.points[0].y)} to {show(line.points[-1].y)}" for line in series)
+    return Chart(
+        title,
+        lines,
+        [Tick(x_scale(x), f"{x:g}") for x in x_values],
+        [Tick(y_scale(y), show(y)) for y in y_values],
+        numbers(series, x_scale),
+        f"{title} by epoch: {ends}",
+    )
+
+
+def numbers(series: Sequence[Series], x_scale: Scale) -> str:
+    """What the pointer shows, as JSON."""
+    xs = sorted({point.x for line in series for point in line.points})
+    values = {}
+    for line in series:
+        at = {point.x: point for point in line.points}
+        values[line.name] = [show(at[x].y) if x in at else None for x in xs]
+    return json.dumps({"at": [round(x_scale(x), 1) for x in xs], "epoch": xs, "values": values})
+
+
+class Scale(NamedTuple):
+    """From values to pixels."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+    logarithmic: bool
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.logarithmic:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        share = (value - low) / (high - low) if high > low else 0.5
+        return self.first + share * (self.last - self.first)
+
+
+def scale(low: float, high: float, first: float, last: float, logarithmic: bool = False) -> Scale:
+    return Scale(low, high, first, last, logarithmic)
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers, the first at most `low` and the last at least `high`."""
+    span = high - low or abs(high) or 1.0
+    rough = span / count
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten around the values, every one or every few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    step = max(1, math.ceil((last - first) / 6))
+    return [10.0**power for power in range(first, last + step, step)]
+
+
+def path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def show(value: float) -> str:
+    """A number short enough for an axis."""
+    if value and (abs(value) < 1e-4 or abs(value) >= 1e5):
+        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.4g}"
+
+
+class Strip(NamedTuple):
+    """A row of a table as a mark on a scale that all rows share, in percent of the width."""
+
+    low: float
+    high: float
+    middle: float
+    seeds: list[float]
+    reference: float | None
+
+
+def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
+    """Interval, mean and seeds of the first metric of each row."""
+    values = [value for row in rows for value in next(iter(row.values.values()))]
+    values += [end for row in rows if row.interval for end in row.interval]
+    margin = 0.04 * (max(values) - min(values)) or 0.01
+    place = scale(min(values) - margin, max(values) + margin, 0.0, 100.0)
+    return [
+        Strip(
+            place(row.interval.low if row.interval else row.headline),
+            place(row.interval.high if row.interval else row.headline),
+            place(row.headline),
+            [place(value) for value in next(iter(row.values.values()))],
+            None if reference is None else place(reference.headline),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,69 @@
+"""Learning curves of an experiment: which charts there are, and which lines they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dcal.report.chart import Chart, Point, Series, chart, over_seeds
+from dcal.report.experiment import Experiment, Variant
+from dcal.report.folder import RunFiles
+from dcal.report.names import BRANCHES, metric_title
+
+LINES = 8
+"""Colours that can be told apart."""
+
+
+def charts(experiment: Experiment) -> list[Chart]:
+    """Validation, losses, weights and learning rate: by branch for one configuration, else by configuration."""
+    shown = experiment.variants[:LINES]
+    found = by_branch(experiment, shown[0]) if len(shown) == 1 else by_variant(experiment, shown)
+    return [entry for entry in found if entry is not None]
+
+
+def by_branch(experiment: Experiment, variant: Variant) -> list[Chart | None]:
+    """A line per branch."""
+
+    def lines(prefix: str, branches: Sequence[str], factor: float = 1.0) -> list[Series]:
+        found = [
+            Series(BRANCHES[branch], of(variant.runs, f"{prefix}_{branch}" if branch else prefix, factor), number)
+            for number, branch in enumerate(BRANCHES)
+            if branch in branches
+        ]
+        return [line for line in found if line.points]
+
+    judged = lines(f"val/{experiment.headline}", ("sa", "glca"), 100)
+    if len(judged) > 1:
+        judged = lines(f"val/{experiment.headline}", ("", "sa", "glca"), 100)
+    weights = lines("train/weight", ("sa", "glca", "pwca"))
+    return [
+        chart(judged_title(experiment), judged or lines(f"val/{experiment.headline}", ("",), 100)),
+        chart("Training loss of each branch", lines("train/loss", ("sa", "glca", "pwca")), linear=False),
+        chart("Weight of each loss", weights if len(weights) > 1 else []),
+        chart("Learning rate", [Series("learning rate", of(variant.runs, "train/lr"), 0)]),
+    ]
+
+
+def by_variant(experiment: Experiment, variants: Sequence[Variant]) -> list[Chart | None]:
+    """A chart per quantity, a line per configuration."""
+
+    def one(title: str, key: str, factor: float = 1.0, linear: bool = True) -> Chart | None:
+        series = [Series(v.label, of(v.runs, key, factor), number) for number, v in enumerate(variants)]
+        return chart(title, series, linear)
+
+    branches = {key: name for key, name in BRANCHES.items() if key}
+    several = any(of(v.runs, f"train/loss_{key}") for v in variants for key in ("glca", "pwca"))
+    return [
+        one(judged_title(experiment), f"val/{experiment.headline}", 100),
+        *(one(f"Training loss, {name}", f"train/loss_{key}", linear=False) for key, name in branches.items()),
+        *(one(f"Weight of the loss, {name}", f"train/weight_{key}") for key, name in branches.items() if several),
+        one("Learning rate", "train/lr"),
+    ]
+
+
+def judged_title(experiment: Experiment) -> str:
+    return f"{metric_title(experiment.headline)} on {experiment.table.rows[0].records[0]['split']}, %"
+
+
+def of(runs: Sequence[RunFiles], key: str, factor: float = 1.0) -> list[Point]:
+    """A logged value by epoch, over seeds."""
+    return over_seeds([{line["epoch"]: factor * line[key] for line in run.lines if key in line} for run in runs])

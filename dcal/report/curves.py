@@ -47,15 +47,18 @@ def by_variant(experiment: Experiment, variants: Sequence[Variant]) -> list[Char
     """A chart per quantity, a line per configuration."""
 
     def one(title: str, key: str, factor: float = 1.0, linear: bool = True) -> Chart | None:
-        series = [Series(v.label, of(v.runs, key, factor), number) for number, v in enumerate(variants)]
-        return chart(title, series, linear)
+        shown = [(n, v) for n, v in enumerate(variants) if weighed(v) or not key.startswith("train/weight")]
+        return chart(title, [Series(v.label, of(v.runs, key, factor), n) for n, v in shown], linear)
+
+    def weighed(variant: Variant) -> bool:
+        """A single loss has nothing to be weighed against."""
+        return any(of(variant.runs, f"train/loss_{key}") for key in ("glca", "pwca"))
 
     branches = {key: name for key, name in BRANCHES.items() if key}
-    several = any(of(v.runs, f"train/loss_{key}") for v in variants for key in ("glca", "pwca"))
     return [
         one(judged_title(experiment), f"val/{experiment.headline}", 100),
         *(one(f"Training loss, {name}", f"train/loss_{key}", linear=False) for key, name in branches.items()),
-        *(one(f"Weight of the loss, {name}", f"train/weight_{key}") for key, name in branches.items() if several),
+        *(one(f"Weight of the loss, {name}", f"train/weight_{key}") for key, name in branches.items()),
         one("Learning rate", "train/lr"),
     ]
 

@@ -108,6 +108,7 @@ def summary(result: dict[str, Any], run: Run) -> str:
         f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
         f"  everything  {run.directory}",
         f"  figure      {run.directory / 'examples.png'}",
+        f"  report      dcal-results report={run.directory}",
         f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*",
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_pat
     done = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
     (result,) = results(tmp_path)
     assert result["status"] == "finished" and result["seed"] == 0 and len(result["cfg_id"]) == 8
-    assert {"top1", "top1_sa", "top1_glca", "top5", "nll"} <= set(result["metrics"])
+    assert {"top1", "top1_sa", "top1_glca", "top1_macro", "top5", "nll"} <= set(result["metrics"])
     directory = tmp_path / "tiny" / result["cfg_id"] / "seed=0"
     for name in (
         "config_resolved.yaml",
@@ -99,6 +99,7 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_pat
         "last.safetensors",
         "items.npz",
         "examples.png",
+        "gallery.npz",
         "checkpoints",
     ):
         assert (directory / name).exists(), name

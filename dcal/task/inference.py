@@ -60,8 +60,13 @@ def infer_batches(
 def infer(
     model: DCAL, batches: Iterable[Mapping[str, Any]], device: Device, flip: bool, features_only: bool = False
 ) -> Inferred:
-    """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`."""
-    logits, features, *rows = zip(*infer_batches(model, batches, device, flip, features_only), strict=True)
+    """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`.
+
+    Random selection has random numbers of its own here: an evaluation repeats, and training does not notice it.
+    """
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.torch.type == "cuda" else []):
+        torch.manual_seed(0)
+        logits, features, *rows = zip(*infer_batches(model, batches, device, flip, features_only), strict=True)
     return Inferred(_joined(logits), _joined(features), *map(torch.cat, rows))
 
 

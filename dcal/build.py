@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -10,13 +11,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
+from torch import nn
 
 from dcal.backbone import normalisation
 from dcal.config import Config
 from dcal.dataset.loader import Data
 from dcal.device import Device
+from dcal.distributed import place
 from dcal.model import DCAL
-from dcal.rng import seed_everything
+from dcal.parallel import STRATEGIES, replicate, shard
+from dcal.rng import part_ways, seed_everything
 from dcal.setup import Setup, Task
 
 
@@ -36,13 +40,24 @@ def build(config: DictConfig) -> Setup:
         config, data.num_classes, data.image_size, task.bnneck, side_sizes(task.side_information, data)
     )
     objective = task.objective(model.branches).to(device.torch)
+    rank, processes = place()
     loader = data.train_loader(
-        cfg.train.batch_size,
+        share_of_batch(cfg.train.batch_size, task.instances, processes),
         task.instances,
         cfg.seed,
         cfg.train.workers,
+        rank,
+        processes,
         pin_memory=device.torch.type == "cuda",
     )
+    sharded = processes > 1 and cfg.launch.strategy == "fsdp"
+    ema, twin = None, None
+    if cfg.train.ema_decay is not None:  # one tensor at a time, where some are sharded and buffers are not
+        ema = ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True, foreach=not sharded)
+    if sharded:
+        twin = copy.deepcopy(model)
+        for copied in [model, *([ema.module] if ema else [])]:
+            shard(copied)
     optimization = make(config.optimizer)(
         model,
         objective,
@@ -54,6 +69,10 @@ def build(config: DictConfig) -> Setup:
     features = model.features
     if cfg.train.compile:  # parts of a batch differ in size
         features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
+    network: nn.Module = model
+    if processes > 1 and not sharded:
+        network = features = replicate(model, features)
+    part_ways(cfg.seed, rank)
     return Setup(
         task,
         data,
@@ -65,10 +84,27 @@ def build(config: DictConfig) -> Setup:
         cfg.train,
         torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
         features,
+        network,
         cfg.train.accumulate,
-        None if cfg.train.ema_decay is None else ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True),
+        ema,
         build_mixup(task, data.num_classes),
+        twin,
     )
+
+
+def share_of_batch(batch_size: int, instances: int, processes: int) -> int:
+    """Images that each process loads of a global batch.
+
+    Raises:
+        ValueError: they would not be equally many, or not whole groups of `instances` images of one class.
+    """
+    if batch_size % (processes * instances) and processes > 1:
+        groups = f" groups of task.instances={instances}" if instances > 1 else ""
+        raise ValueError(
+            f"train.batch_size={batch_size} cannot be divided among {processes} processes (launch.processes)"
+            f"{' in whole' + groups if groups else ''}: take a multiple of {processes * instances}"
+        )
+    return batch_size // processes
 
 
 def build_model(
@@ -119,11 +155,22 @@ def check_train(cfg: Config) -> None:
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
         if getattr(cfg.train, key) < 1:
             raise ValueError(f"train.{key}={getattr(cfg.train, key)}: must be at least 1")
-    if cfg.train.accumulate > cfg.train.batch_size:
+    _, processes = place()
+    if cfg.train.accumulate * processes > cfg.train.batch_size:
         raise ValueError(
             f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
-            "not have that many parts"
+            f"not have that many parts{' for each of the processes' if processes > 1 else ''}"
         )
+    if cfg.launch.processes not in (1, processes):
+        raise ValueError(f"launch.processes={cfg.launch.processes}, but the run has {processes} process(es)")
+    if cfg.launch.strategy not in STRATEGIES:
+        raise ValueError(f"launch.strategy={cfg.launch.strategy!r}: choose one of {', '.join(STRATEGIES)}")
+    if processes == 1:
+        return
+    if cfg.train.auto_accumulate:
+        raise ValueError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
+    if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
+        raise ValueError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
 
 
 def make(node: DictConfig) -> Any:

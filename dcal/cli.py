@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
 from dcal.paths import config_dir, experiments_dir
-from dcal.stop import Interrupted
 
 
 class JobError(CompactHydraException):
@@ -183,15 +181,9 @@ def _quit(problem: str) -> None:
 
 
 def reported(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debug: bool) -> Any:
-    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more.
-
-    A request to stop ends the process, and with it a sweep, with the exit code that shells give to its signal.
-    """
+    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more."""
     try:
         return job()
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        print(stopped if str(stopped) else "stopped at once: repeat the command to go on", file=sys.stderr)
-        raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
     except mendable as error:
         if debug:
             raise

@@ -145,6 +145,12 @@ class TrainConfig:
 
 
 @dataclass
+class LaunchConfig:
+    processes: int = MISSING
+    strategy: str = MISSING
+
+
+@dataclass
 class WandbConfig:
     mode: str = MISSING
     project: str = MISSING
@@ -171,6 +177,7 @@ class Config:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

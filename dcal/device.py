@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Device:
@@ -17,13 +17,13 @@ class Device:
 
     Args:
         name: `auto` (CUDA if there is one), `cpu` or `cuda`.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: `fp32`; `tf32`, float32 whose products the GPU rounds to 10 bits; `bf16` or `fp16`, by autocast.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
         num_cameras: with `num_views`, how camera and view make one index for the side embedding; 0: none.
 
     Raises:
-        ValueError: unknown device or precision, CUDA without a GPU, fp16 on the CPU.
+        ValueError: unknown device or precision, CUDA without a GPU, tf32 or fp16 on the CPU.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class Device:
         if precision not in PRECISIONS:
             raise ValueError(f"train.precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
         self.torch = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-        if precision == "fp16" and self.torch.type == "cpu":
-            raise ValueError("train.precision=fp16 needs a GPU: use bf16 on the CPU")
+        if precision in ("tf32", "fp16") and self.torch.type == "cpu":
+            raise ValueError(f"train.precision={precision} needs a GPU: use fp32 or bf16 on the CPU")
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         self.dtype = PRECISIONS[precision]
         self.mean = torch.tensor(mean, device=self.torch).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=self.torch).view(1, -1, 1, 1)

@@ -1,5 +1,7 @@
 """A batch in parts: which images go through the model together, so that nobody's partner is missing.
 
+Parts follow one another in a process (`train.accumulate`), and the processes of a run have parts of their own.
+
 PWCA's pairs are drawn over the whole batch. So a part needs, beside its own images, those of their partners that are
 not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are taken along
 the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a part
@@ -8,7 +10,7 @@ then meets two guests at most.
 Under the stream `symmetric` an image attends to its partner's distracted stream, which attends to the next one's, and
 so on: all images of the chain are then guests, and a long chain spares less memory.
 
-Shapes: B images in the batch, b of them a part's own, s ≥ b in the part.
+Shapes: B images in the batch, b of them a part's own, s ≥ b in the part; R = b times the number of processes.
 """
 
 from __future__ import annotations
@@ -27,30 +29,39 @@ class Part(NamedTuple):
 
     size: int
     """b, the number of images that this part stands for."""
-    own: Tensor | slice
-    """Their positions in the batch."""
+    rows: Tensor | slice
+    """Positions in the batch of the images that all processes compute in this part, (R,): their own, by rank."""
     images: Tensor | slice
     """Positions in the batch of all s images that go through the model, the part's own first."""
     partners: Partners | None
     """Each image's partner as a position in `images`: (b,), or (s,) where the guests carry a distracted stream too."""
 
 
-def split_batch(size: int, parts: int, partners: Partners | None, stream: str) -> list[Part]:
-    """The batch in `parts` parts of (nearly) equal size; every image is one part's own.
+def split_batch(
+    size: int, parts: int, partners: Partners | None, stream: str, place: tuple[int, int] = (0, 1)
+) -> list[Part]:
+    """The batch in parts of (nearly) equal size; every image is one part's own.
 
     Args:
-        size: B.
-        parts: at most B.
+        size: B, which the number of processes divides.
+        parts: of each process, at most B over that number.
         partners: of the whole batch; None where PWCA is off.
         stream: of PWCA; under `symmetric` guests bring their own partners along.
+        place: rank of this process, whose parts are wanted, and the number of processes.
     """
-    if parts == 1:
+    rank, processes = place
+    if parts * processes == 1:
         return [Part(size, slice(None), slice(None), partners)]
-    if partners is None or partners.noise:
-        pieces = torch.arange(size).tensor_split(parts)
-        return [Part(len(own), own, own, _noise_for(len(own), partners)) for own in pieces]
-    pieces = torch.tensor(along_the_chains(partners.index_B.tolist())).tensor_split(parts)
-    return [_with_guests(own.tolist(), partners.index_B, chained=stream == "symmetric") for own in pieces]
+    paired = None if partners is None or partners.noise else partners.index_B
+    order = torch.arange(size) if paired is None else torch.tensor(along_the_chains(paired.tolist()))
+    shares = [share.tensor_split(parts) for share in order.chunk(processes)]
+    found = []
+    for own, rows in zip(shares[rank], map(torch.cat, zip(*shares, strict=True)), strict=True):
+        if paired is None:
+            found.append(Part(len(own), rows, own, _noise_for(len(own), partners)))
+        else:
+            found.append(Part(len(own), rows, *_with_guests(own.tolist(), paired, chained=stream == "symmetric")))
+    return found
 
 
 def _noise_for(own: int, partners: Partners | None) -> Partners | None:
@@ -60,7 +71,7 @@ def _noise_for(own: int, partners: Partners | None) -> Partners | None:
     return Partners(torch.arange(own, device=partners.index_B.device) + own, noise=True)
 
 
-def _with_guests(own: list[int], partner_B: Tensor, chained: bool) -> Part:
+def _with_guests(own: list[int], partner_B: Tensor, chained: bool) -> tuple[Tensor, Partners]:
     partner: list[int] = partner_B.tolist()
     images = dict.fromkeys(own)  # a set that keeps its order
     missing: Iterable[int] = own
@@ -71,7 +82,7 @@ def _with_guests(own: list[int], partner_B: Tensor, chained: bool) -> Part:
     position = {image: number for number, image in enumerate(images)}
     paired = images if chained else own
     index = torch.tensor([position[partner[image]] for image in paired], device=partner_B.device)
-    return Part(len(own), torch.tensor(own), torch.tensor(list(images)), Partners(index))
+    return torch.tensor(list(images)), Partners(index)
 
 
 def along_the_chains(partner: Sequence[int]) -> list[int]:

@@ -22,6 +22,7 @@ from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
 from dcal.backbone import create_backbone, embed, final_norm
+from dcal.distributed import agreed, gather, own
 from dcal.head import Head
 from dcal.output import Branches, Output
 
@@ -94,6 +95,18 @@ class DCAL(nn.Module):
         return ("sa", *(["glca"] if self.glca else []), *(["pwca"] if self.pwca_blocks else []))
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """The classifiers. All else, the trunk, is run by `features`."""
+        return (self.head, *([self.glca_head] if self.glca else []))
+
+    @property
+    def whole_modules(self) -> list[nn.Module]:
+        """Modules with parameters that run only as a whole: not where their keys are projected apart from the rest."""
+        blocks = list(self.vit.blocks)[:-1]  # type: ignore[arg-type]
+        apart = self.pwca_blocks and self.pwca.stream == "figure"
+        return [*([] if apart else blocks), *([self.glca] if self.glca else [])]
+
+    @property
     def new_parameters(self) -> set[str]:
         """Names of the parameters that no backbone checkpoint holds: heads, GLCA, side embedding."""
         return {name for name, _ in self.named_parameters() if not name.startswith("vit.")}
@@ -107,7 +120,7 @@ class DCAL(nn.Module):
         parts: int = 1,
     ) -> Partners | None:
         """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU
-        generator.
+        generator. Of several processes, which all have the same batch, the first draws for all.
 
         Args:
             labels: class of each image; needed by every pairing but natural, gaussian and none.
@@ -126,12 +139,12 @@ class DCAL(nn.Module):
 
         def embed_batch() -> Tensor:
             with torch.no_grad():
-                sides = [None] * parts if side is None else side.tensor_split(parts)
-                pieces = zip(images.tensor_split(parts), sides, strict=True)
-                return torch.cat([self.features(piece, side=own)[0].sa for piece, own in pieces])
+                sides = [None] * parts if side is None else own(side).tensor_split(parts)
+                pieces = zip(own(images).tensor_split(parts), sides, strict=True)
+                return gather(torch.cat([self.features(piece, side=its)[0].sa for piece, its in pieces]))
 
         partners = self.pairing.draw(labels.cpu(), progress, embed_batch)
-        return partners._replace(index_B=partners.index_B.to(images.device, non_blocking=True))
+        return partners._replace(index_B=agreed(partners.index_B).to(images.device, non_blocking=True))
 
     def forward(
         self,

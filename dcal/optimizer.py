@@ -53,7 +53,8 @@ def create_optimization(
         raise ValueError(f"optimizer.lr={lr}: must be positive")
     base_lr = lr if lr_batch_size is None else lr * batch_size / lr_batch_size
     skip = set(getattr(model.vit, "no_weight_decay", lambda: set())())
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    loss_weights = set(objective.parameters())  # a group of their own: FSDP shards the model's parameters only
     for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
         if not parameter.requires_grad:
             continue
@@ -61,7 +62,8 @@ def create_optimization(
         plain = parameter.ndim <= 1 or name.removeprefix("vit.") in skip or name == "side"
         scale = (bias_lr_scale if is_bias else 1.0) * (new_lr_scale if is_new else 1.0)
         decay = 0.0 if plain else weight_decay
-        group = groups.setdefault((scale, decay), {"params": [], "lr": base_lr * scale, "weight_decay": decay})
+        kind = (scale, decay, parameter in loss_weights)
+        group = groups.setdefault(kind, {"params": [], "lr": base_lr * scale, "weight_decay": decay})
         group["params"].append(parameter)
     try:
         optimizer = create_optimizer_v2(

@@ -7,8 +7,10 @@ import math
 from dataclasses import dataclass
 
 from dcal.checkpoint import load_latest, save_checkpoint
-from dcal.meter import BadLoss, Meter
-from dcal.rng import restore_rng_state, rng_state
+from dcal.distributed import objects, place
+from dcal.meter import Meter
+from dcal.parallel import load_optimizer, load_weights, whole
+from dcal.rng import restore_rng_state, rng_state, torch_state
 from dcal.run import Run
 from dcal.setup import Setup
 
@@ -28,30 +30,22 @@ class Position:
 
 
 def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
-    """Writes a checkpoint from which the run goes on exactly here.
-
-    Raises:
-        BadLoss: there is nothing worth keeping; the checkpoint before stays.
-        WriteError: it cannot be written; the checkpoint before stays.
-    """
+    """Writes a checkpoint from which the run goes on exactly here."""
     meter.check_pending()  # never keep weights that a bad loss has already spoiled
-    weights = setup.model.state_dict()
-    if not all(bool(value.isfinite().all()) for value in weights.values()):  # nor a bad gradient of a good loss
-        raise BadLoss(f"the weights are not finite after step {at.step}: {BadLoss.remedies}")
     at.seconds = meter.seconds()
     state = {
         "position": vars(at),
-        "optimizer": setup.optimization.optimizer.state_dict(),
+        "optimizer": whole(setup.optimization.optimizer.state_dict()),
         "schedule": setup.optimization.schedule.last_epoch,
         "objective": setup.objective.state_dict(),
         "scaler": setup.scaler.state_dict(),
         "parts": setup.parts,
-        "ema": setup.ema.module.state_dict() if setup.ema is not None else None,
+        "ema": whole(setup.ema.module.state_dict()) if setup.ema is not None else None,
         "meter": meter.state(),
-        "rng": rng_state(),
+        "rng": objects(rng_state()),
         "metrics_size": run.metrics_size(),
     }
-    save_checkpoint(run.directory / "checkpoints", at.step, weights, state)
+    save_checkpoint(run.directory / "checkpoints", at.step, whole(setup.model.state_dict()), state)
     meter.checkpoint_saved()
 
 
@@ -62,17 +56,19 @@ def resume(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
         run.forget_metrics_after(0)
         return
     state = found.state
-    setup.model.load_state_dict(found.weights)
-    setup.optimization.optimizer.load_state_dict(state["optimizer"])
+    load_weights(setup.model, found.weights)
+    load_optimizer(setup.optimization.optimizer, state["optimizer"])
     setup.optimization.schedule.last_epoch = state["schedule"]
     setup.objective.load_state_dict(state["objective"])
     setup.scaler.load_state_dict(state["scaler"])
     if setup.train.auto_accumulate:
         setup.parts = max(setup.parts, state["parts"])
     if setup.ema is not None:
-        setup.ema.module.load_state_dict(state["ema"])
+        load_weights(setup.ema.module, state["ema"])
     vars(at).update(state["position"])
     meter.restore(state["meter"], at.seconds)
     run.forget_metrics_after(state["metrics_size"])
-    restore_rng_state(state["rng"])
+    (rank, _), states = place(), state["rng"]
+    # a process that there was not before shares what all share; torch's random numbers are its own
+    restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state()})
     log.info("continuing at epoch %d, step %d", at.epoch + 1, at.step)

@@ -22,6 +22,15 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
+def part_ways(seed: int, rank: int) -> None:
+    """Gives a process random numbers of its own inside the model. Those of the first one stay as they are.
+
+    Python and NumPy go on alike everywhere: mixup blends the global batch, in every process in the same way.
+    """
+    if rank:
+        torch.manual_seed(int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
 def rng_state() -> dict[str, Any]:
     """The state of every global generator, in tensors and plain Python (so that `weights_only` can read it back)."""
     version, words, gauss = random.getstate()
@@ -43,7 +52,7 @@ def torch_state() -> dict[str, Any]:
     """The state of torch's generators alone: all that a model's forward pass draws from."""
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -59,5 +68,5 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 def restore_torch_state(state: dict[str, Any]) -> None:
     """Puts torch's generators back to a state of `torch_state` or `rng_state`."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcal.config import TrainConfig
 from dcal.dataset.loader import Data, Loader
@@ -18,6 +18,7 @@ from dcal.device import Device
 from dcal.model import DCAL
 from dcal.optimizer import Optimization
 from dcal.output import Branches
+from dcal.parallel import whole
 from dcal.task.evaluation import Evaluation
 from dcal.task.objective import Objective
 
@@ -69,16 +70,27 @@ class Setup:
     scaler: torch.amp.GradScaler
     """Scales the loss under fp16; switched off otherwise."""
     features: Callable[..., tuple[Branches, Tensor | None]]
-    """The model's `features`, compiled if that is asked for."""
+    """The model's `features`, compiled if that is asked for, behind DDP if several processes train."""
+    network: nn.Module
+    """What averages the gradients: DDP, the model itself under FSDP, and nothing in a run of one process."""
     parts: int
     """Into which every batch is split: `train.accumulate`, or more once memory has run out."""
     ema: ModelEmaV3 | None = None
     mixup: Mixup | None = None
+    twin: DCAL | None = None
+    """Under FSDP, a model of the same build that is not sharded."""
 
     @property
     def evaluated(self) -> DCAL:
-        """The model that is evaluated and kept: the moving average if there is one."""
-        return self.model if self.ema is None else self.ema.module
+        """The model that is evaluated and kept: the moving average if there is one.
+
+        Under FSDP it is put together here, from all processes, which must all ask for it.
+        """
+        model: DCAL = self.model if self.ema is None else self.ema.module
+        if self.twin is None:
+            return model
+        self.twin.load_state_dict(whole(model.state_dict()))
+        return self.twin
 
     @property
     def validation(self) -> str:

@@ -19,9 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.distributed import average_gradients, gather, place
 from dcal.memory import is_out_of_memory, out_of_memory_names
 from dcal.microbatch import Part, split_batch
 from dcal.output import Branches
+from dcal.parallel import gradients_averaged
 from dcal.rng import restore_rng_state, restore_torch_state, rng_state, torch_state
 from dcal.setup import Setup
 from dcal.task.objective import Losses
@@ -92,9 +94,12 @@ def differentiate(setup: Setup, batch: Mapping[str, Tensor], progress: float) ->
     # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
     with setup.device.autocast():
         drawn = setup.model.draw_partners(whole.images, batch["label"], progress, whole.side, setup.parts)
-    parts = split_batch(len(whole.images), setup.parts, drawn, setup.model.pwca.stream)
+    parts = split_batch(len(whole.images), setup.parts, drawn, setup.model.pwca.stream, place())
     together = setup.objective.triplet_weight > 0 or setup.task.bnneck
-    return in_two_passes(setup, whole, parts) if together and len(parts) > 1 else in_one_pass(setup, whole, parts)
+    passes = in_two_passes if together and len(parts) > 1 else in_one_pass
+    losses = passes(setup, whole, parts)
+    average_gradients([*setup.objective.parameters(), *(p for head in setup.model.heads for p in head.parameters())])
+    return losses
 
 
 def prepare(setup: Setup, batch: Mapping[str, Tensor]) -> Batch:
@@ -112,11 +117,13 @@ def in_one_pass(setup: Setup, whole: Batch, parts: Sequence[Part]) -> dict[str, 
     """For a loss that is a mean over images: each part's, by its share of the batch."""
     losses: dict[str, Tensor] = {}
     for part in parts:
-        share = part.size / len(whole.images)
-        with setup.device.autocast():
-            output = setup.model.classify(features_of(setup, whole, part))
-            loss = setup.objective(output, whole.targets[part.own], whole.labels[part.own])
-        setup.scaler.scale(loss.total * share).backward()
+        labels = whole.labels[part.rows]
+        share = len(labels) / len(whole.labels)
+        with gradients_averaged(setup.network, now=part is parts[-1]):
+            with setup.device.autocast():
+                output = setup.model.classify(each(gather, features_of(setup, whole, part)))
+                loss = setup.objective(output, whole.targets[part.rows], labels)
+            setup.scaler.scale(loss.total * share).backward()
         for name, value in named(loss).items():
             losses[name] = losses.get(name, 0.0) + value * share
     return losses
@@ -128,30 +135,20 @@ def in_two_passes(setup: Setup, whole: Batch, parts: Sequence[Part]) -> dict[str
     for part in parts:
         states.append(torch_state())
         with torch.no_grad(), setup.device.autocast():
-            pieces.append(features_of(setup, whole, part))
-    features = join(pieces, parts)
+            features = features_of(setup, whole, part)
+        pieces.append(each(lambda branch: branch.clone().requires_grad_(), features))
+    rows = torch.cat([part.rows for part in parts])  # type: ignore[misc]  # slices only where there is one part
     with setup.device.autocast():
-        loss = setup.objective(setup.model.classify(features), whole.targets, whole.labels)
+        output = setup.model.classify(each(lambda *branch: torch.cat([gather(rows) for rows in branch]), *pieces))
+        loss = setup.objective(output, whole.targets[rows], whole.labels[rows])
     setup.scaler.scale(loss.total).backward()
-    for part, state in zip(parts, states, strict=True):
+    for part, state, piece in zip(parts, states, pieces, strict=True):
         restore_torch_state(state)
-        with setup.device.autocast():
-            again = [branch for branch in features_of(setup, whole, part) if branch is not None]
-        gradients = [branch.grad[part.own] for branch in features if branch is not None]  # type: ignore[index]
-        torch.autograd.backward(again, gradients)
+        with gradients_averaged(setup.network, now=part is parts[-1]):
+            with setup.device.autocast():
+                again = [branch for branch in features_of(setup, whole, part) if branch is not None]
+            torch.autograd.backward(again, [leaf.grad for leaf in piece if leaf is not None])
     return named(loss)
-
-
-def join(pieces: Sequence[Branches], parts: Sequence[Part]) -> Branches:
-    """The parts' features in the order of the batch, as leaves that take gradients."""
-
-    def join_branch(*rows_bD: Tensor) -> Tensor:
-        rows_BD = torch.cat(rows_bD)
-        for part, piece in zip(parts, rows_bD, strict=True):
-            rows_BD[part.own] = piece
-        return rows_BD.requires_grad_()
-
-    return each(join_branch, *pieces)
 
 
 def features_of(setup: Setup, whole: Batch, part: Part) -> Branches:

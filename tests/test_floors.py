@@ -21,11 +21,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 
 # names below `dcal.`; the first pattern that matches counts
 FLOORS = (
-    "paths stop dataset.record",
+    "paths stop distributed dataset.record",
     "config device measure memory rng run loss optimizer output metric.* attention.*",
     "backbone head index microbatch parts tracking dataset.* report.*",
     "model meter",
-    "checkpoint figure",
+    "checkpoint figure parallel",
     "task.*",
     "setup",
     "step resume",

@@ -71,6 +71,7 @@ def make_setup(
         train=SimpleNamespace(auto_accumulate=auto, clip_grad=None),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         features=model.features,
+        network=model,
         parts=1,
         mixup=mixup,
     )  # type: ignore[arg-type]
@@ -150,7 +151,7 @@ def test_random_choices_are_the_same_both_times(loss: str, checkpointing: bool) 
         drawn = setup.model.draw_partners(whole.images, LABELS, 0.0, whole.side, 3)
         parts = split_batch(7, 3, drawn, "clean")
         pieces = [features_of(setup, whole, part) for part in parts]
-        places = torch.cat([part.own for part in parts]).argsort()
+        places = torch.cat([part.rows for part in parts]).argsort()
         features = type(pieces[0])(*(torch.cat(branch)[places] for branch in zip(*pieces, strict=True)))
         loss_ = setup.objective(setup.model.classify(features), whole.targets, whole.labels)
         loss_.total.backward()
@@ -158,19 +159,31 @@ def test_random_choices_are_the_same_both_times(loss: str, checkpointing: bool) 
 
 
 @settings(max_examples=50, deadline=None)
-@given(size=st.integers(2, 40), parts=st.integers(1, 40), seed=st.integers(0, 1000), stream=st.sampled_from(STREAMS))
-def test_every_image_once_and_beside_its_partner(size: int, parts: int, seed: int, stream: str) -> None:
+@given(
+    share=st.integers(2, 20),
+    processes=st.integers(1, 3),
+    parts=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+    stream=st.sampled_from(STREAMS),
+)
+def test_every_image_once_and_beside_its_partner(
+    share: int, processes: int, parts: int, seed: int, stream: str
+) -> None:
+    size = share * processes
     torch.manual_seed(seed)
     permutation = bool(seed % 2)
     index = derangement(size) if permutation else (torch.arange(size) + torch.randint(1, size, (size,))) % size
-    split = split_batch(size, min(parts, size), Partners(index), stream)
     everything = torch.arange(size)
-    assert torch.cat([everything[part.own] for part in split]).sort().values.tolist() == everything.tolist()
-    for part in split:
-        own, images, partners = everything[part.own], everything[part.images], part.partners
-        assert partners is not None and images[: part.size].tolist() == own.tolist()
-        assert len(set(images.tolist())) == len(images)
-        paired = images if stream == "symmetric" else own
+    places = [(rank, processes) for rank in range(processes)]
+    splits = [split_batch(size, min(parts, share), Partners(index), stream, place) for place in places]
+    for together in zip(*splits, strict=True):  # the same part in every process
+        owns = torch.cat([everything[part.images][: part.size] for part in together])
+        assert all(everything[part.rows].tolist() == owns.tolist() for part in together)
+    assert torch.cat([everything[part.rows] for part in splits[0]]).sort().values.tolist() == everything.tolist()
+    for part in (part for split in splits for part in split):
+        images, partners = everything[part.images], part.partners
+        assert partners is not None and len(set(images.tolist())) == len(images)
+        paired = images if stream == "symmetric" else images[: part.size]
         assert images[partners.index_B].tolist() == index[paired].tolist()
         if permutation and stream != "symmetric":
             assert len(images) <= part.size + 2

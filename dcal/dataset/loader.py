@@ -135,13 +135,15 @@ class Data:
     ) -> Loader:
         """Every image of `split` once, in order; with several ranks each gets its share, none twice.
 
+        The share is of whole batches: what a batch gives depends, in the last bit, on how many images are in it.
         The same arguments give the same loader again, with its workers still running and `skipped` filled.
         """
         key = (split, batch_size, workers, rank, world_size, pin_memory)
         if key not in self._eval_loaders:
             dataset = self._dataset(split, training=False)
-            mine = range(rank, len(dataset), world_size)
-            self._eval_loaders[key] = Loader(dataset, workers, pin_memory, sampler=mine, batch_size=batch_size)
+            whole = range(len(dataset))
+            batches = [whole[start : start + batch_size] for start in whole[::batch_size]]
+            self._eval_loaders[key] = Loader(dataset, workers, pin_memory, batch_sampler=batches[rank::world_size])
         return self._eval_loaders[key]
 
     def image(self, split: str, index: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dcal.distributed import gather_items, place
 from dcal.metric.ranking import Gallery, PerQuery, from_ranks, positive_ranks
 
 METRICS = ("cosine", "euclidean")
@@ -42,6 +43,7 @@ def evaluate_retrieval(
     per_query: bool = False,
     per_camera: bool = False,
     block_bytes: int = BLOCK_BYTES,
+    sharded: bool = False,
 ) -> dict[str, Any]:
     """mAP, CMC at 1, 5 and 10 and mINP of ranking the gallery per query, as the Re-ID field defines them.
 
@@ -56,9 +58,8 @@ def evaluate_retrieval(
       if features are, else in float32 (also inside autocast, TF32 off); "euclidean" ranks by the squared
       distance.
 
-    Runs where the gallery features (or `distances`) are. Queries may be spread over processes: join the
-    shards' `PerQuery` and take their `summary`. Extra memory is a copy of the features plus about three
-    times `block_bytes`.
+    Runs where the gallery features (or `distances`) are. Extra memory is a copy of the features plus about
+    three times `block_bytes`.
 
     Args:
         query_features: (Q, D), of any scale; None if `distances` is given.
@@ -73,6 +74,8 @@ def evaluate_retrieval(
         per_camera: adds "per_camera", {camera: the five metrics and "queries"} over the queries of each
         camera.
         block_bytes: upper limit of one block of distances.
+        sharded: every process of the run calls this with the same input; they share the blocks among them, and
+            all get the same result as one process, to the last bit.
 
     Returns:
         {"mAP", "rank1", "rank5", "rank10", "mINP"}, floats in [0, 1], plus what was asked for.
@@ -90,18 +93,24 @@ def evaluate_retrieval(
     check_sizes(query_ids, query_cams, gallery_ids, gallery_cams)
     keep_G = (gallery_ids != JUNK).nonzero().squeeze(1)
     rows = rows_per_block(query_ids, gallery_ids[keep_G], block_bytes)
+    rank, processes = place() if sharded else (0, 1)
+    spans = [slice(start, start + rows) for start in range(0, len(query_ids), rows)][rank::processes]
     if distances is not None:
-        blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, rows)
+        blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, spans)
     else:
         query_QD, gallery_GD = prepare(query_features, gallery_features, len(query_ids), len(gallery_ids), metric)
-        blocks = blocks_of_features(query_QD, gallery_GD[keep_G], metric, rows)
+        blocks = blocks_of_features(query_QD, gallery_GD[keep_G], metric, spans)
     ids_G, cams_G = gallery_ids[keep_G], gallery_cams[keep_G]
     if gallery_tracks is not None:
         tracks_G = torch.as_tensor(gallery_tracks).to(device)[keep_G]
         blocks, ids_G, cams_G = by_track(blocks, tracks_G, ids_G, cams_G)
-    if len(query_ids) > rows:
+    if len(spans) > 1:
         blocks = one_ahead(blocks)
-    results = rank_blocks(blocks, query_ids, query_cams, ids_G, cams_G)
+    columns = rank_blocks(blocks, spans, query_ids, query_cams, ids_G, cams_G)
+    if sharded:
+        columns = gather_items(columns, "query")
+    results = PerQuery(*(columns[field] for field in PerQuery._fields))
+    warn_of_unmatched(results)
     extras: dict[str, Any] = {}
     if per_query:
         extras["per_query"] = results
@@ -169,13 +178,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def blocks_of_features(query_QD: Tensor, gallery_GD: Tensor, metric: str, rows: int) -> Iterator[Tensor]:
-    """Distances (rows, G) of successive queries, up to a constant per query; overwrites the last but one."""
-    buffers = [gallery_GD.new_empty(min(rows, len(query_QD)), len(gallery_GD)) for _ in range(2)]
+def blocks_of_features(query_QD: Tensor, gallery_GD: Tensor, metric: str, spans: Sequence[slice]) -> Iterator[Tensor]:
+    """Distances (rows, G) of the spans of queries, up to a constant per query; overwrites the last but one."""
+    largest = max((len(query_QD[span]) for span in spans), default=0)
+    buffers = [gallery_GD.new_empty(largest, len(gallery_GD)) for _ in range(2)]
     # per query, |q - g|^2 ranks like |g|^2 - 2 qg, and 1 - qg like -qg
     squares_G = gallery_GD.square().sum(dim=1) if metric == "euclidean" else None
     query_QD = query_QD * (-1 if squares_G is None else -2)
-    for block_QD, buffer_QG in zip(torch.split(query_QD, rows), itertools.cycle(buffers), strict=False):
+    for span, buffer_QG in zip(spans, itertools.cycle(buffers), strict=False):
+        block_QD = query_QD[span]
         distance_QG = buffer_QG[: len(block_QD)]
         with full_precision(gallery_GD.device):
             torch.mm(block_QD, gallery_GD.T, out=distance_QG)
@@ -185,7 +196,7 @@ def blocks_of_features(query_QD: Tensor, gallery_GD: Tensor, metric: str, rows: 
 
 
 def blocks_of_matrix(
-    distances: Tensor, num_queries: int, num_gallery: int, keep_G: Tensor, rows: int
+    distances: Tensor, num_queries: int, num_gallery: int, keep_G: Tensor, spans: Sequence[slice]
 ) -> Iterator[Tensor]:
     """The same from given distances, copied without the junk columns."""
     if distances.shape != (num_queries, num_gallery):
@@ -195,8 +206,8 @@ def blocks_of_matrix(
     low, high = torch.aminmax(sample, dim=1)
     if num_gallery > 1 and bool((high - low <= COLLAPSED * high.abs()).all()):
         warnings.warn("all gallery items are equally far from the queries: the ranking is arbitrary", stacklevel=4)
-    for block_QG in torch.split(distances, rows):
-        kept_QG = block_QG.index_select(1, keep_G).to(dtype)
+    for span in spans:
+        kept_QG = distances[span].index_select(1, keep_G).to(dtype)
         if not torch.isfinite(kept_QG).all():
             raise ValueError("distances are NaN or infinite")
         yield kept_QG
@@ -231,26 +242,33 @@ def one_ahead(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 def rank_blocks(
-    blocks: Iterator[Tensor], query_ids: Tensor, query_cams: Tensor, ids_G: Tensor, cams_G: Tensor
-) -> PerQuery:
-    """Per-query results over all blocks; warns of queries without a match."""
+    blocks: Iterator[Tensor],
+    spans: Sequence[slice],
+    query_ids: Tensor,
+    query_cams: Tensor,
+    ids_G: Tensor,
+    cams_G: Tensor,
+) -> dict[str, Tensor]:
+    """The columns of `PerQuery`, and the position of each `query`, over all blocks; nothing if there is no block."""
     order_G = torch.argsort(ids_G, stable=True)
     gallery = Gallery(ids_G, cams_G, order_G, ids_G[order_G])
-    parts, start = [], 0
-    for distance_QG in blocks:
-        block = slice(start, start + len(distance_QG))
-        row_P, rank_P = positive_ranks(distance_QG, query_ids[block], query_cams[block], gallery)
-        parts.append(from_ranks(row_P, rank_P, len(distance_QG)))
-        start = block.stop
-    results = PerQuery(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    valid = int(results.valid.sum())
-    if valid < len(query_ids):
+    parts = []
+    for span, distance_QG in zip(spans, blocks, strict=True):
+        row_P, rank_P = positive_ranks(distance_QG, query_ids[span], query_cams[span], gallery)
+        results = from_ranks(row_P, rank_P, len(distance_QG))
+        parts.append({"query": torch.arange(span.start, span.start + len(distance_QG)), **results._asdict()})
+    return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+
+def warn_of_unmatched(results: PerQuery) -> None:
+    """Says how many queries have no match, if some have none."""
+    unmatched = int((~results.valid).sum())
+    if unmatched:
         warnings.warn(
-            f"{len(query_ids) - valid} of {len(query_ids)} queries have no match in the gallery "
-            "(of another camera, not junk) and are left out of the means",
+            f"{unmatched} of {len(results.valid)} queries have no match in the gallery (of another camera, not junk) "
+            "and are left out of the means",
             stacklevel=3,
         )
-    return results
 
 
 def summary(results: PerQuery) -> dict[str, float]:

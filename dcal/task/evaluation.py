@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dcal.run import writing
 from dcal.task.inference import BRANCHES
 
 
@@ -23,14 +21,10 @@ class Evaluation(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.stem}.npz")
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
-        with writing(path):
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(path)
 
 
 def check_inference(branches: Sequence[str]) -> tuple[str, ...]:

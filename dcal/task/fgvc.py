@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
+from dcal.distributed import place
 from dcal.figure import draw_examples, keep_gallery, log_classes, log_examples, look, pick_examples
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
@@ -81,7 +82,7 @@ class FGVC:
 
         They are those of `classification_metrics`.
         """
-        seen = infer(model, data.eval_loader(split, batch_size, workers), device, self.flip_test)
+        seen = infer(model, data.eval_loader(split, batch_size, workers, *place()), device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
         metrics = classification_metrics(scores, seen.labels)
         for branch, log_probabilities in seen.logits.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dcal.device import Device
+from dcal.distributed import gather_items
 from dcal.model import DCAL
 from dcal.output import join_features
 
@@ -62,12 +63,21 @@ def infer(
 ) -> Inferred:
     """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`.
 
-    Random selection has random numbers of its own here: an evaluation repeats, and training does not notice it.
+    Of several processes each gives its own batches and gets the results of all.
     """
-    with torch.random.fork_rng([torch.cuda.current_device()] if device.torch.type == "cuda" else []):
-        torch.manual_seed(0)
-        logits, features, *rows = zip(*infer_batches(model, batches, device, flip, features_only), strict=True)
-    return Inferred(_joined(logits), _joined(features), *map(torch.cat, rows))
+    columns: dict[str, list[Tensor]] = {}
+    for seen in infer_batches(model, batches, device, flip, features_only):
+        row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
+        row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
+        row |= {f"features/{branch}": value for branch, value in seen.features.items()}
+        for key, value in row.items():
+            columns.setdefault(key, []).append(value)
+    items = gather_items({key: torch.cat(parts) for key, parts in columns.items()}, "index")
+
+    def by_branch(kind: str) -> dict[str, Tensor]:
+        return {branch: items[f"{kind}/{branch}"] for branch in BRANCHES if f"{kind}/{branch}" in items}
+
+    return Inferred(by_branch("logits"), by_branch("features"), items["label"], items["camera"], items["index"])
 
 
 def combined_features(features: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:
@@ -98,7 +108,3 @@ def _present(tensors: Mapping[str, Tensor], branches: Sequence[str]) -> list[Ten
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dcal.dataset.loader import Data
 from dcal.device import Device
+from dcal.distributed import place
 from dcal.figure import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, judge
@@ -92,7 +93,7 @@ class ReID:
         query, gallery = (
             infer(
                 model,
-                data.eval_loader(prefix + part, batch_size, workers),
+                data.eval_loader(prefix + part, batch_size, workers, *place()),
                 device,
                 self.flip_test,
                 features_only=True,
@@ -116,6 +117,7 @@ class ReID:
                 gallery.labels[keep],
                 gallery.cameras[keep],
                 distances=distances,
+                sharded=True,
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
@@ -165,6 +167,7 @@ class ReID:
             gallery.cameras,
             metric=self.metric,
             per_query=True,
+            sharded=True,
         )
         per_query: PerQuery = result.pop("per_query")
         return result, per_query._asdict()

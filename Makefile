@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcal-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint bench results sync clean
+.PHONY: help setup train test lint bench results docs sync clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ bench: $(STAMP) ## measure speed and memory against the plain backbone
 
 results: $(STAMP) ## collect the finished runs into tables
 	$(BIN)/dcal-results $(ARGS)
+
+docs: $(STAMP) ## build the site of the documentation into build/site
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 sync: $(STAMP) ## upload the offline W&B runs under RUNS (default outputs/)
 	@test -d $(RUNS) || { echo "no runs under $(RUNS)/ yet: train first, or say RUNS=folder"; exit 1; }

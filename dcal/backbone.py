@@ -47,8 +47,11 @@ def create_backbone(
         kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
             weights.
 
+    Returns:
+        the model, a timm `VisionTransformer` or `Eva` with fused attention.
+
     Raises:
-        ValueError: unknown name, image size that is not a multiple of the patch size.
+        ValueError: unknown name, image size that is not a multiple of the patch size, both sources of weights.
         UnsupportedBackbone: a family the branches cannot use.
         CheckpointError: weights that cannot be fetched, read or matched.
     """
@@ -225,7 +228,11 @@ class Normalisation(NamedTuple):
 
 
 def normalisation(vit: nn.Module) -> Normalisation:
-    """Mean and standard deviation from the weights' own configuration (DeiT: ImageNet's; AugReg: 0.5)."""
+    """Mean and standard deviation from the weights' own configuration (DeiT: ImageNet's; AugReg: 0.5).
+
+    Args:
+        vit: a model of timm; what counts is its `pretrained_cfg`.
+    """
     config: Any = vit.pretrained_cfg
     return Normalisation(tuple(config["mean"]), tuple(config["std"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
 import re
@@ -9,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -102,7 +104,7 @@ def suggest(arguments: Sequence[str], config_name: str = "train") -> None:
         arguments: of the command line.
         config_name: of the command.
     """
-    keys = known_keys(config_name)
+    keys, folders = known_keys(config_name), config_folders(arguments)
     try:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] not in "-+~"])
     except HydraException:
@@ -110,7 +112,7 @@ def suggest(arguments: Sequence[str], config_name: str = "train") -> None:
     for override in overrides:
         key, value = override.key_or_group, override.value()
         choices = list(value.list) if isinstance(value, ChoiceSweep) else [value]
-        options = group_options(key)
+        options = group_options(key, folders)
         for choice in choices if options else ():
             if isinstance(choice, str) and choice not in options:
                 _stop(f"{key}={choice}: no such option", choice, options)
@@ -127,10 +129,18 @@ FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
 """Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
 
 
-def group_options(group: str) -> list[str]:
-    """The options of a config group, those of `experiments/` included; empty if there is no such group."""
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """The user's own folder of YAML files, which `--config-dir DIR` puts beside `conf/`."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    given = parser.parse_known_args(list(arguments))[0].config_dir
+    return [] if given is None else [given.absolute()]
+
+
+def group_options(group: str, folders: Sequence[Path] = ()) -> list[str]:
+    """The options of a config group, those of `experiments/` and of `folders` included; empty if there is none."""
     found: list[str] = []
-    for root in (config_dir(), experiments_dir()):
+    for root in (config_dir(), experiments_dir(), *folders):
         folder = root / group
         if folder.is_dir() and "." not in group:
             found += [str(f.relative_to(folder).with_suffix("")) for f in sorted(folder.rglob("*.yaml"))]

@@ -41,7 +41,15 @@ class TripletLoss(nn.Module):
         self.margin = margin
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The loss of a batch: features (B, D), labels (B,) integers; returns a scalar, float32 or wider."""
+        """The loss of a batch, a scalar, float32 or wider.
+
+        Args:
+            features: (B, D), of any scale.
+            labels: (B,) integers.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
         if features.ndim != 2 or labels.shape != features.shape[:1]:
             raise ValueError(
                 "TripletLoss wants features (B, D) and labels (B,), "
@@ -113,7 +121,10 @@ class UncertaintyLoss(nn.Module):
         self.log_variance = nn.ParameterDict({branch: nn.Parameter(torch.zeros(1)) for branch in learned})
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The total (scalar) of one scalar loss per branch.
+        """The total, a scalar.
+
+        Args:
+            losses: one scalar per branch, by its name.
 
         Raises:
             ValueError: if `losses` are not those of exactly the branches: a branch left out would train

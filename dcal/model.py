@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.kernel import Trace, attention_with_trace
-from dcal.attention.pairing import Pairing, Partners
+from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
 from dcal.attention.pwca import PairWiseCrossAttention
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
@@ -83,7 +83,7 @@ class DCAL(nn.Module):
         blocks = pwca.pop("blocks", None)
         self.pwca_blocks = _in_range("attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth)
         self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))
-        self.pairing = Pairing(
+        self.pairing: DrawPartners = Pairing(
             pwca.pop("pairing", "natural"), pwca.pop("pairing_ratio", 0.5), pwca.pop("curriculum", ())
         )
         if pwca:
@@ -123,8 +123,10 @@ class DCAL(nn.Module):
         generator. Of several processes, which all have the same batch, the first draws for all.
 
         Args:
-            labels: class of each image; needed by every pairing but natural, gaussian and none.
-            progress: share of the training that is done, for the curriculum.
+            images: the batch, as for `forward`.
+            labels: class of each image (B,); needed by every pairing but natural, gaussian and none.
+            progress: share of the training that is done, in [0, 1], for the curriculum.
+            side: as for `forward`.
             parts: where features decide, into how many parts the batch is split to find them.
 
         Raises:
@@ -133,9 +135,7 @@ class DCAL(nn.Module):
         if not self.pwca_blocks:
             return None
         if labels is None:
-            if self.pairing.at(progress) not in ("natural", "gaussian", "none"):
-                raise ValueError(f"attention.pwca.pairing={self.pairing.policy} needs the labels of the batch")
-            labels = torch.arange(len(images))
+            labels = torch.full((len(images),), UNKNOWN)
 
         def embed_batch() -> Tensor:
             with torch.no_grad():
@@ -143,7 +143,7 @@ class DCAL(nn.Module):
                 pieces = zip(own(images).tensor_split(parts), sides, strict=True)
                 return gather(torch.cat([self.features(piece, side=its)[0].sa for piece, its in pieces]))
 
-        partners = self.pairing.draw(labels.cpu(), progress, embed_batch)
+        partners = self.pairing(labels.cpu(), progress, embed_batch)
         return partners._replace(index_B=agreed(partners.index_B).to(images.device, non_blocking=True))
 
     def forward(
@@ -153,13 +153,16 @@ class DCAL(nn.Module):
         partners: Partners | None = None,
         side: Tensor | None = None,
     ) -> Output:
-        """Runs the branches.
+        """Runs the branches: all of them in training mode, without PWCA in evaluation mode.
 
         Args:
             images: normalised float images (B, 3, H, W) of the size the backbone was built for.
             labels: classes (B,), used only to draw partners by class.
             partners: the draw of `draw_partners`; drawn here if a training step does not give it.
             side: camera (or camera-view) index of each image, where the model embeds it.
+
+        Raises:
+            ValueError: what `draw_partners` raises, if partners are drawn here.
         """
         if not (self.training and self.pwca_blocks):
             partners = None
@@ -199,7 +202,12 @@ class DCAL(nn.Module):
         return Branches(sa, glca, pwca), selected
 
     def classify(self, features: Branches, selected: Tensor | None = None) -> Output:
-        """The heads on the features of a whole batch: BNNeck takes its statistics from it."""
+        """The heads on the features of a whole batch: BNNeck takes its statistics from it.
+
+        Args:
+            features: of each branch, (B, D), from `features`.
+            selected: likewise, passed on.
+        """
         sa, glca, pwca = features
         return Output(
             self.head(sa),

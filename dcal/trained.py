@@ -102,12 +102,20 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         return torch.from_numpy(pixels_BHW3).to(self.mean.device).permute(0, 3, 1, 2).float() / 255.0
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] as the backbone's weights want them, (B, 3, H, W)."""
+        """Images as the backbone's weights want them, (B, 3, H, W).
+
+        Args:
+            images: float in [0, 1], of `image_size`.
+        """
         return (images - self.mean) / self.std
 
     @torch.no_grad()
     def predict(self, pictures: Picture | Sequence[Picture], top: int = 5) -> list[dict[str, float]]:
         """For each picture its most probable classes and their probabilities, most probable first.
+
+        Args:
+            pictures: as for `preprocess`.
+            top: how many classes; all if there are fewer.
 
         Raises:
             ValueError: the model was trained for re-identification, whose classes are people or vehicles of the
@@ -124,7 +132,12 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def embed(self, pictures: Picture | Sequence[Picture], side: Tensor | None = None) -> Tensor:
-        """The features of pictures, of length 1, to be compared by their dot product: (B, D)."""
+        """The features of pictures, of length 1, to be compared by their dot product: (B, D).
+
+        Args:
+            pictures: as for `preprocess`.
+            side: camera (or camera-view) index of each picture, where the model embeds it.
+        """
         return self.embedding(self(self.normalise(self.preprocess(pictures)), side=side))
 
     def forward(
@@ -136,6 +149,12 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
     ) -> Output:
         """As `DCAL.forward`.
 
+        Args:
+            images: normalised, (B, 3, H, W).
+            labels: as for `DCAL.forward`.
+            partners: as for `DCAL.forward`.
+            side: as for `DCAL.forward`.
+
         Raises:
             ValueError: the model embeds cameras and is not told which.
         """
@@ -144,15 +163,27 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         return super().forward(images, labels, partners, side)
 
     def probabilities(self, output: Output) -> Tensor:
-        """Class probabilities of the branches that `inference` names, averaged: (B, C)."""
+        """Class probabilities of the branches that `inference` names, averaged: (B, C).
+
+        Args:
+            output: of this model.
+        """
         return combined_probabilities([output.logits()[branch] for branch in self.inference])
 
     def embedding(self, output: Output) -> Tensor:
-        """Features of the branches that `inference` names, joined: (B, D) or (B, 2 D), of length 1."""
+        """Features of the branches that `inference` names, joined: (B, D) or (B, 2 D), of length 1.
+
+        Args:
+            output: of this model.
+        """
         return join_features([getattr(output.features, branch) for branch in self.inference])
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """The card that `save_pretrained` and `push_to_hub` add; overrides the library's template."""
+        """The card that `save_pretrained` and `push_to_hub` add; overrides the library's template.
+
+        Args:
+            args, kwargs: of the library; unused.
+        """
         return ModelCard(model_card(self.config))
 
     @property

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import configparser
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from unittest import mock
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.cli import config_folders, quoted, suggest
+from dcal.config import register
+from dcal.paths import config_dir, experiments_dir
 
 
 def run_command(main: Callable[[], object], *words: str) -> None:
@@ -25,3 +35,46 @@ def refused(main: Callable[[], object], *words: str, capfd: pytest.CaptureFixtur
     assert stopped.value.code == 1
     assert "Traceback" not in said
     return said
+
+
+def composed_command(words: Sequence[str]) -> DictConfig | None:
+    """The configuration that a command line gives, of a sweep its first point; None where it only asks for help.
+
+    Fails as the command would on a name or a key that does not exist.
+    """
+    program, *arguments = words
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).resolve().parents[1] / "setup.cfg", encoding="utf-8")
+    assert f"{program} =" in setup["options.entry_points"]["console_scripts"], f"{program}: no such command"
+    if {"-h", "--help", "--version"} & set(arguments):
+        return None
+    name = program.removeprefix("dcal-")
+    folder = config_dir() if (config_dir() / f"{name}.yaml").is_file() else config_dir() / name
+    register()
+    arguments = [quoted(word) for word in arguments]
+    if folder == config_dir():
+        suggest(arguments, name)
+    overrides = [word for word in arguments if word[0] != "-" and ("=" in word or word[0] == "~")]
+    search = [f"file://{path}" for path in (experiments_dir(), *config_folders(arguments))]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        searchpath = f"hydra.searchpath=[{','.join(repr(place) for place in search)}]"
+        config = compose(name, [searchpath, *first_point(overrides)], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra")
+    OmegaConf.to_container(config, resolve=True)
+    return config
+
+
+def first_point(overrides: Sequence[str]) -> list[str]:
+    """The overrides of the first run of a sweep; Hydra's own are left out."""
+    first = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_interval_sweep():
+            first.append(f"{override.key_or_group}={override.value().start}")  # type: ignore[union-attr]
+        elif override.is_sweep_override():
+            first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
+        elif not override.key_or_group.startswith(("hydra.", "hydra/")):
+            first.append(str(override.input_line))
+    return first

@@ -18,7 +18,7 @@ LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=24).map(torch.tensor)
 
 
 def draw(policy: str, labels: Tensor, ratio: float = 0.5) -> Partners:
-    return Pairing(policy, ratio).draw(labels, embed=lambda: torch.randn(len(labels), 8))
+    return Pairing(policy, ratio)(labels, embed=lambda: torch.randn(len(labels), 8))
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +90,7 @@ def test_hardest_and_easiest_are_by_cosine_among_other_classes(hardest: bool) ->
     torch.manual_seed(0)
     features, labels = torch.randn(12, 6) * torch.rand(12, 1) * 10, torch.arange(12) % 4
     pairing = Pairing("hardest" if hardest else "easiest")
-    partner = pairing.draw(labels, embed=lambda: features).index_B.tolist()
+    partner = pairing(labels, embed=lambda: features).index_B.tolist()
     for i in range(12):
         others = [j for j in range(12) if labels[j] != labels[i]]
         by_cosine = {j: torch.cosine_similarity(features[i], features[j], dim=0).item() for j in others}
@@ -123,9 +123,9 @@ def test_the_curriculum_goes_through_its_stages() -> None:
         embedded.append(1)
         return torch.randn(4, 3)
 
-    pairing.draw(torch.arange(4), 0.5, embed)
+    pairing(torch.arange(4), 0.5, embed)
     assert not embedded  # features are computed only when the stage looks at them
-    pairing.draw(torch.arange(4), 0.9, embed)
+    pairing(torch.arange(4), 0.9, embed)
     assert embedded == [1]
 
 
@@ -147,4 +147,4 @@ def test_bad_options_are_named() -> None:
         with pytest.raises(ValueError, match=r"attention.pwca.curriculum="):
             Pairing("curriculum", curriculum=stages)
     with pytest.raises(ValueError, match="pass `embed`"):
-        Pairing("hardest").draw(torch.arange(3))
+        Pairing("hardest")(torch.arange(3))

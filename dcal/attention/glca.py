@@ -86,7 +86,12 @@ class GlobalLocalCrossAttention(nn.Module):
         return self.selection in ("rollout", "last")
 
     def select(self, x_BND: Tensor, traces: Sequence[Trace]) -> Tensor:
-        """Indices of the selected patches, 0 being the first patch: int64 (B, K)."""
+        """Indices of the selected patches, 0 being the first patch: int64 (B, K).
+
+        Args:
+            x_BND: the tokens that enter the branch.
+            traces: as for `forward`.
+        """
         batch, patches = x_BND.shape[0], x_BND.shape[1] - self.num_prefix_tokens
         if self.selection == "all":
             return torch.arange(patches, device=x_BND.device).expand(batch, -1)
@@ -120,7 +125,11 @@ class GlobalLocalCrossAttention(nn.Module):
         return self.read(rows_BRD), selected_BK
 
     def read(self, rows_BRD: Tensor) -> Tensor:
-        """The branch's feature from its rows, by `readout`: (B, D)."""
+        """The branch's feature from its rows, by `readout`: (B, D).
+
+        Args:
+            rows_BRD: the rows after the last block, prefix first; not yet normalised.
+        """
         rows_BRD = self.norm(rows_BRD)
         cls_BD, mean_BD = rows_BRD[:, 0], rows_BRD[:, self.num_prefix_tokens :].mean(1)
         return {"cls": cls_BD, "mean": mean_BD, "cls_mean": (cls_BD + mean_BD) / 2}[self.readout]

@@ -5,6 +5,8 @@ permutation of the batch without fixed points. The policies that look at classes
 own; an image that has no partner of the wanted kind in the batch takes any other image, and the shares that
 are logged show it.
 
+A policy of one's own is a function that is called as `Pairing` is, see `DrawPartners`: `model.pairing = function`.
+
 Everything here runs on the CPU from the global torch generator, so the draw depends neither on the device nor
 on compile.
 """
@@ -29,6 +31,9 @@ POLICIES = (
     "none",
 )
 NEEDS_EMBEDDINGS = ("hardest", "easiest")
+NEEDS_NOTHING = ("natural", "gaussian", "none")
+UNKNOWN = -1
+"""Label of every image of a batch that came without labels."""
 
 
 class Partners(NamedTuple):
@@ -40,7 +45,11 @@ class Partners(NamedTuple):
     """The partners are noise images that the model appends to the batch; `index_B` then counts from B."""
 
     def shares(self, labels_B: Tensor) -> dict[str, float]:
-        """The share of self-pairs and of same-class pairs, for the log."""
+        """The share of self-pairs (`self`) and of same-class pairs (`same_class`), each in [0, 1], for the log.
+
+        Args:
+            labels_B: class of each image, on the CPU.
+        """
         if self.noise:
             return {"self": 0.0, "same_class": 0.0}
         own = torch.arange(len(self.index_B))
@@ -48,11 +57,26 @@ class Partners(NamedTuple):
         return {"self": (self.index_B == own).float().mean().item(), "same_class": same.float().mean().item()}
 
 
+DrawPartners = Callable[[Tensor, float, Callable[[], Tensor]], Partners]
+"""`draw(labels_B, progress, embed) -> Partners`, called once per training batch.
+
+`labels_B` are int64 on the CPU (`UNKNOWN` where the batch came without), `progress` is the share of the training that
+is done, in [0, 1], and `embed()` gives the batch's own features (B, D) by one more forward pass. No image may become
+its own partner: `derangement` gives a random draw in which none does.
+"""
+
+
 def derangement(size: int) -> Tensor:
     """A uniformly random permutation of `range(size)` without fixed points.
 
     `torch.randperm` leaves one on average; drawing until there is none takes e ≈ 2.7 draws and keeps it
     uniform.
+
+    Args:
+        size: number of images B.
+
+    Returns:
+        int64 (B,), on the CPU.
 
     Raises:
         ValueError: fewer than two items.
@@ -70,7 +94,7 @@ def derangement(size: int) -> Tensor:
 
 
 class Pairing:
-    """Draws the partners of a batch by a named policy.
+    """Draws the partners of a batch by a named policy; a `DrawPartners`.
 
     Args:
         policy: one of `POLICIES`.
@@ -94,23 +118,33 @@ class Pairing:
         self.policy, self.ratio, self.stages = policy, ratio, stages
 
     def at(self, progress: float) -> str:
-        """The policy in force when the share `progress` in [0, 1] of the training is done."""
+        """The policy in force.
+
+        Args:
+            progress: share of the training that is done, in [0, 1].
+        """
         if self.policy != "curriculum":
             return self.policy
         return self.stages[min(int(progress * len(self.stages)), len(self.stages) - 1)]
 
-    def draw(self, labels_B: Tensor, progress: float = 0.0, embed: Callable[[], Tensor] | None = None) -> Partners:
+    def __call__(self, labels_B: Tensor, progress: float = 0.0, embed: Callable[[], Tensor] | None = None) -> Partners:
         """Draws the partners of one batch.
 
         Args:
-            labels_B: class or identity of each image, on the CPU.
+            labels_B: class or identity of each image, on the CPU; `UNKNOWN` where the batch came without labels.
             progress: share of the training that is done, for `curriculum`.
             embed: gives the batch's own features (B, D); called only by `hardest` and `easiest`.
 
+        Returns:
+            the position of each image's partner.
+
         Raises:
-            ValueError: fewer than two images, or a policy by similarity without `embed`.
+            ValueError: fewer than two images, no labels but a policy that needs them, or a policy by similarity without
+                `embed`.
         """
         size, policy = len(labels_B), self.at(progress)
+        if policy not in NEEDS_NOTHING and bool((labels_B == UNKNOWN).any()):
+            raise ValueError(f"attention.pwca.pairing={self.policy} needs the labels of the batch")
         if policy == "none":
             return Partners(torch.arange(size))
         if policy == "gaussian":

@@ -50,7 +50,12 @@ class PairWiseCrossAttention(nn.Module):
         self.stream = stream
 
     def start(self, x_SND: Tensor, partner_B: Tensor) -> Tensor:
-        """Both streams where the distracted one parts from the backbone's: (S + B, N, D)."""
+        """Both streams where the distracted one parts from the backbone's: (S + B, N, D).
+
+        Args:
+            x_SND: the backbone's tokens there.
+            partner_B: position among the S images of each image's partner.
+        """
         z_BND = x_SND.index_select(0, partner_B) if self.stream == "figure" else x_SND[: len(partner_B)]
         return torch.cat([x_SND, z_BND])
 

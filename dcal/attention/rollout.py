@@ -66,7 +66,7 @@ class AttentionRollout:
     ```python
     with AttentionRollout(vit) as rollout, torch.no_grad():
         vit(images)
-    rollout.cls_attention()          # (B, patches)
+    rollout.cls_attention()  # (B, patches)
     ```
 
     Each forward pass replaces the record of the one before. Fused attention stays on; blocks whose fused
@@ -123,12 +123,19 @@ class AttentionRollout:
 
         Args:
             blocks: over the first that many blocks, as GLCA beside the last M ranks by the L - M before; None for all.
+
+        Raises:
+            RuntimeError: no forward pass was recorded.
         """
         return rollout_row(self._recorded()[:blocks], self.head_fusion)[:, self.num_prefix_tokens :].float()
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
-        """The full rollout matrix Ŝ: (B, N, N), rows of sum 1. O(N²) memory: for inspection, not for training."""
+        """The full rollout matrix Ŝ: (B, N, N), rows of sum 1. O(N²) memory: for inspection, not for training.
+
+        Raises:
+            RuntimeError: no forward pass was recorded.
+        """
         traces = self._recorded()
         dtype = torch.promote_types(traces[0].q_BHND.dtype, torch.float32)
         product: Tensor | None = None
@@ -140,7 +147,15 @@ class AttentionRollout:
         return product
 
     def select_top_tokens(self, ratio: float) -> Tensor:
-        """The patches that matter most: bool (B, P), True at the `int(ratio · P)` (at least one) highest."""
+        """The patches that matter most: bool (B, P), True at the `int(ratio · P)` (at least one) highest.
+
+        Args:
+            ratio: share of the patches, in (0, 1].
+
+        Raises:
+            ValueError: another ratio.
+            RuntimeError: no forward pass was recorded.
+        """
         attention_BP = self.cls_attention()
         top = attention_BP.topk(num_selected(ratio, attention_BP.shape[1]), dim=1).indices
         return torch.zeros_like(attention_BP, dtype=torch.bool).scatter(1, top, True)

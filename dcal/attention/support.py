@@ -31,6 +31,9 @@ class UnsupportedBackbone(ValueError):
 def check_supported(vit: nn.Module) -> None:
     """Refuses, at construction and with the reason, a model whose attention the branches cannot use.
 
+    Args:
+        vit: any module.
+
     Raises:
         UnsupportedBackbone: with the reason and what is supported.
     """

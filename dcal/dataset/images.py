@@ -143,7 +143,14 @@ def collate(batch: Sequence[Item | BadImage]) -> dict[str, Any]:
 
 
 class Loader(DataLoader[dict[str, Any]]):
-    """A DataLoader that turns damaged images into a `DataError` or a warning, here in the main process."""
+    """A DataLoader that turns damaged images into a `DataError` or a warning, here in the main process.
+
+    Args:
+        dataset: the images of a split.
+        workers: processes that load images; 0 loads in this one.
+        pin_memory: for a CUDA device.
+        options: further arguments of torch's DataLoader, such as a sampler and a batch size.
+    """
 
     skipped: dict[str, str]
     """Reason by path of each image left out so far; an evaluation has to say so beside its scores."""

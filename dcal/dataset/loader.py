@@ -88,6 +88,9 @@ class Data:
     def records(self, split: str) -> list[Record]:
         """The images of a split, in the order of the batches' `index`.
 
+        Args:
+            split: `train`, `test`, `query`, ...; see `Catalog`.
+
         Raises:
             ValueError: there is no such split.
         """
@@ -137,6 +140,13 @@ class Data:
 
         The share is of whole batches: what a batch gives depends, in the last bit, on how many images are in it.
         The same arguments give the same loader again, with its workers still running and `skipped` filled.
+
+        Args:
+            split: as for `records`.
+            batch_size: of this rank; the last batch is short.
+            workers: processes that load images; 0 loads in this one.
+            rank, world_size: this process among all.
+            pin_memory: for a CUDA device.
         """
         key = (split, batch_size, workers, rank, world_size, pin_memory)
         if key not in self._eval_loaders:
@@ -147,7 +157,12 @@ class Data:
         return self._eval_loaders[key]
 
     def image(self, split: str, index: int) -> torch.Tensor:
-        """One image of a split as evaluation sees it: uint8 (3, H, W)."""
+        """One image of a split as evaluation sees it: uint8 (3, H, W).
+
+        Args:
+            split: as for `records`.
+            index: position in the split.
+        """
         image: torch.Tensor = self._dataset(split, training=False)[index]["image"]
         return image
 

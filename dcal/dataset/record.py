@@ -49,4 +49,5 @@ class Catalog:
 
     @property
     def num_classes(self) -> int:
+        """Classes, or identities in training."""
         return len(self.class_names)

@@ -128,6 +128,16 @@ def build_catalog(
     between machines, trap of `enumerate(set(...))`). Junk is dropped from train and query, and stays in the
     gallery.
 
+    Args:
+        name: of the set, for the catalog and for messages.
+        train: images to train on; the identities of distractors are left out by the reader.
+        query: images to search with.
+        gallery: images to search in, junk and distractors included.
+        protocol: what else decides the figures (version, lists), added to the fingerprint.
+        identity_names: name by annotated number, where identities are called otherwise than by it.
+        official: published counts by split; None where there are none.
+        allow_mismatch: warn of other counts instead of refusing them.
+
     Raises:
         DataError: if a split is empty, or the counts differ from `official` and `allow_mismatch` is False.
     """

@@ -42,7 +42,8 @@ def k_reciprocal_rerank(
     Neighbours are found on the features' device, the sparse part runs on the CPU.
 
     Args:
-        query_features: (Q, D); gallery_features: (G, D).
+        query_features: (Q, D).
+        gallery_features: (G, D).
         k1: neighbours that are checked for reciprocity; the set is cut to the number of images.
         k2: neighbours over which the encoding is averaged (local query expansion); 1 switches it off.
         lambda_value: weight of the original distance, in [0, 1].

@@ -63,9 +63,11 @@ def evaluate_retrieval(
 
     Args:
         query_features: (Q, D), of any scale; None if `distances` is given.
-        query_ids: (Q,) integers; query_cams likewise.
+        query_ids: (Q,) integers.
+        query_cams: (Q,) integers, negative where unknown.
         gallery_features: (G, D) or None.
-        gallery_ids: (G,) integers, -1 for junk; gallery_cams likewise.
+        gallery_ids: (G,) integers, -1 for junk.
+        gallery_cams: (G,) integers, negative where unknown.
         metric: "cosine" or "euclidean"; ignored with `distances`.
         distances: (Q, G) to rank by instead of features, e.g. after re-ranking; smaller is nearer.
         gallery_tracks: (G,) number of the track of each gallery item: ranks tracks instead, by their nearest

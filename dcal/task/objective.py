@@ -1,6 +1,6 @@
 """The loss of a training batch: per branch cross-entropy (+ triplet), combined by weights.
 
-Shapes: B images, C classes.
+Shapes: B images, C classes, D channels.
 """
 
 from __future__ import annotations
@@ -65,11 +65,23 @@ class Objective(nn.Module):
             targets: what the classifiers learn: labels (B,), or class probabilities (B, C) under mixup.
             labels: classes or identities (B,), for the triplets.
         """
-        losses = {}
-        for branch, logits in output.logits().items():
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            loss = F.cross_entropy(wide, targets, label_smoothing=self.label_smoothing)
-            if self.triplet_weight:
-                loss = loss + self.triplet_weight * self.triplet(getattr(output.features, branch), labels)
-            losses[branch] = loss
+        losses = {
+            branch: self.of_branch(logits, getattr(output.features, branch), targets, labels)
+            for branch, logits in output.logits().items()
+        }
         return Losses(self.combine(losses), losses)
+
+    def of_branch(self, logits_BC: Tensor, feature_BD: Tensor, targets: Tensor, labels_B: Tensor) -> Tensor:
+        """The loss of one branch, a scalar: what a task with another loss overrides.
+
+        Args:
+            logits_BC: the branch's logits.
+            feature_BD: its feature, before BNNeck.
+            targets: as in `forward`.
+            labels_B: as in `forward`.
+        """
+        wide_BC = logits_BC.to(torch.promote_types(logits_BC.dtype, torch.float32))
+        loss = F.cross_entropy(wide_BC, targets, label_smoothing=self.label_smoothing)
+        if self.triplet_weight:
+            loss = loss + self.triplet_weight * self.triplet(feature_BD, labels_B)
+        return loss

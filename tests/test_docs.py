@@ -1,0 +1,129 @@
+"""The pages say what is: examples run, commands compose, links lead somewhere, the site builds without a warning."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import composed_command, run_command
+from hydra.errors import HydraException
+from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, links
+
+EXECUTED = ("README.md", "tutorial.md")
+"""Pages whose Python runs, block after block in one namespace. That of the others, which need a run, must parse."""
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def write_file(fence: Fence, folder: Path) -> bool:
+    """Writes a block that begins with `# file: NAME` to that file; whether it does."""
+    first = fence.code.partition("\n")[0]
+    if not first.startswith("# file: "):
+        return False
+    file = folder / first.removeprefix("# file: ")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(fence.code, encoding="utf-8")
+    return True
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name in EXECUTED], ids=name_of)
+def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of `text` is what the Python before it printed. The commands of the tutorial run, too."""
+    from dcal import train
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
+    for fence in fences(page.read_text(encoding="utf-8")):
+        where = f"{page.name}, line {fence.line}"
+        if write_file(fence, tmp_path):
+            continue
+        if fence.language == "python":
+            assert not printed, f"{where}: the block before prints, and its output is not shown"
+            code = fence.code.replace("448", "96")  # smaller images: a second instead of ten
+            with contextlib.redirect_stdout(io.StringIO()) as stdout:
+                exec(compile("\n" * (fence.line - 1) + code, str(page), "exec"), namespace)
+            printed = stdout.getvalue()
+        elif fence.language == "text":
+            assert printed == fence.code, where
+            printed = ""
+        elif fence.language == "sh" and page.name == "tutorial.md":
+            for program, *words in commands(fence.code):
+                assert program == "dcal-train"
+                run_command(train.main, *words)
+    assert not printed, f"{page.name}: the last block prints, and its output is not shown"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in EXECUTED], ids=name_of)
+def test_python_on_the_other_pages_parses(page: Path) -> None:
+    for fence in fences(page.read_text(encoding="utf-8")):
+        if fence.language == "python":
+            compile("\n" * (fence.line - 1) + fence.code, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for line, target in links(page.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or not file.is_relative_to(ROOT):
+            broken.append(f"line {line}: {target}: no such file in the repository")
+        elif anchor and anchor not in anchors(file.read_text(encoding="utf-8")):
+            broken.append(f"line {line}: {target}: no such heading")
+    assert broken == []
+
+
+def test_every_page_is_listed() -> None:
+    """In the index of docs/, and in the navigation of the site."""
+    listed = {target for _, target in links((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))}
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or page.name in listed
+        assert f" docs/{page.name}\n" in navigation
+
+
+def test_documented_commands_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for page in PAGES:
+        for fence in fences(page.read_text(encoding="utf-8")):
+            write_file(fence, tmp_path)
+    shown: dict[tuple[str, ...], Path] = {}
+    for file, words in documented():
+        shown.setdefault(tuple(words), file)
+    assert len(shown) > 40
+    for words, file in shown.items():
+        try:
+            composed_command(words)
+        except (Exception, SystemExit) as error:
+            pytest.fail(f"{name_of(file)}: {' '.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("command", ["dcal-trian", "dcal-train train.epohcs=3", "dcal-bench precision=fp32"])
+def test_a_wrong_command_is_noticed(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((AssertionError, SystemExit, HydraException)):
+        composed_command(command.split())
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is not installed: pip install -e '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    assert (tmp_path / "site" / "docs" / "tutorial" / "index.html").is_file()
+    assert (tmp_path / "site" / "docs" / "images" / "examples.png").is_file()

@@ -249,6 +249,21 @@ def embed(vit: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, list[Tensor | No
     return vit.norm_pre(tokens), per_block
 
 
+def patch_boxes(vit: nn.Module, image_size: Sequence[int]) -> Tensor:
+    """Where the patches lie: left, top, right and bottom in pixels of the input, (P, 4), in the order of the tokens.
+
+    Overlapping patches keep their size. A hybrid's are taken for the cells of its grid, whatever its stem sees.
+    """
+    patch_embed: Any = vit.patch_embed
+    rows, columns = patch_embed.grid_size
+    size = step = (image_size[0] / rows, image_size[1] / columns)
+    if not hasattr(patch_embed, "backbone"):
+        size = patch_embed.patch_size
+        step = getattr(patch_embed.proj, "stride", size)  # a linear projection has none
+    top, left = torch.meshgrid(torch.arange(rows) * step[0], torch.arange(columns) * step[1], indexing="ij")
+    return torch.stack([left, top, left + size[1], top + size[0]], dim=-1).reshape(-1, 4).float()
+
+
 def final_norm(vit: nn.Module) -> nn.Module:
     """The norm between the last block and the classifier; `fc_norm` in models that average the patches."""
     norm = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm

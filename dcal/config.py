@@ -99,6 +99,8 @@ class DatasetConfig:
     val_fraction: float = 0.0
     val_ids: int = 0
     train_fraction: float = 1.0
+    label_noise: float = 0.0
+    decode: str = "full"
     cache: str = "none"
     on_bad_image: str = "error"
     allow_mismatch: bool = False

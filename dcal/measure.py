@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 Call = Callable[[], object]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` on one thread measures truly on a machine that is busy with other things."""
 
 
 def interleaved_medians(
@@ -32,7 +34,7 @@ def interleaved_medians(
 
     Args:
         min_seconds: a call that is shorter is repeated within one measurement until it has lasted that long.
-        clock: `time.process_time` on one thread measures truly on a machine that is busy with other things.
+        clock: one of CLOCKS.
     """
     for call in calls.values():
         seconds(call, 1, device, clock)

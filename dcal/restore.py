@@ -110,8 +110,8 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     changes = given(dataset or {})
     node = OmegaConf.merge(own, changes)
     if "reader" in changes:
-        kept = {"image_size": own.image_size, "resize": own.resize, "augment": own.augment}
-        held_out = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0}
+        kept = {key: own[key] for key in ("image_size", "resize", "augment", "decode")}
+        held_out = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
         node = OmegaConf.merge(changes, kept, held_out)
     if node.root is None and own.root is not None:
         raise ValueError("dataset.root: say where the data set lies")
@@ -144,7 +144,8 @@ def open_images(restored: Restored, images: Sequence[Path | Record], batch_size:
             )
     size = batch_size or train.eval_batch_size
     workers = train.workers if len(images) > size else 0  # not worth starting for one batch
-    return image_loader(images, own.image_size, own.resize, size, workers, device.torch.type == "cuda")
+    on_gpu = device.torch.type == "cuda"
+    return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
 
 
 def read_config(directory: Path) -> DictConfig:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 
 from dcal import bench, measure
+from dcal.cost import model, pipeline
+from dcal.dataset.record import DataError
 from dcal.paths import config_dir
 
 CPU = torch.device("cpu")
+# torchvision's decoders, which we measure, not use
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
 
 
 def options(**changes: Any) -> dict[str, Any]:
@@ -23,13 +30,7 @@ def options(**changes: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
     small = {"backbones": "test_vit", "sizes": [64, 32], "precisions": "fp32", "repeats": 1, "min_seconds": 0.0}
-    quiet = {
-        "figure": {**values["figure"], "sizes": []},
-        "rollout": {"sizes": []},
-        "batch_size": 2,
-        "threads": None,
-        "device": "cpu",
-    }
+    quiet = {"measure": "cells", "batch_size": 2, "threads": None, "device": "cpu"}
     return {**values, **small, **quiet, **changes}
 
 
@@ -46,12 +47,12 @@ def test_work_relative_to_the_plain_backbone(name: str, side: int, stream: str, 
     """The floors of the design: one extra stream, the last block at the rows that are read, rollout as a vector."""
     cell = {"backbone": name, "size": [side, side], "attention": "dcal", "compile": False, "precision": "fp32"}
     with torch.device("meta"):
-        models = bench.build_models(cell, options(stream=stream, literal=False))
+        models = model.build_models(cell, options(stream=stream, literal=False))
         images, labels = torch.empty(2, 3, side, side), torch.zeros(2, dtype=torch.long)
     for mode, expected in (("infer", infer), ("train", train)):
         count = {
-            key: measure.flops(bench.make_step(model.train(mode == "train"), images, labels, {**cell, "mode": mode}))
-            for key, model in models.items()
+            key: measure.flops(model.make_step(one.train(mode == "train"), images, labels, {**cell, "mode": mode}))
+            for key, one in models.items()
         }
         assert count["dcal"] / count["plain"] == pytest.approx(expected, abs=0.01)
 
@@ -59,30 +60,32 @@ def test_work_relative_to_the_plain_backbone(name: str, side: int, stream: str, 
 def test_a_run_measures_every_cell(tmp_path: Path) -> None:
     attention = ["none", "dcal"]
     figure = {"sizes": [32, 64], "backbone": "test_vit", "precision": "fp32"}
-    report = bench.run(options(attention=attention, figure=figure, rollout={"sizes": [64, 128]}))
+    parts = ["cells", "figure", "rollout"]
+    report = bench.run(options(measure=parts, attention=attention, figure=figure, rollout={"sizes": [64, 128]}))
     measured = [(cell["attention"], cell["mode"]) for cell in report["cells"]]
     assert measured == [(name, mode) for name in attention for mode in ("infer", "train")]
     for cell in report["cells"]:
         assert set(cell["seconds"]) == set(cell["flops"]) == {"plain", "dcal", "literal"}
         assert all(value > 0 for value in cell["seconds"].values())
         assert cell["time ratio / FLOP ratio"] == pytest.approx(cell["seconds b/a"] / cell["flops b/a"])
-        assert len(bench.table_row(cell)) == len(bench.COLUMNS.split())
+        assert len(model.table_row(cell)) == len(model.COLUMNS.split())
         assert ("saved_bytes b/a" in cell) == (cell["mode"] == "train")
-    bench.draw_figure(report["figure"], tmp_path / "cost.png", "title")
+    model.draw_figure(report["figure"], tmp_path / "cost.png", "title")
     assert (tmp_path / "cost.png").stat().st_size > 1000
     assert report["rollout"][1]["kB_per_token"] < 1.5 * report["rollout"][0]["kB_per_token"]
     json.dumps(report)
 
 
 def test_without_the_tests_folder_the_literal_column_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "literal_reference", lambda: None)
+    monkeypatch.setattr(model, "literal_reference", lambda: None)
     cell = bench.run(options(modes="infer"))["cells"][0]
-    assert set(cell["seconds"]) == {"plain", "dcal"} and bench.table_row(cell)[8] == "n/a"
+    assert set(cell["seconds"]) == {"plain", "dcal"} and model.table_row(cell)[8] == "n/a"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"measure": "speed"}, "measure='speed': choose from cells, figure, rollout, pipeline"),
         ({"modes": ["fast"]}, "modes='fast': choose from infer, train"),
         ({"precisions": ["fp8"]}, "precisions='fp8': choose from fp32, bf16"),
         ({"attention": ["both"]}, "attention='both'"),
@@ -95,14 +98,60 @@ def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:
         bench.run(options(**changes))
 
 
-def test_the_command_writes_its_files_and_takes_bare_values(tmp_path: Path) -> None:
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Five JPEGs, in folders of folders, and a file that is none."""
+    for number in range(5):
+        path = tmp_path / "photographs" / f"{number % 2}" / "deep" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((800, 600), Image.Resampling.BICUBIC).save(path, quality=95)
+    (tmp_path / "photographs" / "notes.txt").touch()
+    return tmp_path / "photographs"
+
+
+PIPELINE = {"images": 5, "image_size": [64, 48], "resize": [64, 48], "batch_size": 5}
+
+
+def test_all_pipelines_make_the_same_batches(photographs: Path, tmp_path: Path) -> None:
+    """With no room for chance but the mirror, every pipeline gives every image, equal but for rounding."""
+    files = pipeline.find_images(photographs)
+    assert [path.stem for path in pipeline.spread(files, 3)] == ["0", "2", "1"]
+    results = {}
+    for name, loader in pipeline.make_loaders(files, PIPELINE, tmp_path).items():
+        (batch,) = list(loader)
+        images = batch["image"] if isinstance(batch, dict) else batch[0]
+        assert images.dtype == torch.uint8 and images.shape == (5, 3, 64, 48)
+        upright = [min((one, one.flip(-1)), key=lambda image: image[..., :24].sum()) for one in images.int()]
+        results[name] = torch.stack(sorted(upright, key=lambda image: int(image.sum())))
+    assert list(results) == [*pipeline.OTHERS, *pipeline.OURS]
+    for name, images in results.items():
+        assert (images - results["timm"]).abs().float().mean() < (3 if "scaled" in name else 1), name
+
+
+def test_the_pipeline_is_measured_on_drawn_birds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "DRAWN", (72, 96))
+    report = bench.run(options(measure="pipeline", pipeline={**PIPELINE, "root": None}))["pipeline"]
+    assert report["files"]["count"] == 64 and report["files"]["median longer side"] == 96
+    assert [row["pipeline"] for row in report["rows"]] == [*pipeline.OTHERS, *pipeline.OURS]
+    assert max(row["over_the_faster_other"] for row in report["rows"][:2]) == 1.0
+    assert torch.get_num_threads() > 1 or os.cpu_count() == 1 or "OMP_NUM_THREADS" in os.environ
+
+
+def test_no_images_is_an_error_that_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"pipeline\.root={tmp_path}: no image"):
+        bench.run(options(measure="pipeline", pipeline={**PIPELINE, "root": str(tmp_path)}))
+
+
+def test_the_command_writes_its_files_and_takes_bare_values(tmp_path: Path, photographs: Path) -> None:
+    out = tmp_path / "bench"
     arguments = "backbones=test_vit sizes=[32,64] precisions=fp32 modes=infer attention=glca repeats=1 min_seconds=0"
-    quiet = ["figure.sizes=[]", "rollout.sizes=[]", "device=cpu", f"out={tmp_path / 'bench'}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "dcal.bench", *arguments.split(), *quiet], capture_output=True, text=True, check=True
-    )
-    assert "test_vit  32x64" in done.stdout and "written" in done.stdout and not done.stderr
-    assert [path.name for path in (tmp_path / "bench").iterdir()] == ["bench.json"]
+    arguments += f" device=cpu measure=[cells,pipeline] pipeline.root={photographs} pipeline.batch_size=2 out={out}"
+    words = [sys.executable, "-m", "dcal.bench", *arguments.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    assert all(text in done.stdout for text in ("test_vit  32x64", "dcal cache=ram", "written"))
+    assert [path.name for path in out.iterdir()] == ["bench.json"]
 
 
 def test_medians_are_of_calls_that_take_turns() -> None:

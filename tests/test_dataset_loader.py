@@ -114,17 +114,24 @@ def test_a_cache_changes_nothing(catalog: Catalog, kind: str, tmp_path: Path, mo
 def build(arguments: tuple[list[Path], Path, Path]) -> int:
     """One of several processes that want the same cache; notes each decoded image."""
     paths, folder, log = arguments
-    original = cache_module.read_image
+    resize = eval_transform([32, 20], [32, 20])
 
-    def noted(path: Path) -> np.ndarray:
+    def load(path: Path) -> np.ndarray:
         with log.open("a") as stream:
             stream.write("x")
-        return original(path)
+        return resize(image=read_image(path))["image"]
 
-    cache_module.read_image = noted
-    resize = eval_transform([32, 20], [32, 20])
-    cache = cache_module.PixelCache("disk", paths, lambda image: resize(image=image)["image"], (32, 20), folder)
+    cache = cache_module.PixelCache("disk", paths, load, (32, 20), folder, "full")
     return int(sum(int(cache.get(index).sum()) for index in range(len(paths))))  # type: ignore[union-attr]
+
+
+def test_a_disk_cache_knows_how_it_was_decoded(catalog: Catalog, tmp_path: Path) -> None:
+    train, transform = catalog.splits["train"], eval_transform([10, 12], [10, 12])
+    for decode in ("full", "scaled", "full"):
+        plain = ImageDataset(train, transform, decode=decode)
+        cached = ImageDataset(train, transform, decode=decode, cache="disk", cache_dir=tmp_path)
+        assert torch.equal(plain[0]["image"], cached[0]["image"])
+    assert len(list(tmp_path.glob("*.npy"))) == 2
 
 
 def test_two_processes_build_one_disk_cache(catalog: Catalog, tmp_path: Path) -> None:
@@ -189,6 +196,19 @@ class TestDecoding:
         path.write_bytes(data[: int(kept * len(data))].ljust(len(data) * filled, b"\0"))
         with pytest.raises(DataError, match=rf"a\.{suffix}: (is|cannot)"):
             read_image(path)
+
+    @pytest.mark.parametrize(
+        ("cover", "divisor"), [((105, 10), 1), ((104, 152), 2), ((60, 40), 2), ((52, 76), 4), ((9, 9), 8)]
+    )
+    def test_large_jpegs_at_a_fraction(self, tmp_path: Path, cover: tuple[int, int], divisor: int) -> None:
+        path = tmp_path / "a.jpg"
+        Image.fromarray(pixels(0, 208, 304)).save(path, quality=95)
+        part, size = read_image(path, cover), (304 // divisor, 208 // divisor)
+        assert part.shape == (*size[::-1], 3) and part.shape >= (*cover, 3)
+        expected = np.asarray(Image.open(path).resize(size, Image.Resampling.BOX)).astype(int)
+        assert np.abs(part - expected).mean() < 1
+        Image.fromarray(pixels(0, 208, 304)).save(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png", cover).shape == (208, 304, 3)
 
     def test_no_image_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_text("<html>404</html>")
@@ -268,6 +288,22 @@ class TestSplits:
         assert {record.label for record in subsets[0]} == set(range(5))
         assert subsets[0] < subsets[1] < subsets[2] < subsets[3]
 
+    def test_label_noise_is_a_fixed_share_of_training_alone(self, catalog: Catalog) -> None:
+        def wrong(share: float, **more: Any) -> dict[Path, int]:
+            data = make_data(catalog, label_noise=share, **more)
+            assert data.records("test") == catalog.splits["test"] and data.class_names == catalog.class_names
+            if more:  # held out before the noise: as clean as without it
+                assert data.records("val") == make_data(catalog, **more).records("val")
+            return {r.path: r.label for r in data.records("train") if r.label != truth[r.path]}
+
+        truth = {record.path: record.label for record in catalog.splits["train"]}
+        some, more = wrong(0.2), wrong(0.7)
+        assert [len(wrong(0.0)), len(some), len(more), len(wrong(0.2, val_fraction=0.4))] == [0, 6, 21, 4]
+        assert some.items() < more.items() and some == wrong(0.2)
+        assert set(wrong(0.97).values()) == set(range(5))
+        with pytest.raises(ValueError, match=r"dataset\.label_noise=0\.5: tiny has one class"):
+            make_data(Catalog("tiny", catalog.splits, ["a"]), label_noise=0.5)
+
     def test_val_ids_are_other_people(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").touch()
         records = [
@@ -299,6 +335,8 @@ class TestSplits:
         ),
         ({"val_fraction": 1.0}, r"dataset\.val_fraction=1\.0"),
         ({"train_fraction": 0.0}, r"dataset\.train_fraction=0\.0"),
+        ({"label_noise": 1.0}, r"dataset\.label_noise=1\.0"),
+        ({"decode": "half"}, r"dataset\.decode='half': choose one of full, scaled"),
         ({"val_ids": 3}, r"dataset\.val_ids=3: tiny is no Re-ID set; use dataset\.val_fraction"),
         ({"val_ids": -1}, r"dataset\.val_ids=-1"),
         ({"image_size": [64, 64]}, r"dataset\.image_size=\[64, 64\]"),

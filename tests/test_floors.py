@@ -25,7 +25,7 @@ FLOORS = (
     "config device measure memory rng run loss optimizer output metric.* attention.*",
     "backbone head index microbatch parts tracking dataset.* report.*",
     "model meter",
-    "checkpoint figure parallel",
+    "checkpoint figure parallel cost.*",
     "task.*",
     "setup",
     "step resume",

@@ -19,22 +19,24 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dcal.dataset.decode import Pixels, read_image
+from dcal.dataset.decode import Pixels
 from dcal.dataset.record import DataError
 
 CACHES = ("none", "ram", "disk")
+Load = Callable[[Path], Pixels]
 
 
 class PixelCache:
-    """Pixels of `paths` after `resize`, each (height, width, 3) uint8.
+    """Pixels of `paths`, decoded and resized, each (height, width, 3) uint8.
 
     Args:
         kind: `ram` or `disk`.
         paths: the image files, in the order of their indices.
-        resize: gives an image its size; must be deterministic.
-        size: (height, width) that `resize` makes.
-        folder: where the file of `disk` lies. It is found again by `size` and the images' paths, file sizes
-            and times, and shared by all processes that ask for the same.
+        load: gives the pixels of a file at `size`; must be deterministic.
+        size: (height, width) in pixels.
+        folder: where the file of `disk` lies. It is found again by `size`, `version` and the images' paths,
+            file sizes and times, and shared by all processes that ask for the same.
+        version: names what else the pixels depend on.
 
     Raises:
         ValueError: memory or disk are too small.
@@ -44,9 +46,10 @@ class PixelCache:
         self,
         kind: str,
         paths: Sequence[Path],
-        resize: Callable[[Pixels], Pixels],
+        load: Load,
         size: tuple[int, int],
         folder: Path,
+        version: str,
     ) -> None:
         self._shape = (*size, 3)
         # the last byte of a row says whether its pixels are there: damaged files leave a gap
@@ -54,9 +57,9 @@ class PixelCache:
         if kind == "ram":
             _check_room(kind, shape, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine")
             self._rows: NDArray[np.uint8] = np.zeros(shape, np.uint8)
-            _fill(self._rows, paths, resize)
+            _fill(self._rows, paths, load)
         else:
-            self._rows = _load_or_build(folder / f"{_key(paths, size)}.npy", shape, paths, resize)
+            self._rows = _load_or_build(folder / f"{_key(paths, size, version)}.npy", shape, paths, load)
 
     def get(self, index: int) -> Pixels | None:
         """The image, not to be written to, or None if its file could not be decoded."""
@@ -64,26 +67,24 @@ class PixelCache:
         return np.asarray(row[:-1]).reshape(self._shape) if row[-1] else None
 
 
-def _load_or_build(
-    file: Path, shape: tuple[int, int], paths: Sequence[Path], resize: Callable[[Pixels], Pixels]
-) -> NDArray[np.uint8]:
+def _load_or_build(file: Path, shape: tuple[int, int], paths: Sequence[Path], load: Load) -> NDArray[np.uint8]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):  # the ranks and jobs of one machine wait for the first
         if not file.exists():
             _check_room("disk", shape, shutil.disk_usage(file.parent).free, file.parent)
             part = file.with_suffix(".part")  # a builder that was killed leaves this, and nothing else, behind
             rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-            _fill(rows, paths, resize)
+            _fill(rows, paths, load)
             rows.flush()
             part.replace(file)
     stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
     return stored
 
 
-def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], resize: Callable[[Pixels], Pixels]) -> None:
+def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], load: Load) -> None:
     def fill(index: int) -> None:
         try:
-            pixels = resize(read_image(paths[index]))
+            pixels = load(paths[index])
         except DataError:
             return  # reported, by name, when the image is drawn
         rows[index, :-1] = pixels.reshape(-1)
@@ -96,8 +97,8 @@ def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], resize: Callable[[Pixe
             pass
 
 
-def _key(paths: Sequence[Path], size: tuple[int, int]) -> str:
-    digest = hashlib.sha256(repr(size).encode())
+def _key(paths: Sequence[Path], size: tuple[int, int], version: str) -> str:
+    digest = hashlib.sha256(repr((size, version)).encode())
     for path in paths:
         try:
             stat = path.stat()

@@ -5,6 +5,12 @@ use (CMYK, palettes, alpha, 16 bits), or where the file does not end as it shoul
 its version, OpenCV returns a truncated JPEG as an image with a grey rest and says nothing. So a file whose
 end marker is missing goes to Pillow, which refuses it when pixels are missing, and lets it pass when
 something merely follows the marker.
+
+A JPEG holds its image as 8 x 8 blocks of frequencies, so it can be decoded at 1/2, 1/4 or 1/8 of its size for a
+fraction of the cost. Averaging in the frequency domain is not the bilinear filter that follows, so pixels differ by a
+few grey levels from those of the whole image, and where its size is no multiple of the divisor the content shifts by a
+fraction of a decoded pixel towards one edge: a choice (`dataset.decode`) that training and evaluation share, and that
+makes another run.
 """
 
 from __future__ import annotations
@@ -20,16 +26,31 @@ from PIL import Image, UnidentifiedImageError
 from dcal.dataset.record import DataError
 
 Pixels = NDArray[np.uint8]
+DECODES = ("full", "scaled")
 
 _ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}
 """End of a whole file by the first three bytes: JPEG and PNG."""
+_FLAGS = {
+    divisor: reduced | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    for divisor, reduced in (
+        (1, 0),
+        # the name of each bit on its own: with IMREAD_COLOR_RGB it means the size only
+        (2, cv2.IMREAD_REDUCED_GRAYSCALE_2),
+        (4, cv2.IMREAD_REDUCED_GRAYSCALE_4),
+        (8, cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    )
+}
 
 
-def read_image(path: Path) -> Pixels:
+def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
     """Decodes an image file.
 
     An orientation in the EXIF data is ignored, as torchvision's and timm's loaders do: annotations refer to
     the stored pixels. Alpha is dropped.
+
+    Args:
+        cover: (height, width) in pixels that suffice: a JPEG that is twice as large or more, in both directions,
+            is decoded at the smallest of 1/2, 1/4 and 1/8 of its size that still covers this. None: whole.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -44,12 +65,20 @@ def read_image(path: Path) -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             if image.mode in ("RGB", "L") and data.endswith(_ENDS.get(data[:3], b"no end")):
-                flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+                divisor = _divisor(image, cover) if cover else 1
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[divisor])
                 if pixels is not None:
-                    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+                    return pixels  # type: ignore[return-value]
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: is no image, or one of an unknown kind") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is damaged ({error})") from error
+
+
+def _divisor(image: Image.Image, cover: tuple[int, int]) -> int:
+    """The largest divisor at which a JPEG of this size still covers `cover`; 1 for other formats."""
+    if image.format != "JPEG":
+        return 1
+    room = min(image.height // cover[0], image.width // cover[1])
+    return max(divisor for divisor in _FLAGS if divisor <= max(1, room))

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dcal.dataset.cache import CACHES, PixelCache
-from dcal.dataset.decode import Pixels, read_image
+from dcal.dataset.decode import DECODES, Pixels, read_image
 from dcal.dataset.record import DataError, Record
 from dcal.dataset.sampler import Draw
 from dcal.dataset.synthetic_cache import cache_home
@@ -45,6 +45,8 @@ class ImageDataset(Dataset[Item]):
     Args:
         records: the split.
         transform: pipeline from `dcal.dataset.transform`; its first step, the resize, is what a cache stores.
+        decode: `full`, or `scaled`: large JPEGs are decoded at a fraction of their size that the resize does not
+            enlarge, see `dcal.dataset.decode`.
         cache: `none`, `ram` (one copy per process, shared with its workers) or `disk` (one file per machine).
         cache_dir: folder of the `disk` cache; default `$XDG_CACHE_HOME/dcal/images`.
         on_bad_image: `error`, or `skip`: in training another image takes the place of a damaged one, in
@@ -56,24 +58,29 @@ class ImageDataset(Dataset[Item]):
         records: Sequence[Record],
         transform: A.Compose,
         *,
+        decode: str = "full",
         cache: str = "none",
         cache_dir: str | Path | None = None,
         on_bad_image: str = "error",
     ) -> None:
+        one_of("dataset.decode", decode, DECODES)
         one_of("dataset.cache", cache, CACHES)
         one_of("dataset.on_bad_image", on_bad_image, POLICIES)
         self.records = records
         self.transform = transform
         self.on_bad_image = on_bad_image
+        resize = transform[0]
+        size = (resize.height, resize.width)
+        self._cover = size if decode == "scaled" else None
         self._cache: PixelCache | None = None
         if cache != "none":
-            resize = transform[0]
             self._cache = PixelCache(
                 cache,
                 [record.path for record in records],
-                lambda pixels: resize(image=pixels)["image"],
-                (resize.height, resize.width),
+                lambda path: resize(image=read_image(path, self._cover))["image"],
+                size,
                 Path(cache_dir) if cache_dir else cache_home() / "images",
+                decode,
             )
 
     def __len__(self) -> int:
@@ -121,7 +128,7 @@ class ImageDataset(Dataset[Item]):
     def _resized_or_decoded(self, index: int) -> Pixels:
         pixels = self._cache.get(index) if self._cache else None
         # the resize at the pipeline's start returns an image of the right size as it is
-        return read_image(self.records[index].path) if pixels is None else pixels
+        return read_image(self.records[index].path, self._cover) if pixels is None else pixels
 
     def _substitute(self, draw: Draw) -> Item | BadImage:
         """The next readable image, of the same class if there is one: identities keep their K images."""

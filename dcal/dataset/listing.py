@@ -46,12 +46,13 @@ def image_loader(
     batch_size: int,
     workers: int = 0,
     pin_memory: bool = False,
+    decode: str = "full",
 ) -> Loader:
     """Batches of images in their order, as evaluation sees them; memory does not grow with their number.
 
     Args:
         images: paths, or records where cameras or labels are known; a batch's `index` counts in them.
-        image_size, resize: (height, width), of the run's `dataset` node.
+        image_size, resize, decode: of the run's `dataset` node.
         pin_memory: for a CUDA device.
 
     Returns:
@@ -59,7 +60,7 @@ def image_loader(
         all can be read it raises a DataError.
     """
     records = [image if isinstance(image, Record) else Record(image, UNKNOWN) for image in images]
-    dataset = ImageDataset(records, eval_transform(image_size, resize), on_bad_image="skip")
+    dataset = ImageDataset(records, eval_transform(image_size, resize), decode=decode, on_bad_image="skip")
     return Loader(dataset, workers, pin_memory, batch_size=batch_size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import torch
 
 from dcal.dataset.cache import CACHES
+from dcal.dataset.decode import DECODES
 from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
+from dcal.dataset.landmark import Landmarks, locate
 from dcal.dataset.record import Catalog, DataError, Record
 from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
-from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction
+from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
 
 __all__ = ["Data", "ImageDataset", "Loader"]
+logger = logging.getLogger(__name__)
 
 
 class Data:
@@ -25,13 +29,14 @@ class Data:
         reader: the catalog; in the YAML a reader function with its options, which Hydra calls first.
         root: folder of the data set; the reader has used it, here it is for messages only.
         image_size, resize, augment: see `dcal.dataset.transform`.
-        val_fraction, val_ids, train_fraction: see `dcal.dataset.splits`; the test splits stay as they are.
-        cache, on_bad_image: see `ImageDataset`.
-        allow_mismatch: a matter of the readers; accepted because all options of the group share their keys.
+        val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
+            are.
+        decode, cache, on_bad_image: see `ImageDataset`.
+        allow_mismatch: go on with a copy of which the reader says that it is not the official one.
 
     Raises:
         ValueError: an option has no valid value; the message starts with its key.
-        DataError: a split is empty or its first image is missing.
+        DataError: a split is empty, its first image is missing, or the copy is not the official one.
     """
 
     def __init__(
@@ -45,16 +50,21 @@ class Data:
         val_fraction: float = 0.0,
         val_ids: int = 0,
         train_fraction: float = 1.0,
+        label_noise: float = 0.0,
+        decode: str = "full",
         cache: str = "none",
         on_bad_image: str = "error",
         allow_mismatch: bool = False,
     ) -> None:
+        one_of("dataset.decode", decode, DECODES)
         one_of("dataset.cache", cache, CACHES)
         one_of("dataset.on_bad_image", on_bad_image, POLICIES)
         if not 0 <= val_fraction < 1:
             raise ValueError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
         if not 0 < train_fraction <= 1:
             raise ValueError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
         if val_ids < 0:
             raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
         self.image_size = (image_size[0], image_size[1])
@@ -63,16 +73,21 @@ class Data:
             False: eval_transform(image_size, resize),
         }
         _check_files(reader, root)
+        _check_official(reader, allow_mismatch)
         if val_fraction:
             reader = hold_out_fraction(reader, val_fraction)
         if val_ids:
             reader = hold_out_identities(reader, val_ids)
         if train_fraction < 1:
             reader = keep_fraction(reader, train_fraction)
+        if label_noise:
+            reader = relabel(reader, label_noise)
         self.catalog = reader
+        self._decode = decode
         self._cache = cache
         self._on_bad_image = on_bad_image
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
+        self._landmarks: dict[str, dict[int, Landmarks]] = {}
         self._eval_loaders: dict[tuple[Any, ...], Loader] = {}
 
     @property
@@ -166,12 +181,19 @@ class Data:
         image: torch.Tensor = self._dataset(split, training=False)[index]["image"]
         return image
 
+    def landmarks(self, split: str) -> dict[int, Landmarks]:
+        """Parts and boxes of a split's images as evaluation sees them, by `index`; empty where nothing is annotated."""
+        if split not in self._landmarks:
+            self._landmarks[split] = locate(self.records(split), self._transforms[False])
+        return self._landmarks[split]
+
     def _dataset(self, split: str, training: bool) -> ImageDataset:
         """Made at first use, since it may fill a cache."""
         if (split, training) not in self._datasets:
             self._datasets[split, training] = ImageDataset(
                 self.records(split),
                 self._transforms[training],
+                decode=self._decode,
                 cache=self._cache,
                 on_bad_image=self._on_bad_image,
             )
@@ -187,3 +209,15 @@ def _check_files(catalog: Catalog, root: str | Path | None) -> None:
                 f"{records[0].path}: no such file, but the lists of {catalog.name} name it; are the images "
                 f"unpacked, and is dataset.root={root} right?"
             )
+
+
+def _check_official(catalog: Catalog, allow_mismatch: bool) -> None:
+    """Sets of which part is often used (CUB, ...) are silent about it; Re-ID figures depend on every gallery image."""
+    mismatch = "; ".join(catalog.protocol.get("mismatch", ()))
+    if mismatch and not allow_mismatch:
+        raise DataError(
+            f"{catalog.name} in dataset.root is not the official set: {mismatch}. Its figures do not compare with "
+            "published ones. If that is meant, say dataset.allow_mismatch=true"
+        )
+    if mismatch:
+        logger.warning("%s is not the official set (allowed): %s", catalog.name, mismatch)

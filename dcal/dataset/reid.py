@@ -34,7 +34,7 @@ MSMT17_TEST = {"query": Counts(3060, 11659, 15), "gallery": Counts(3060, 82161, 
 MSMT17_FOLDERS = {"V1": ("train", "test"), "V2": ("mask_train_v2", "mask_test_v2")}
 
 
-def read_market1501(root: str | Path | None, allow_mismatch: bool = False) -> Catalog:
+def read_market1501(root: str | Path | None) -> Catalog:
     """Market-1501 (Zheng et al., ICCV 2015): folders bounding_box_train, query, bounding_box_test.
 
     Names are like 0002_c1s1_000451_03.jpg. Identity -1 is junk; identity 0 is a distractor: it stays in the
@@ -42,7 +42,7 @@ def read_market1501(root: str | Path | None, allow_mismatch: bool = False) -> Ca
     single-query protocol.
 
     Raises:
-        DataError: wrong root, a name of another pattern, or other counts than the official ones.
+        DataError: wrong root, or a name of another pattern.
     """
     folder = complete_root(root, "Market-1501", PERSON_FOLDERS, "Market-1501-v15.09.15")
     train, query, gallery = (
@@ -56,7 +56,6 @@ def read_market1501(root: str | Path | None, allow_mismatch: bool = False) -> Ca
         gallery,
         protocol={"distractors": sum(s.identity == 0 for s in gallery)},
         official=MARKET1501,
-        allow_mismatch=allow_mismatch,
     )
 
 
@@ -65,20 +64,20 @@ def market_name(name: str) -> tuple[int, int] | None:
     return match and (int(match[1]), int(match[2]))
 
 
-def read_dukemtmc(root: str | Path | None, allow_mismatch: bool = False) -> Catalog:
+def read_dukemtmc(root: str | Path | None) -> Catalog:
     """DukeMTMC-reID (Zheng et al., ICCV 2017): Market's folders, names like 0002_c1_f0044158.jpg.
 
     408 of the 1 110 gallery identities are distractors without a query. The set was withdrawn by its authors.
 
     Raises:
-        DataError: wrong root, a name of another pattern, or other counts than the official ones.
+        DataError: wrong root, or a name of another pattern.
     """
     folder = complete_root(root, "DukeMTMC-reID", PERSON_FOLDERS, "DukeMTMC-reID")
     splits = (
         parse_all(folder / part, list_images(folder / part), duke_name, "0002_c1_f0044158.jpg")
         for part in PERSON_FOLDERS
     )
-    return build_catalog("dukemtmc", *splits, official=DUKEMTMC, allow_mismatch=allow_mismatch)
+    return build_catalog("dukemtmc", *splits, official=DUKEMTMC)
 
 
 def duke_name(name: str) -> tuple[int, int] | None:
@@ -86,14 +85,13 @@ def duke_name(name: str) -> tuple[int, int] | None:
     return match and (int(match[1]), int(match[2]))
 
 
-def read_occluded_duke(root: str | Path | None, allow_mismatch: bool = False, check_images: bool = True) -> Catalog:
+def read_occluded_duke(root: str | Path | None, check_images: bool = True) -> Catalog:
     """Occluded-Duke (Miao et al., ICCV 2019): DukeMTMC-reID's images under new lists, every query occluded.
 
     Reads train.list, query.list and gallery.list beside Market's folders.
 
     Raises:
-        DataError: wrong root, a listed image missing, another pattern, or other counts than the official
-        ones.
+        DataError: wrong root, a listed image missing, or another pattern.
     """
     lists = ("train.list", "query.list", "gallery.list")
     folder = complete_root(root, "Occluded-Duke", (*lists, *(PERSON_FOLDERS if check_images else ())), "Occluded_Duke")
@@ -103,14 +101,13 @@ def read_occluded_duke(root: str | Path | None, allow_mismatch: bool = False, ch
         splits.append(parse_all(folder / part, names, duke_name, "0002_c1_f0044158.jpg"))
         if check_images:
             require_images(folder / part, names)
-    return build_catalog("occluded_duke", *splits, official=OCCLUDED_DUKE, allow_mismatch=allow_mismatch)
+    return build_catalog("occluded_duke", *splits, official=OCCLUDED_DUKE)
 
 
 def read_msmt17(
     root: str | Path | None,
     version: str = "V1",
     train: str = "train+val",
-    allow_mismatch: bool = False,
     check_images: bool = True,
 ) -> Catalog:
     """MSMT17 (Wei et al., CVPR 2018): list_{train,val,query,gallery}.txt and two image folders.
@@ -122,7 +119,7 @@ def read_msmt17(
 
     Raises:
         ValueError: unknown version or train.
-        DataError: wrong root or version, a listed image missing, or other counts than the official ones.
+        DataError: wrong root or version, or a listed image missing.
     """
     if version not in MSMT17_FOLDERS:
         raise ValueError(f"dataset.reader.version={version!r}: choose one of {', '.join(MSMT17_FOLDERS)}")
@@ -146,7 +143,6 @@ def read_msmt17(
         parts[3],
         protocol={"version": version, "train_lists": train},
         official={"train": MSMT17_TRAIN[train], **MSMT17_TEST},
-        allow_mismatch=allow_mismatch,
     )
 
 

@@ -2,7 +2,8 @@
 
 Numbers of two papers compare only if both read the same images: a copy with other junk, another version, or
 another training list gives other figures without any error. So every reader counts what it read, logs it, and
-compares it with the official table where one exists.
+compares it with the official table where one exists; `dcal.dataset.loader.Data` refuses what differs, unless
+`dataset.allow_mismatch` lets it pass.
 """
 
 from __future__ import annotations
@@ -120,9 +121,8 @@ def build_catalog(
     protocol: Mapping[str, Any] | None = None,
     identity_names: Mapping[int, str] | None = None,
     official: Mapping[str, Counts] | None = None,
-    allow_mismatch: bool = False,
 ) -> Catalog:
-    """The catalog with its fingerprint: counts per split, junk and camera policy, `protocol`.
+    """The catalog with its fingerprint: counts per split, `mismatch`, junk and camera policy, `protocol`.
 
     Training identities are numbered from 0 in ascending order of the annotated number (a set's order differs
     between machines, trap of `enumerate(set(...))`). Junk is dropped from train and query, and stays in the
@@ -139,7 +139,7 @@ def build_catalog(
         allow_mismatch: warn of other counts instead of refusing them.
 
     Raises:
-        DataError: if a split is empty, or the counts differ from `official` and `allow_mismatch` is False.
+        DataError: a split is empty.
     """
     train = [s for s in train if s.identity != -1]
     query = [s for s in query if s.identity != -1]
@@ -158,7 +158,7 @@ def build_catalog(
     }
     LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
     if official:
-        fingerprint["mismatch"] = compare(name, counts, official, allow_mismatch)
+        fingerprint["mismatch"] = differences(counts, official)
     identities = sorted({s.identity for s in train})
     label = {identity: i for i, identity in enumerate(identities)}
     return Catalog(
@@ -177,19 +177,11 @@ def describe(split: str, counts: Counts) -> str:
     return f"{split} {counts.identities} ids, {counts.images} images, {counts.cameras} cameras"
 
 
-def compare(name: str, counts: Mapping[str, Counts], official: Mapping[str, Counts], allow_mismatch: bool) -> list[str]:
-    """Differences from the official table, in words; raises DataError for any unless they are allowed."""
-    differences = [
+def differences(counts: Mapping[str, Counts], official: Mapping[str, Counts]) -> list[str]:
+    """What differs from the official table, in words."""
+    return [
         f"{split} {what}: {found} instead of {wanted}"
         for split, table in official.items()
         for what, found, wanted in zip(Counts._fields, counts[split], table, strict=True)
         if wanted is not None and found != wanted
     ]
-    if differences and not allow_mismatch:
-        raise DataError(
-            f"{name} in dataset.root is not the official set: {'; '.join(differences)}. Its figures do not "
-            "compare with published ones. If that is meant, say dataset.allow_mismatch=true"
-        )
-    if differences:
-        LOG.warning("%s is not the official set (allowed): %s", name, "; ".join(differences))
-    return differences

@@ -31,7 +31,6 @@ VEHICLEID_TEST_SIZES = (800, 1600, 2400, 3200, 6000, 13164)
 def read_veri(
     root: str | Path | None,
     evaluation: str = "image_to_image",
-    allow_mismatch: bool = False,
     check_images: bool = True,
 ) -> Catalog:
     """VeRi-776 (Liu et al., ECCV 2016): name_ and image_{train,query,test}, train_label.xml.
@@ -44,8 +43,7 @@ def read_veri(
 
     Raises:
         ValueError: unknown evaluation.
-        DataError: wrong root, a listed image missing, names that contradict the XML, or other counts than the
-        official.
+        DataError: wrong root, a listed image missing, or names that contradict the XML.
     """
     if evaluation not in VERI_EVALUATIONS:
         raise ValueError(f"dataset.reader.evaluation={evaluation!r}: choose one of {', '.join(VERI_EVALUATIONS)}")
@@ -66,7 +64,7 @@ def read_veri(
     protocol: dict[str, object] = {"evaluation": evaluation}
     if evaluation == "image_to_track":
         protocol["tracks"] = veri_tracks(folder / "test_track.txt", names[2])
-    return build_catalog("veri", train, query, gallery, protocol=protocol, official=VERI, allow_mismatch=allow_mismatch)
+    return build_catalog("veri", train, query, gallery, protocol=protocol, official=VERI)
 
 
 def veri_name(name: str) -> tuple[int, int] | None:
@@ -107,7 +105,6 @@ def read_vehicleid(
     root: str | Path | None,
     test_size: int = 800,
     split_seed: int = 0,
-    allow_mismatch: bool = False,
     check_images: bool = True,
 ) -> Catalog:
     """PKU VehicleID (Liu et al., CVPR 2016): image/ and train_test_split/{train_list,test_list_<size>}.txt.
@@ -118,7 +115,7 @@ def read_vehicleid(
 
     Raises:
         ValueError: unknown test_size.
-        DataError: wrong root, a listed image missing, or other numbers of vehicles than the official ones.
+        DataError: wrong root, or a listed image missing.
     """
     if test_size not in VEHICLEID_TEST_SIZES:
         raise ValueError(
@@ -143,7 +140,6 @@ def read_vehicleid(
             "train": Counts(13164, None, None),
             "gallery": Counts(test_size, test_size, None),
         },
-        allow_mismatch=allow_mismatch,
     )
 
 

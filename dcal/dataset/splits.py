@@ -1,4 +1,4 @@
-"""Validation splits and smaller training sets, cut out of `train`.
+"""Validation splits, smaller training sets and wrong labels, all made out of `train`.
 
 None depends on the seed of a run: all seeds are validated on the same images, so their scores can be
 compared. The order in which a class gives up its images is fixed, so a smaller fraction is a subset of a
@@ -86,6 +86,28 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
         "val_gallery": [image for views in cameras for images in views.values() for image in images[1:]],
     }
     return replace(catalog, splits=splits, class_names=[catalog.class_names[label] for label in left])
+
+
+def relabel(catalog: Catalog, share: float) -> Catalog:
+    """Label noise, which the paper compares PWCA with: `share` of `train` gets another label.
+
+    Which images, in round(share * images) of them, and which of the other classes, all alike likely, is fixed:
+    a smaller share is wrong on a subset of the images, in the same way. Validation images have been held out before.
+
+    Raises:
+        ValueError: there is one class only.
+    """
+    train, classes = catalog.splits["train"], catalog.num_classes
+    if classes < 2:
+        raise ValueError(f"dataset.label_noise={share}: {catalog.name} has one class only, so no label can be wrong")
+    rng = np.random.default_rng((_SEED, classes))
+    steps = rng.integers(1, classes, len(train))
+    wrong = set(rng.permutation(len(train))[: round(share * len(train))].tolist())
+    noisy = [
+        replace(record, label=(record.label + int(steps[index])) % classes) if index in wrong else record
+        for index, record in enumerate(train)
+    ]
+    return replace(catalog, splits={**catalog.splits, "train": noisy})
 
 
 def _orders(records: Sequence[Record]) -> list[list[int]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-
-from dcal.task.inference import BRANCHES
 
 
 class Evaluation(NamedTuple):
@@ -25,15 +22,3 @@ class Evaluation(NamedTuple):
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
         np.savez_compressed(temporary, **arrays)
         temporary.replace(path)
-
-
-def check_inference(branches: Sequence[str]) -> tuple[str, ...]:
-    """The branches of combined inference.
-
-    Raises:
-        ValueError: none, or one that does not exist at test time.
-    """
-    chosen = tuple(branches)
-    if not chosen or any(branch not in BRANCHES for branch in chosen):
-        raise ValueError(f"task.inference={list(chosen)}: choose from {', '.join(BRANCHES)}")
-    return chosen

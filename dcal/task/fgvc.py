@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,70 +17,41 @@ from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
 from dcal.report.classes import examples_of, most_confused
 from dcal.report.gallery import FILE
-from dcal.task.evaluation import Evaluation, check_inference
+from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
-from dcal.task.objective import Objective
+from dcal.task.options import TaskOptions
+from dcal.task.selection import judge_selection
 
 GALLERY_SHOWN = 24
 CONFUSED_SHOWN = 8
 
 
-class FGVC:
+@dataclass(kw_only=True)
+class FGVC(TaskOptions):
     """The fine-grained classification task.
-
-    Args: the keys of the group, see `conf/task/fgvc.yaml`.
 
     Raises:
         ValueError: an option that classification has no use for is set, or one is out of range.
     """
 
-    name = "fgvc"
-    headline = "top1"
-    test_split = "test"
+    name: ClassVar = "fgvc"
+    headline: ClassVar = "top1"
+    test_split: ClassVar = "test"
 
-    def __init__(
-        self,
-        *,
-        loss_weighting: str,
-        label_smoothing: float,
-        triplet: Mapping[str, Any],
-        bnneck: bool,
-        instances: int,
-        mixup: float,
-        cutmix: float,
-        inference: Sequence[str],
-        flip_test: bool,
-        metric: str,
-        rerank: bool,
-        side_information: str,
-    ) -> None:
-        if rerank:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rerank:
             raise ValueError("task.rerank=true ranks a gallery: it needs task=reid")
-        if side_information != "none":
-            raise ValueError(f"task.side_information={side_information} needs cameras: it needs task=reid")
-        if triplet["weight"] and instances < 2:
-            raise ValueError("task.triplet.weight needs pairs of one class in a batch: set task.instances=2 or more")
-        self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
-        self.bnneck, self.instances, self.mixup, self.cutmix = bnneck, instances, mixup, cutmix
-        self.inference, self.flip_test = check_inference(inference), flip_test
-        self.side_information = side_information
-
-    def objective(self, branches: Sequence[str]) -> Objective:
-        """The loss of a training batch for a model with these branches."""
-        return Objective(
-            branches,
-            self.loss_weighting,
-            self.label_smoothing,
-            self.triplet["weight"],
-            self.triplet["margin"],
-        )
+        if self.side_information != "none":
+            raise ValueError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
 
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
     ) -> Evaluation:
         """Metrics of a split: of combined inference, and per branch with the branch's name appended.
 
-        They are those of `classification_metrics`.
+        They are those of `classification_metrics`; with GLCA and annotated parts or boxes also those of
+        `judge_selection`.
         """
         seen = infer(model, data.eval_loader(split, batch_size, workers, *place()), device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
@@ -88,6 +59,7 @@ class FGVC:
         for branch, log_probabilities in seen.logits.items():
             own = classification_metrics(log_probabilities, seen.labels)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
+        metrics |= judge_selection(model, data, split, seen)
         metrics["images"] = float(len(seen.labels))
         predictions = scores.argmax(1)
         items = {

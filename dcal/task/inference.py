@@ -23,6 +23,8 @@ class Inferred(NamedTuple):
     """(items, classes) by branch."""
     features: dict[str, Tensor]
     """(items, channels) by branch."""
+    selected: Tensor | None
+    """Patches that GLCA selected, (items, patches), of the image and not of its mirror image; None without GLCA."""
     labels: Tensor
     cameras: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -55,7 +57,9 @@ def infer_batches(
             if not features_only:
                 scores = torch.stack([getattr(output, branch).float().softmax(-1) for output in outputs]).mean(0)
                 logits[branch] = scores.log()
-        yield Inferred(_on_cpu(logits), _on_cpu(features), batch["label"], batch["camera"], batch["index"])
+        chosen = outputs[0].selected
+        selected = None if chosen is None else chosen.cpu()
+        yield Inferred(_on_cpu(logits), _on_cpu(features), selected, batch["label"], batch["camera"], batch["index"])
 
 
 def infer(
@@ -70,6 +74,8 @@ def infer(
         row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
         row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
         row |= {f"features/{branch}": value for branch, value in seen.features.items()}
+        if seen.selected is not None:
+            row["selected"] = seen.selected
         for key, value in row.items():
             columns.setdefault(key, []).append(value)
     items = gather_items({key: torch.cat(parts) for key, parts in columns.items()}, "index")
@@ -77,7 +83,8 @@ def infer(
     def by_branch(kind: str) -> dict[str, Tensor]:
         return {branch: items[f"{kind}/{branch}"] for branch in BRANCHES if f"{kind}/{branch}" in items}
 
-    return Inferred(by_branch("logits"), by_branch("features"), items["label"], items["camera"], items["index"])
+    logits, features, selected = by_branch("logits"), by_branch("features"), items.get("selected")
+    return Inferred(logits, features, selected, items["label"], items["camera"], items["index"])
 
 
 def combined_features(features: Mapping[str, Tensor], branches: Sequence[str]) -> Tensor:

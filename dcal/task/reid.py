@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,68 +19,37 @@ from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import breakdown, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.report.gallery import FILE
-from dcal.task.evaluation import Evaluation, check_inference
+from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
-from dcal.task.objective import Objective
+from dcal.task.options import TaskOptions
 
 LISTED = 10
 LISTS_KEPT = 12
 
 
-class ReID:
+@dataclass(kw_only=True)
+class ReID(TaskOptions):
     """The re-identification task.
 
     Features are taken before BNNeck; each branch's is L2-normalised, the concatenation again.
-
-    Args: the keys of the group, see `conf/task/reid.yaml`.
 
     Raises:
         ValueError: an option that retrieval has no use for is set, or one is out of range.
     """
 
-    name = "reid"
-    headline = "mAP"
-    test_split = "test"
+    name: ClassVar = "reid"
+    headline: ClassVar = "mAP"
+    test_split: ClassVar = "test"
 
-    def __init__(
-        self,
-        *,
-        loss_weighting: str,
-        label_smoothing: float,
-        triplet: Mapping[str, Any],
-        bnneck: bool,
-        instances: int,
-        mixup: float,
-        cutmix: float,
-        inference: Sequence[str],
-        flip_test: bool,
-        metric: str,
-        rerank: bool,
-        side_information: str,
-    ) -> None:
-        if mixup or cutmix:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixup or self.cutmix:
             raise ValueError("task.mixup and task.cutmix blend identities: they need task=fgvc")
-        if metric not in ("cosine", "euclidean"):
-            raise ValueError(f"task.metric={metric!r}: choose one of cosine, euclidean")
-        if side_information not in ("none", "camera", "camera_view"):
-            raise ValueError(f"task.side_information={side_information!r}: choose one of none, camera, camera_view")
-        if triplet["weight"] and instances < 2:
-            raise ValueError("task.triplet.weight needs pairs of one identity in a batch: set task.instances=2 or more")
-        self.loss_weighting, self.label_smoothing, self.triplet = loss_weighting, label_smoothing, triplet
-        self.bnneck, self.instances = bnneck, instances
-        self.mixup, self.cutmix = 0.0, 0.0
-        self.inference, self.flip_test = check_inference(inference), flip_test
-        self.metric, self.rerank, self.side_information = metric, rerank, side_information
-
-    def objective(self, branches: Sequence[str]) -> Objective:
-        """The loss of a training batch for a model with these branches."""
-        return Objective(
-            branches,
-            self.loss_weighting,
-            self.label_smoothing,
-            self.triplet["weight"],
-            self.triplet["margin"],
-        )
+        if self.metric not in ("cosine", "euclidean"):
+            raise ValueError(f"task.metric={self.metric!r}: choose one of cosine, euclidean")
+        sides = ("none", "camera", "camera_view")
+        if self.side_information not in sides:
+            raise ValueError(f"task.side_information={self.side_information!r}: choose one of {', '.join(sides)}")
 
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device

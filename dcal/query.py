@@ -185,7 +185,7 @@ def draw(found: Sequence[Found], index: Index, restored: Restored, path: Path) -
     names = {one.query.path for one in found} | {Path(index.columns.path[row]) for one in found for row in one.rows}
     paths, size = sorted(names), restored.config.dataset
     pictures = {path: torch.full((3, *size.image_size), 128, dtype=torch.uint8) for path in paths}
-    for batch in image_loader(paths, size.image_size, size.resize, batch_size=64):
+    for batch in image_loader(paths, size.image_size, size.resize, batch_size=64, decode=size.decode):
         pictures.update({paths[int(i)]: image for i, image in zip(batch["index"], batch["image"], strict=True)})
     rows = []
     for one in found:

@@ -209,7 +209,10 @@ def test_an_index_of_another_model_is_refused(
 def test_a_model_with_camera_embedding_wants_cameras() -> None:
     device = SimpleNamespace(num_cameras=3, num_views=1, torch=torch.device("cpu"))
     config = OmegaConf.create(
-        {"dataset": {"image_size": [8, 8], "resize": [8, 8]}, "train": {"eval_batch_size": 2, "workers": 0}}
+        {
+            "dataset": {"image_size": [8, 8], "resize": [8, 8], "decode": "full"},
+            "train": {"eval_batch_size": 2, "workers": 0},
+        }
     )
     restored: Any = SimpleNamespace(device=device, config=config, task=SimpleNamespace(side_information="camera"))
     for image in (Path("a.png"), Record(Path("a.png"), 0, camera=3)):

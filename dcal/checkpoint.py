@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dcal.run import writing
+
 log = logging.getLogger(__name__)
 KEEP = 2
 
@@ -31,40 +33,51 @@ class Checkpoint(NamedTuple):
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a weight file atomically."""
+    """Writes a weight file atomically.
+
+    Raises:
+        WriteError: the disk is full or not writable; an older file stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {key: value.detach().contiguous().cpu() for key, value in weights.items()},
-        temporary,
-        dict(metadata or {}),
-    )
-    _sync(temporary)
-    temporary.replace(path)
+    plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
+    with writing(path):
+        try:
+            save_file(plain, temporary, dict(metadata or {}))
+            _sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes `folder/<step>` whole and drops all but the newest two.
+    """Writes `folder/<step>` whole and drops all but the newest two, and what a killed process has left half-written.
 
     Raises:
-        OSError: the disk is full or not writable; older checkpoints are untouched.
+        WriteError: the disk is full or not writable; older checkpoints are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        save_weights(temporary / "model.safetensors", weights)
-        torch.save(dict(state), temporary / "training_state.pt")
-        sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
-        (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
-        for file in temporary.iterdir():
-            _sync(file)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in _steps(folder)[:-KEEP]:
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            save_weights(temporary / "model.safetensors", weights)
+            torch.save(dict(state), temporary / "training_state.pt")
+            sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
+            (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+            for file in temporary.iterdir():
+                _sync(file)
+            if target.exists():  # the end of an epoch, after a checkpoint of its last step
+                target.replace(folder / f".{step:08d}.replaced")
+            temporary.replace(target)
+            _sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
+    steps = _steps(folder)
+    here = steps.index(target)  # what is newer was damaged, or this run would have gone on from there
+    for old in steps[: max(0, here + 1 - KEEP)] + steps[here + 1 :]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -99,5 +112,9 @@ def _sha(data: bytes) -> str:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    """Has a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import logging
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
 from dcal.paths import config_dir, experiments_dir
+from dcal.stop import Interrupted
 
 
 class JobError(CompactHydraException):
@@ -191,9 +193,15 @@ def _quit(problem: str) -> None:
 
 
 def reported(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debug: bool) -> Any:
-    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more."""
+    """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more.
+
+    A request to stop ends the process, and with it a sweep, with the exit code that shells give to its signal.
+    """
     try:
         return job()
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(stopped if str(stopped) else "stopped at once: repeat the command to go on", file=sys.stderr)
+        raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
     except mendable as error:
         if debug:
             raise

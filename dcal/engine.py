@@ -9,14 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from dcal.checkpoint import save_weights
-from dcal.distributed import assembled, most
+from dcal.dataset.images import worker_deaths
+from dcal.distributed import assembled, most, size
 from dcal.memory import out_of_memory_names
 from dcal.meter import Meter
 from dcal.resume import Position, resume, save
 from dcal.run import Run
 from dcal.setup import Setup
 from dcal.step import update
-from dcal.stop import Interrupted, stop_requests
+from dcal.stop import Interrupted, Stop, stop_requests
 from dcal.task.evaluation import Evaluation
 
 
@@ -26,11 +27,14 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
     Raises:
         Interrupted: on SIGTERM or Ctrl-C, after a checkpoint.
         BadLoss: on a loss that is not finite; the last checkpoint is kept.
+        DataError: an image cannot be read, or a data loading process has died.
+        OutOfMemory: the message names the keys to change.
+        WriteError: the run directory cannot be written; the last checkpoint is kept.
     """
-    cfg, at, meter = setup.train, Position(), Meter(setup.train, len(setup.loader))
+    cfg, at, meter = setup.train, Position(), Meter(setup.train, len(setup.loader), setup.data.records("train"))
     resume(setup, run, at, meter)
     evaluation: Evaluation | None = None
-    with stop_requests() as stop:
+    with stop_requests() as stop, worker_deaths():
         while at.epoch < cfg.epochs:
             setup.loader.batch_sampler.seek(at.epoch, at.batch)  # type: ignore[union-attr]
             for batch in meter.watch(assembled(setup.loader, setup.device.torch), at.epoch, at.batch):
@@ -42,18 +46,38 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
                     save(setup, run, at, meter)
                 if signal:
                     raise Interrupted(signal)
+            evaluation = None
+            if (at.epoch + 1) % max(1, cfg.eval_every) == 0 or at.epoch + 1 == cfg.epochs:
+                evaluation = evaluate_or_stop(setup, run, at, meter, stop)
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(setup)}
-            if at.epoch % max(1, cfg.eval_every) == 0 or at.epoch == cfg.epochs:
-                evaluation = evaluate(setup, setup.validation)
+            if evaluation is not None:
                 values |= {f"val/{key}": value for key, value in evaluation.metrics.items()}
                 keep_best(setup, run, at, evaluation)
             run.log(values)
             tracker.log(values, step=at.step)
             meter.report(values, setup.task.headline)
             save(setup, run, at, meter)
-    save_weights(run.directory / "last.safetensors", setup.evaluated.state_dict())
-    return evaluation or evaluate(setup, setup.validation)  # None: killed between the last checkpoint and the result
+        save_weights(run.directory / "last.safetensors", setup.evaluated.state_dict())
+        # None: killed between the last checkpoint and the result
+        return evaluation or evaluate_or_stop(setup, run, at, meter, stop)
+
+
+def evaluate_or_stop(setup: Setup, run: Run, at: Position, meter: Meter, stop: Stop) -> Evaluation:
+    """The evaluation of the validation split; a request to stop breaks it off, since it changes nothing.
+
+    Raises:
+        Interrupted: after a checkpoint of the moment before the evaluation.
+    """
+    if size() > 1:  # broken off, the processes would not be at one place, and could not save together
+        save(setup, run, at, meter)
+    try:
+        with stop.at_once():
+            return evaluate(setup, setup.validation)
+    except Interrupted:
+        if size() == 1:
+            save(setup, run, at, meter)
+        raise
 
 
 def evaluate(setup: Setup, split: str) -> Evaluation:

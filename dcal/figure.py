@@ -202,7 +202,7 @@ def upsample(grid: Tensor, size: tuple[int, int], mode: str = "bicubic") -> NDAr
 def pick_examples(correct: Tensor, count: int = EXAMPLES) -> list[int]:
     """Positions to show: as many right as wrong ones if there are, spread over the split, the right ones first."""
     right, wrong = correct.nonzero().flatten().tolist(), (~correct).nonzero().flatten().tolist()
-    num_wrong = min(len(wrong), count // 2)
+    num_wrong = min(len(wrong), max(count // 2, count - len(right)))
     return spread(right, count - num_wrong) + spread(wrong, num_wrong)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dcal.config import TrainConfig
+from dcal.dataset.record import Record
 
 
 class BadLoss(Exception):
     """The loss of a batch is not finite; the message names the step, the images and the remedies."""
+
+    remedies = "lower optimizer.lr, set train.clip_grad, or use train.precision=fp32; the last checkpoint is kept"
 
 
 class Meter:
@@ -27,19 +30,21 @@ class Meter:
     Args:
         cfg: for the progress bar, the batch size and the time between checkpoints.
         batches: per epoch.
+        records: the training images, to name those of a bad batch.
     """
 
-    def __init__(self, cfg: TrainConfig, batches: int) -> None:
-        self.cfg, self.batches = cfg, batches
+    def __init__(self, cfg: TrainConfig, batches: int, records: Sequence[Record]) -> None:
+        self.cfg, self.batches, self.records = cfg, batches, records
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
+        self.images, self.epoch_seconds = 0, 0.0
         self.started = self.saved = self.epoch_started = time.monotonic()
         self.pending: tuple[Tensor, Tensor, int] | None = None
         self.bar: tqdm[Any] | None = None
 
     def watch(self, batches: Iterable[dict[str, Tensor]], epoch: int, first: int) -> Iterator[dict[str, Tensor]]:
         """The batches under a progress bar that shows images per second and the loss."""
-        self.epoch_started = time.monotonic()
+        self.epoch_started, self.images = time.monotonic(), 0
         with tqdm(
             total=self.batches * self.cfg.batch_size,
             initial=first * self.cfg.batch_size,
@@ -50,6 +55,7 @@ class Meter:
         ) as self.bar:
             yield from batches
         self.check_pending()
+        self.epoch_seconds = time.monotonic() - self.epoch_started
 
     def add(self, losses: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: int) -> None:
         """Counts one step in.
@@ -60,6 +66,7 @@ class Meter:
         self.check_pending()
         self.pending = losses["loss"], batch["index"], step
         self.steps += 1
+        self.images += len(batch["label"])
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
         if self.bar is not None:
@@ -79,17 +86,14 @@ class Meter:
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         if value != value or abs(value) == float("inf"):
-            raise BadLoss(
-                f"the loss of step {step} is {value} (training images {index.tolist()}): lower optimizer.lr, set "
-                "train.clip_grad, or use train.precision=fp32; the last checkpoint is kept"
-            )
+            names = ", ".join("/".join(self.records[i].path.parts[-2:]) for i in index.tolist())
+            raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
 
     def close_epoch(self) -> dict[str, float]:
         """Means over the epoch's steps as `train/loss`, `train/loss_<branch>`, and the speed; starts the next epoch."""
-        seconds = time.monotonic() - self.epoch_started
         names = {name: "train/loss" if name == "loss" else f"train/loss_{name}" for name in self.sums}
         values = {names[name]: (total / self.steps).item() for name, total in self.sums.items()}
-        values["train/images_per_second"] = self.batches * self.cfg.batch_size / seconds
+        values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
         self.sums, self.steps = {}, 0
         return values
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dcal.checkpoint import load_latest, save_checkpoint
 from dcal.distributed import objects, place
-from dcal.meter import Meter
+from dcal.meter import BadLoss, Meter
 from dcal.parallel import load_optimizer, load_weights, whole
 from dcal.rng import restore_rng_state, rng_state, torch_state
 from dcal.run import Run
@@ -30,8 +30,16 @@ class Position:
 
 
 def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
-    """Writes a checkpoint from which the run goes on exactly here."""
+    """Writes a checkpoint from which the run goes on exactly here.
+
+    Raises:
+        BadLoss: there is nothing worth keeping; the checkpoint before stays.
+        WriteError: it cannot be written; the checkpoint before stays.
+    """
     meter.check_pending()  # never keep weights that a bad loss has already spoiled
+    weights = whole(setup.model.state_dict())
+    if not all(bool(value.isfinite().all()) for value in weights.values()):  # nor a bad gradient of a good loss
+        raise BadLoss(f"the weights are not finite after step {at.step}: {BadLoss.remedies}")
     at.seconds = meter.seconds()
     state = {
         "position": vars(at),
@@ -45,7 +53,7 @@ def save(setup: Setup, run: Run, at: Position, meter: Meter) -> None:
         "rng": objects(rng_state()),
         "metrics_size": run.metrics_size(),
     }
-    save_checkpoint(run.directory / "checkpoints", at.step, whole(setup.model.state_dict()), state)
+    save_checkpoint(run.directory / "checkpoints", at.step, weights, state)
     meter.checkpoint_saved()
 
 

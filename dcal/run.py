@@ -15,10 +15,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
 """What makes two runs the same but for the seed."""
@@ -43,6 +46,25 @@ class RunLocked(Exception):
     """Another process works in the run directory."""
 
 
+class WriteError(OSError):
+    """A file of the run cannot be written; the message names it and says what to do."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Failing to write `path` inside is a `WriteError`; torch and safetensors have errors of their own for it."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise WriteError(
+            f"{path} cannot be written ({reason}): free some space there or choose another run.root. What was complete "
+            "before is kept: repeat the command to go on"
+        ) from error
+
+
 def config_id(config: DictConfig) -> str:
     """Eight hex digits over the identity nodes, interpolations unresolved and paths cut to their last part."""
     plain = OmegaConf.to_container(config, resolve=False)
@@ -63,11 +85,12 @@ def config_id(config: DictConfig) -> str:
 def write_atomically(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one: a temporary file beside it, flushed to disk, then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 class Run:
@@ -87,8 +110,9 @@ class Run:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Run:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.directory / "run.lock").open("a+", encoding="utf-8")
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.directory / "run.lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -96,9 +120,13 @@ class Run:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
+        # A data worker outlives a killed run by seconds, and with the descriptor it would inherit the lock.
+        os.register_at_fork(after_in_child=self._lock.close)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
+        for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
+            left.unlink()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,8 +156,10 @@ class Run:
 
     def log(self, values: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that counts on this line may outlive a power cut
 
     def forget_metrics_after(self, size: int) -> None:
         """Cuts `metrics.jsonl` to what it held at a checkpoint, so that a resumed run does not log twice."""

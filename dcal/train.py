@@ -61,13 +61,6 @@ def train(config: DictConfig) -> dict[str, Any]:
         with track(run) as tracker:
             evaluation = fit(setup, run, tracker)
             evaluation.save(run.directory / "items.npz")
-            result = run.finish(
-                evaluation.metrics,
-                headline=setup.task.headline,
-                split=setup.validation,
-                device=hardware(setup.device.torch.type),
-            )
-            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             if config.train.figures:
                 show = setup.task.show
                 show(
@@ -79,6 +72,14 @@ def train(config: DictConfig) -> dict[str, Any]:
                     run.directory,
                     tracker,
                 )
+            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
+            # last, for it means finished: a run killed before draws its figures when it is repeated
+            result = run.finish(
+                evaluation.metrics,
+                headline=setup.task.headline,
+                split=setup.validation,
+                device=hardware(setup.device.torch.type),
+            )
     print(summary(result, run))
     return result
 
@@ -108,6 +109,7 @@ def summary(result: dict[str, Any], run: Run) -> str:
         f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
         f"  everything  {run.directory}",
         f"  figure      {run.directory / 'examples.png'}",
+        f"  report      dcal-results report={run.directory}",
         f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*",
     ]
     return "\n".join(lines)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +138,18 @@ def test_reid_has_cameras_and_ranked_lists(tmp_path: Path) -> None:
     lists = table(html, "closeups")
     first, second = lists.index("AP 40 % · first match at 3 · camera 4"), lists.index("AP 100 % · first match at 1")
     assert first < second and html.count('<li class="right">') == 2 == html.count('<li class="wrong">')
+
+
+def test_a_trained_reid_run(tmp_path: Path) -> None:
+    words = ["experiment=tiny/reid", "train.figures=true", f"run.root={tmp_path}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    subprocess.run([sys.executable, "-m", "dcal.train", *words], env=environment, cwd=tmp_path, check=True)
+    (run,) = read_folder(tmp_path).runs
+    assert {"camera", "nearest_mark", "inp"} <= run.items.keys()
+    html = page(tmp_path)
+    queries = min(12, len(run.items["label"]))
+    assert html.count('<li class="query">') == queries and html.count('class="look"') == queries * 11
+    assert table(html, "cameras").startswith("mAP by camera") and "gallery.npz" not in html
 
 
 def test_reid_without_cameras_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from dcal.attention.rollout import num_selected
 from dcal.device import Device
-from dcal.figure import look
+from dcal.figure import log_cameras, log_classes, look
 from dcal.metric.classification import classification_metrics
 from dcal.metric.ranking import MARKS, judge
 from dcal.report.classes import class_accuracies, confusion_matrix, examples_of, most_confused
@@ -49,6 +51,16 @@ def test_the_most_confused_classes_come_with_examples(pairs: list[tuple[int, int
         assert pairs[mistaken] == (pair.truth, pair.taken_for)
         expected = (pair.taken_for, pair.taken_for)
         assert pairs[recognised] == expected if recognised is not None else expected not in pairs
+
+
+def test_tables_for_wandb() -> None:
+    logged: dict[str, Any] = {}
+    tracker = SimpleNamespace(log=logged.update)
+    log_classes(tracker, ["ant", "bee", "cow"], torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    assert logged["classes"].data[:2] == [["ant", 2, 0.5], ["bee", 1, 1.0]]
+    assert logged["confusion"].data == [["ant", "ant", 1], ["ant", "bee", 1], ["bee", "bee", 1]]
+    log_cameras(tracker, {3: {"mAP": 0.5, "queries": 7}})
+    assert logged["cameras"].columns == ["camera", "mAP", "queries"] and logged["cameras"].data == [[3, 0.5, 7]]
 
 
 def test_marks_of_a_ranked_list() -> None:

@@ -91,7 +91,7 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_pat
     done = run(folder, tmp_path, "wandb.mode=offline", "train.ema_decay=0.9", "train.accumulate=2", "task.mixup=0.2")
     (result,) = results(tmp_path)
     assert result["status"] == "finished" and result["seed"] == 0 and len(result["cfg_id"]) == 8
-    assert {"top1", "top1_sa", "top1_glca", "top5", "nll"} <= set(result["metrics"])
+    assert {"top1", "top1_sa", "top1_glca", "top1_macro", "top5", "nll"} <= set(result["metrics"])
     directory = tmp_path / "tiny" / result["cfg_id"] / "seed=0"
     for name in (
         "config_resolved.yaml",
@@ -99,6 +99,7 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(folder: Path, tmp_pat
         "last.safetensors",
         "items.npz",
         "examples.png",
+        "gallery.npz",
         "checkpoints",
     ):
         assert (directory / name).exists(), name
@@ -219,6 +220,6 @@ def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(folder: Pat
         assert f"process {first.pid}" in second.stderr
     finally:
         os.killpg(first.pid, signal.SIGTERM)  # as a batch system does: the data workers get it, too
-        assert first.wait(60) == 1
+        assert first.wait(60) == 128 + signal.SIGTERM
     steps = {int(path.parent.name) for path in tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json")}
     assert any(step % 6 for step in steps), f"only at the ends of epochs: {steps}"

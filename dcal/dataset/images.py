@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,6 +203,23 @@ class Loader(DataLoader[dict[str, Any]]):
             if path not in self.skipped:
                 logger.warning("left out: %s", reason)
                 self.skipped[path] = reason
+
+
+@contextmanager
+def worker_deaths() -> Iterator[None]:
+    """A data loading process that dies inside is reported as a `DataError`.
+
+    torch raises a plain `RuntimeError`, from its signal handler and so wherever the main process happens to be.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"{str(error).rstrip('. ')}: memory may be short (try a smaller train.workers or dataset.cache=disk); the "
+            "last checkpoint is kept, repeat the command to go on"
+        ) from error
 
 
 def one_of(key: str, value: str, choices: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ def examples(run: RunFiles, names: Sequence[str]) -> list[Example]:
     for position, number in enumerate(gallery.number[:EXAMPLES]):
         row = row_of[number]
         truth, guess = (names[run.items[key][row]] for key in ("label", "prediction"))
-        sure = f", {100 * run.items['confidence'][row]:.0f} % sure" if "confidence" in run.items else ""
+        sure = f", {100 * run.items['confidence'][row]:.0f}\u00a0%\u00a0sure" if "confidence" in run.items else ""
         right = truth == guess
         lines = [f"{guess}{sure}"] if right else [f"{guess}{sure}", f"is {truth}"]
         alt = f"{truth}, {'recognised' if right else f'taken for {guess}'}"

@@ -67,17 +67,25 @@ def infer(
 ) -> Inferred:
     """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`.
 
-    Of several processes each gives its own batches and gets the results of all.
+    Of several processes each gives its own batches and gets the results of all. Random selection has random numbers of
+    its own here, for each batch: an evaluation repeats, and training does not notice it.
     """
+
+    def seeded() -> Iterator[Mapping[str, Any]]:
+        for batch in batches:
+            torch.manual_seed(int(batch["index"][0]))
+            yield batch
+
     columns: dict[str, list[Tensor]] = {}
-    for seen in infer_batches(model, batches, device, flip, features_only):
-        row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
-        row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
-        row |= {f"features/{branch}": value for branch, value in seen.features.items()}
-        if seen.selected is not None:
-            row["selected"] = seen.selected
-        for key, value in row.items():
-            columns.setdefault(key, []).append(value)
+    with torch.random.fork_rng([torch.cuda.current_device()] if device.torch.type == "cuda" else []):
+        for seen in infer_batches(model, seeded(), device, flip, features_only):
+            row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
+            row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
+            row |= {f"features/{branch}": value for branch, value in seen.features.items()}
+            if seen.selected is not None:
+                row["selected"] = seen.selected
+            for key, value in row.items():
+                columns.setdefault(key, []).append(value)
     items = gather_items({key: torch.cat(parts) for key, parts in columns.items()}, "index")
 
     def by_branch(kind: str) -> dict[str, Tensor]:

@@ -75,12 +75,12 @@ function draw(look, ratio, mode) {
   const canvas = look.querySelector("canvas");
   look.rank ??= decode(look.dataset.rank);
   look.attention ??= decode(look.dataset.attention);
-  const { rank, attention } = look, patches = rank.length;
+  const { rank, attention } = look, patches = rank.length, least = attention.reduce((low, value) => Math.min(low, value));
   const count = Math.max(1, Math.floor(ratio * patches + 1e-9)); // as dcal.attention.rollout.num_selected
   const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
   for (let patch = 0; patch < patches; patch++) {
     if (mode === "selection" && rank[patch] >= count) image.data.set([8, 8, 14, 205], 4 * patch);
-    if (mode === "attention") image.data.set([...heat(Math.sqrt(attention[patch] / 65535)), 150], 4 * patch);
+    if (mode === "attention") image.data.set([...heat((attention[patch] - least) / Math.max(1, 65535 - least)), 150], 4 * patch);
   }
   context.putImageData(image, 0, 0);
   canvas.classList.toggle("smooth", mode === "attention");

@@ -14,6 +14,10 @@ TITLES = {
     "top1_sa": "top-1, SA",
     "top1_glca": "top-1, GLCA",
     "rank1": "rank-1",
+    "part_hit": "parts hit",
+    "part_hit_chance": "by lot",
+    "pointing": "on the bird",
+    "pointing_chance": "by lot",
     "mAP_sa": "mAP, SA",
     "mAP_glca": "mAP, GLCA",
 }

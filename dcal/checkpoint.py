@@ -25,6 +25,10 @@ log = logging.getLogger(__name__)
 KEEP = 2
 
 
+class DamagedCheckpoint(Exception):
+    """A checkpoint is torn, or not what was written; the message says which and why."""
+
+
 class Checkpoint(NamedTuple):
     """What is needed to go on."""
 
@@ -75,7 +79,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
-    steps = _steps(folder)
+    steps = list_checkpoints(folder)
     here = steps.index(target)  # what is newer was damaged, or this run would have gone on from there
     for old in steps[: max(0, here + 1 - KEEP)] + steps[here + 1 :]:
         shutil.rmtree(old, ignore_errors=True)
@@ -83,21 +87,34 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
 
 def load_latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning."""
-    for candidate in reversed(_steps(folder)):
+    for candidate in reversed(list_checkpoints(folder)):
         try:
-            sums = json.loads((candidate / "manifest.json").read_text())["sha256"]
-            damaged = [name for name, known in sums.items() if checksum(candidate / name) != known]
-            if damaged:
-                raise OSError(f"checksum of {', '.join(damaged)} does not hold")
-            weights = load_file(candidate / "model.safetensors")
-            state = torch.load(candidate / "training_state.pt", map_location="cpu", weights_only=True)
-            return Checkpoint(weights, state)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            log.warning("checkpoint %s is damaged (%s): going back to the one before", candidate, error)
+            return read_checkpoint(candidate)
+        except DamagedCheckpoint as error:
+            log.warning("%s: going back to the one before", error)
     return None
 
 
-def _steps(folder: Path) -> list[Path]:
+def read_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, or its checksum does not hold.
+    """
+    try:
+        sums = json.loads((path / "manifest.json").read_text())["sha256"]
+        damaged = [name for name, known in sums.items() if checksum(path / name) != known]
+        if damaged:
+            raise OSError(f"checksum of {', '.join(damaged)} does not hold")
+        weights = load_file(path / "model.safetensors")
+        state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error})") from None
+    return Checkpoint(weights, state)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
     return sorted(entry for entry in folder.glob("[0-9]*") if entry.is_dir()) if folder.is_dir() else []
 
 

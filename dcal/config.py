@@ -159,6 +159,8 @@ class WandbConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    artifacts: bool = MISSING
+    timeout: float = MISSING
 
 
 @dataclass

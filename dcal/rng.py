@@ -6,6 +6,7 @@ Data order and augmentation do not live here: they are pure functions of (seed, 
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -14,7 +15,14 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch (all devices); `deterministic` also asks for bitwise reproducible kernels."""
+    """Seeds Python, NumPy and torch (all devices).
+
+    Args:
+        deterministic: allow only kernels whose results repeat bit by bit; an operation that has none raises. Those of
+            the CPU repeat anyway; on CUDA, cuBLAS needs a fixed workspace, which must be named before its first use.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

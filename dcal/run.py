@@ -15,13 +15,16 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
+
+from dcal.stop import Interrupted
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
 """What makes two runs the same but for the seed."""
@@ -122,6 +125,7 @@ class Run:
             raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
         # A data worker outlives a killed run by seconds, and with the descriptor it would inherit the lock.
         os.register_at_fork(after_in_child=self._lock.close)
+        self.failure_file.unlink(missing_ok=True)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
@@ -129,9 +133,17 @@ class Run:
             left.unlink()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         assert self._lock is not None
+        if isinstance(error, Exception) and not isinstance(error, Interrupted):
+            with suppress(OSError):  # a full disk may be the very reason
+                write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         self._lock.close()
+
+    @property
+    def failure_file(self) -> Path:
+        """The traceback of the last attempt, if that failed; gone when the next one begins."""
+        return self.directory / "failure.txt"
 
     @property
     def result_file(self) -> Path:
@@ -182,6 +194,19 @@ class Run:
         }
         write_atomically(self.result_file, json.dumps(result, indent=1) + "\n")
         return result
+
+
+def holder(directory: Path) -> str | None:
+    """Who works in a run directory, as it says in the lock; None if nobody does."""
+    path = directory / "run.lock"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return lock.read().strip() or "another process"
+    return None
 
 
 def git_state() -> dict[str, Any]:

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.cli import hydra_command, reported
+from dcal.multirun import Outcome, attend
 from dcal.run import Run, RunLocked
+from dcal.tracking import answer_agent
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +27,21 @@ def main() -> None:
 
 def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
-    # torch, timm and albumentations take seconds to import: not for --help, and not for a run that is finished
-    result = Run(config).result()
+    run = Run(config)
+    return attend(run, lambda: complete(run))
+
+
+def complete(run: Run) -> Outcome:
+    """Brings the run to its result, or only looks it up."""
+    result, status = run.result(), "finished before"
     if result is not None:
-        print(f"finished before: {summary(result, Run(config))}")
-    else:
-        result = reported(lambda: train(config), _mendable(), config.run.debug)
-    return float(result["metrics"][result["headline"]])
+        print(f"finished before: {summary(result, run)}")
+        answer_agent(run, result["metrics"])
+    else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
+        result = reported(lambda: train(run.config), _mendable(), run.config.run.debug)
+        status = "finished"
+    headline = result["headline"]
+    return Outcome(status, headline, float(result["metrics"][headline]))
 
 
 def _mendable() -> tuple[type[Exception], ...]:
@@ -50,15 +60,15 @@ def train(config: DictConfig) -> dict[str, Any]:
     from dcal.engine import fit
     from dcal.memory import keep_freed_memory
     from dcal.restore import write_card
-    from dcal.tracking import track
+    from dcal.tracking import keep_artifact, track
 
     keep_freed_memory()
     with Run(config) as run:
         run.write_config(_overrides())
         OmegaConf.resolve(config)
-        setup = build(config)
-        write_card(run.directory, setup)
-        with track(run) as tracker:
+        with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
+            setup = build(config)
+            write_card(run.directory, setup)
             evaluation = fit(setup, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
@@ -80,6 +90,7 @@ def train(config: DictConfig) -> dict[str, Any]:
                 split=setup.validation,
                 device=hardware(setup.device.torch.type),
             )
+            keep_artifact(run, tracker)
     print(summary(result, run))
     return result
 

@@ -30,7 +30,7 @@ FLOORS = (
     "setup",
     "step resume",
     "engine",
-    "build cli",
+    "build cli multirun",
     "restore",
     "embed trained pictures",
     "graph",

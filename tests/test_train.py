@@ -144,22 +144,6 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(folder: Path, tmp_
     assert weights[0] == weights[1]
 
 
-def test_a_sweep_gives_one_run_each(folder: Path, tmp_path: Path) -> None:
-    run(
-        folder, tmp_path, "-m", "attention=none,glca,pwca,dcal", "attention.glca.top_ratio=0.2", "train.epochs=1",
-        "train.figures=false",
-    )  # fmt: skip
-    found = results(tmp_path)
-    assert len({result["cfg_id"] for result in found}) == 4
-    assert {"top1_glca" in result["metrics"] for result in found} == {True, False}
-
-
-def test_seeds_decide(folder: Path, tmp_path: Path) -> None:
-    run(folder, tmp_path, "-m", "seed=0,1", "train.epochs=1", "train.figures=false")
-    first, second = results(tmp_path)
-    assert first["cfg_id"] == second["cfg_id"] and first["metrics"] != second["metrics"]
-
-
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -178,6 +178,11 @@ def make(node: DictConfig) -> Any:
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
+        if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
+            raise ValueError(
+                f"{error.__cause__}: an option of another choice of this group, perhaps set by a recipe "
+                "(experiment=...): leave the recipe out, or remove the key with ~group.key on the command line"
+            ) from None
         if isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise

@@ -115,7 +115,8 @@ def _overlap_patches(vit: nn.Module, image_size: Sequence[int], stride: int) -> 
     if not isinstance(getattr(patch_embed, "proj", None), nn.Conv2d) or hasattr(patch_embed, "backbone"):
         raise ValueError("backbone.patch_stride needs a plain patch projection; hybrids have none")
     patch_embed.proj.stride = (stride, stride)
-    patch_embed.img_size = tuple(image_size)
+    # the size is fixed, but need not be a multiple of the patch: timm is to check equality alone
+    patch_embed.img_size, patch_embed.strict_img_size = tuple(image_size), True
 
 
 def load_weights(vit: nn.Module, checkpoint: str | Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from dcal.dataset.loader import Data
@@ -71,9 +72,11 @@ class ReID(TaskOptions):
             for part in ("query", "gallery")
         )
         q, g = (combined_features(seen.features, self.inference) for seen in (query, gallery))
-        metrics, items = self._retrieve(q, g, query, gallery, device)
+        tracks = tracks_of(data, split, gallery.index)
+        metrics, items = self._retrieve(q, g, query, gallery, tracks, device)
         for branch in query.features if len(query.features) > 1 else ():
-            own, results = self._retrieve(query.features[branch], gallery.features[branch], query, gallery, device)
+            features = query.features[branch], gallery.features[branch]
+            own, results = self._retrieve(*features, query, gallery, tracks, device)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
@@ -87,6 +90,7 @@ class ReID(TaskOptions):
                 gallery.labels[keep],
                 gallery.cameras[keep],
                 distances=distances,
+                gallery_tracks=None if tracks is None else tracks[keep],
                 sharded=True,
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
@@ -125,7 +129,7 @@ class ReID(TaskOptions):
         return path
 
     def _retrieve(
-        self, q: Tensor, g: Tensor, query: Inferred, gallery: Inferred, device: Device
+        self, q: Tensor, g: Tensor, query: Inferred, gallery: Inferred, tracks: Tensor | None, device: Device
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The metrics of one feature, and its results per query."""
         result: dict[str, Any] = evaluate_retrieval(
@@ -136,11 +140,18 @@ class ReID(TaskOptions):
             gallery.labels,
             gallery.cameras,
             metric=self.metric,
+            gallery_tracks=tracks,
             per_query=True,
             sharded=True,
         )
         per_query: PerQuery = result.pop("per_query")
         return result, per_query._asdict()
+
+
+def tracks_of(data: Data, split: str, index: Tensor) -> Tensor | None:
+    """The track of each gallery image, where the reader says that tracks are ranked (VeRi-776, image to track)."""
+    tracks = data.catalog.protocol.get("tracks") if split == "test" else None
+    return None if tracks is None else torch.tensor(tracks)[index]
 
 
 def ranked_list(items: Mapping[str, Tensor], row: int, prefix: str) -> list[tuple[str, int]]:

@@ -19,6 +19,12 @@ from dcal.dataset.files import Entry, find_root, look_up, make_catalog, read_lin
 from dcal.dataset.record import Catalog, DataError, Part
 
 CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
+
+# images of each split, as the sets' authors give them
+CUB_IMAGES = {"train": 5994, "test": 5794}
+NABIRDS_IMAGES = {"train": 23929, "test": 24633}
+AIRCRAFT_IMAGES = {"train": 6667, "test": 3333}
+AIRCRAFT_IMAGES_WITH_VAL = {"train": 3334, "val": 3333, "test": 3333}
 Box = tuple[float, float, float, float]
 
 
@@ -37,7 +43,7 @@ def read_cub(root: str | Path | None) -> Catalog:
     classes = read_table(root / "classes.txt", CUB)
     entries = list(_joined(root, CUB))
     _check_folders(root, entries, classes)
-    catalog = make_catalog(CUB, entries, classes, {"train": 5994, "test": 5794})
+    catalog = make_catalog(CUB, entries, classes, CUB_IMAGES)
     _check_split(root, catalog)
     return catalog
 
@@ -62,7 +68,7 @@ def read_nabirds(root: str | Path | None, level: int | None = None) -> Catalog:
             raise ValueError(f"dataset.reader.level={level}: must be 1 or more")
         parents = read_table(root / "hierarchy.txt", NABIRDS)
         entries = [entry._replace(key=_ancestor(parents, entry.key, level)) for entry in entries]
-    return make_catalog(NABIRDS, entries, classes, {"train": 23929, "test": 24633})
+    return make_catalog(NABIRDS, entries, classes, NABIRDS_IMAGES)
 
 
 def read_aircraft(root: str | Path | None, level: str = "variant", official_val: bool = False) -> Catalog:
@@ -91,8 +97,7 @@ def read_aircraft(root: str | Path | None, level: str = "variant", official_val:
         for split, part in {**lists, "test": "test"}.items()
         for image, key in read_table(data / f"images_{level}_{part}.txt", AIRCRAFT).items()
     ]
-    official = {"train": 3334, "val": 3333} if official_val else {"train": 6667}
-    return make_catalog(AIRCRAFT, entries, None, {**official, "test": 3333})
+    return make_catalog(AIRCRAFT, entries, None, AIRCRAFT_IMAGES_WITH_VAL if official_val else AIRCRAFT_IMAGES)
 
 
 def read_image_folder(root: str | Path | None) -> Catalog:

@@ -18,6 +18,13 @@ from dcal.dataset.record import Catalog, DataError
 logger = logging.getLogger(__name__)
 CARS, DOGS, FLOWERS, PETS = "Stanford Cars", "Stanford Dogs", "Oxford Flowers-102", "Oxford-IIIT Pet"
 
+# images of each split, as the sets' authors give them
+CARS_IMAGES = {"train": 8144, "test": 8041}
+DOGS_IMAGES = {"train": 12000, "test": 8580}
+FLOWERS_IMAGES = {"train": 2040, "test": 6149}
+FLOWERS_IMAGES_WITH_VAL = {"train": 1020, "val": 1020, "test": 6149}
+PETS_IMAGES = {"train": 3680, "test": 3669}
+
 
 def read_cars(root: str | Path | None) -> Catalog:
     """Stanford Cars (Krause et al. 2013): 196 models with boxes.
@@ -29,7 +36,6 @@ def read_cars(root: str | Path | None) -> Catalog:
     Raises:
         DataError: a list is missing or damaged.
     """
-    official = {"train": 8144, "test": 8041}
     if root is not None and (Path(root).expanduser() / "cars_annos.mat").is_file():
         folder = Path(root).expanduser()
         lists = read_mat(folder / "cars_annos.mat", CARS)
@@ -37,7 +43,7 @@ def read_cars(root: str | Path | None) -> Catalog:
             _car(row, "test" if row["test"] else "train", folder / str(row["relative_im_path"]))
             for row in np.atleast_1d(lists["annotations"])
         ]
-        return make_catalog(CARS, entries, _car_names(lists), official)
+        return make_catalog(CARS, entries, _car_names(lists), CARS_IMAGES)
     folder = find_root(root, CARS, "devkit/cars_meta.mat", "stanford_cars")
     entries = list(_read_cars_split(folder, "train", folder / "devkit" / "cars_train_annos.mat"))
     labelled = "cars_test_annos_withlabels.mat"
@@ -46,7 +52,7 @@ def read_cars(root: str | Path | None) -> Catalog:
         logger.warning("%s: no %s, so no test split; see dataset.val_fraction", folder, labelled)
     else:
         entries += _read_cars_split(folder, "test", test_file)
-    return make_catalog(CARS, entries, _car_names(read_mat(folder / "devkit" / "cars_meta.mat", CARS)), official)
+    return make_catalog(CARS, entries, _car_names(read_mat(folder / "devkit" / "cars_meta.mat", CARS)), CARS_IMAGES)
 
 
 def read_dogs(root: str | Path | None) -> Catalog:
@@ -60,7 +66,7 @@ def read_dogs(root: str | Path | None) -> Catalog:
     for split in ("train", "test"):
         files = np.atleast_1d(read_mat(folder / f"{split}_list.mat", DOGS)["file_list"])
         entries += [Entry(split, folder / "Images" / str(file), str(file).split("/")[0]) for file in files]
-    return make_catalog(DOGS, entries, None, {"train": 12000, "test": 8580})
+    return make_catalog(DOGS, entries, None, DOGS_IMAGES)
 
 
 def read_flowers(root: str | Path | None, official_val: bool = False) -> Catalog:
@@ -84,8 +90,7 @@ def read_flowers(root: str | Path | None, official_val: bool = False) -> Catalog
         for key, split in sets.items()
         for number in np.atleast_1d(ids[key]).tolist()
     ]
-    official = {"train": 1020, "val": 1020} if official_val else {"train": 2040}
-    return make_catalog(FLOWERS, entries, None, {**official, "test": 6149})
+    return make_catalog(FLOWERS, entries, None, FLOWERS_IMAGES_WITH_VAL if official_val else FLOWERS_IMAGES)
 
 
 def read_pets(root: str | Path | None) -> Catalog:
@@ -102,7 +107,7 @@ def read_pets(root: str | Path | None) -> Catalog:
             image = line.split()[0]  # Abyssinian_100 1 1 1: name, breed, cat or dog, number
             if image != "#":
                 entries.append(Entry(split, folder / "images" / f"{image}.jpg", image.rpartition("_")[0]))
-    return make_catalog(PETS, entries, None, {"train": 3680, "test": 3669})
+    return make_catalog(PETS, entries, None, PETS_IMAGES)
 
 
 def _read_cars_split(folder: Path, split: str, file: Path) -> Iterator[Entry]:

@@ -1,0 +1,136 @@
+"""docs/datasets.md is made of the comments in conf/dataset/ and of the counts that the readers know.
+
+`python tests/test_dataset_page.py` writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dcal.cli import group_options
+from dcal.dataset import fgvc, fgvc_mat, reid, reid_vehicle
+from dcal.dataset.reid_protocol import CAMERA_POLICY, JUNK_POLICY, Counts
+from dcal.paths import config_dir
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "datasets.md"
+IMAGES: dict[str, Mapping[str, int]] = {
+    "cub": fgvc.CUB_IMAGES,
+    "nabirds": fgvc.NABIRDS_IMAGES,
+    "aircraft": fgvc.AIRCRAFT_IMAGES,
+    "cars": fgvc_mat.CARS_IMAGES,
+    "dogs": fgvc_mat.DOGS_IMAGES,
+    "flowers": fgvc_mat.FLOWERS_IMAGES,
+    "pets": fgvc_mat.PETS_IMAGES,
+}
+PROTOCOLS: dict[str, Mapping[str, Counts]] = {
+    "market1501": reid.MARKET1501,
+    "msmt17": {"train": reid.MSMT17_TRAIN["train+val"], **reid.MSMT17_TEST},
+    "dukemtmc": reid.DUKEMTMC,
+    "occluded_duke": reid.OCCLUDED_DUKE,
+    "veri": reid_vehicle.VERI,
+}
+KINDS = {
+    "Fine-grained classification": "cub nabirds aircraft cars dogs flowers pets",
+    "Persons and vehicles": "market1501 msmt17 dukemtmc occluded_duke veri vehicleid",
+    "Your own images": "image_folder csv identity_folder identity_csv",
+    "Drawn by the program": "synthetic_birds synthetic_people",
+}
+INTRODUCTION = f"""\
+# Data sets
+
+Written from the comments in [conf/dataset/](../conf/dataset) and the readers' tables by `python
+tests/test_dataset_page.py`; do not edit.
+
+`dataset=NAME dataset.root=FOLDER` reads a set in the layout of its official download. Nothing is downloaded. A
+reader takes splits and labels from the set's own files and sorts what a file system lists, so that labels are
+the same on every machine. What is missing or malformed is one sentence that names the file, the key and the
+remedy.
+
+**Counts.** A run logs how many images it read, and how many there should be. Classification sets may be
+subsets. The known re-identification sets are compared with the official counts, and refused if they differ,
+since figures would not compare: `dataset.allow_mismatch=true` reads them all the same, with a warning.
+
+**Junk and cameras.** {JUNK_POLICY[0].upper()}{JUNK_POLICY[1:]}. {CAMERA_POLICY[0].upper()}{CAMERA_POLICY[1:]}.
+Labels of `train` count from 0; those of `query` and `gallery` are the set's own.
+
+**Keys of every set.** `image_size` and `resize` are [height, width]; training crops `image_size` at random from
+the resized image, evaluation from its centre. `augment.flip` and `augment.erase` are probabilities,
+`augment.pad` is in pixels. `val_fraction` (classification) and `val_ids` (re-identification) hold out training
+data, `train_fraction` keeps a part of each class. `cache=ram` or `disk` decodes and resizes every image once.
+`on_bad_image=skip` goes on without damaged files. A set of your own is a reader and a YAML file, see the
+[tutorial](tutorial.md#a-data-set-of-your-own).
+"""
+
+
+def spaced(number: int) -> str:
+    """12 936, as the comments have it."""
+    return f"{number:,}".replace(",", " ")
+
+
+def head(name: str) -> list[str]:
+    """The comment at the top of a set's file: what it is, and what its root holds."""
+    lines = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8").split("_target_")[0].splitlines()
+    return re.split(r" (?=dataset\.root: )", " ".join(line.removeprefix("#").strip() for line in lines))
+
+
+def options(name: str) -> list[str]:
+    """The reader's own keys, with their defaults and what stands beside them."""
+    text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
+    block = re.search(r"^reader:\n((?:  .*\n)+)", text, re.MULTILINE)
+    assert block
+    found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE)
+    kept = [entry for entry in found if entry[0] not in ("_target_", "root", "allow_mismatch")]
+    return [f"- `dataset.reader.{key}={value}`{f': {words}' if words else ''}" for key, value, words in kept]
+
+
+def counts(name: str) -> list[str]:
+    if name in IMAGES:
+        rows = [f"| {split} | {spaced(number)} |" for split, number in IMAGES[name].items()]
+        return ["| split | images |", "|---|---|", *rows, ""]
+    if name in PROTOCOLS:
+        cells = {split: [spaced(number or 0) for number in row] for split, row in PROTOCOLS[name].items()}
+        rows = [f"| {split} | {' | '.join(row)} |" for split, row in cells.items()]
+        return ["| split | identities | images | cameras |", "|---|---|---|---|", *rows, ""]
+    return []
+
+
+def section(name: str) -> str:
+    config = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
+    sizes = f"Sizes: `image_size={config.image_size}`, `resize={config.resize}`; "
+    augment = ", ".join(f"`{key}={value}`" for key, value in config.augment.items())
+    paragraphs = [
+        paragraph.replace("dataset.root:", "`dataset.root`:").replace("<", "&lt;") + "\n" for paragraph in head(name)
+    ]
+    own = [*options(name), ""] if options(name) else []
+    return "\n".join([f"### {name}", "", *paragraphs, *counts(name), *own, f"{sizes}augmentation: {augment}.", ""])
+
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    for kind, names in KINDS.items():
+        parts += [f"## {kind}\n", *(section(name) for name in names.split())]
+    return "\n".join(parts)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_dataset_page.py"
+
+
+def test_every_set_is_on_the_page() -> None:
+    assert sorted(" ".join(KINDS.values()).split()) == group_options("dataset")
+
+
+@pytest.mark.parametrize("name", [*IMAGES, *PROTOCOLS])
+def test_comments_and_readers_agree(name: str) -> None:
+    text = " ".join(head(name))
+    wanted = [*IMAGES.get(name, {}).values(), *(row.images for row in PROTOCOLS.get(name, {}).values())]
+    assert all(spaced(number) in text for number in wanted), f"{name}: {wanted} are not all in its comment"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

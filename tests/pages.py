@@ -86,7 +86,7 @@ def commands(text: str) -> Iterator[list[str]]:
     value that the reader fills in.
     """
     joined = text.replace("\\\n", " ").replace("…", "VALUE")
-    for match in re.finditer(r"^(?:#[ \w]*: |#? *)(?:[A-Z_]+=\S+ )*(dcal-[a-z]+(?: .*)?)$", joined, re.MULTILINE):
+    for match in re.finditer(r"^(?:#[ \w]*: |[#$]? *)(?:[A-Z_]+=\S+ )*(dcal-[a-z]+(?: .*)?)$", joined, re.MULTILINE):
         lexer = shlex.shlex(match[1], posix=True, punctuation_chars=True)
         lexer.whitespace_split, lexer.commenters = True, "#"
         yield list(itertools.takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch
 from commands import composed_command, run_command
 from hydra.errors import HydraException
 from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, links
+
+import dcal
+from dcal.cli import group_options, known_keys
 
 EXECUTED = ("README.md", "tutorial.md")
 """Pages whose Python runs, block after block in one namespace. That of the others, which need a run, must parse."""
@@ -127,3 +131,23 @@ def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     assert (tmp_path / "site" / "docs" / "tutorial" / "index.html").is_file()
     assert (tmp_path / "site" / "docs" / "images" / "examples.png").is_file()
+
+
+def test_every_name_of_the_mapping_exists() -> None:
+    """Each word in backticks is a path, a public name, a key or an option, a command, or a target of make."""
+    scripts = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+    keys = set(known_keys("train"))
+    names = re.findall(r"`([^`]+)`", (ROOT / "docs" / "mapping.md").read_text(encoding="utf-8"))
+    assert len(names) > 50
+    for name in names:
+        group, _, option = name.partition("=")
+        known = (
+            (ROOT / name).exists()
+            or name in keys
+            or option in group_options(group)
+            or (name.startswith("dcal.") and name.removeprefix("dcal.") in dcal.__all__)
+            or (name.startswith("dcal-") and f"    {name} =" in scripts)
+            or (name.startswith("make ") and f"\n{name.removeprefix('make ')}:" in targets)
+        )
+        assert known, f"docs/mapping.md: {name}"

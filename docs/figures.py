@@ -118,7 +118,7 @@ def rollout(directory: Path) -> Figure:
     with torch.no_grad():
         chosen = model(model.normalise(pictures)).selected
     mask = torch.zeros_like(last).scatter(1, chosen, 1.0)
-    figure = Figure(figsize=(1.7 * len(records), 6.9), dpi=84, layout="constrained")
+    figure = Figure(figsize=(1.7 * len(records), 6.9), dpi=74, layout="constrained")
     axes = figure.subplots(4, len(records))
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])

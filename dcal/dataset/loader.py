@@ -182,7 +182,11 @@ class Data:
         return image
 
     def landmarks(self, split: str) -> dict[int, Landmarks]:
-        """Parts and boxes of a split's images as evaluation sees them, by `index`; empty where nothing is annotated."""
+        """Parts and boxes of a split's images as evaluation sees them, by `index`; empty where nothing is annotated.
+
+        Args:
+            split: as for `records`.
+        """
         if split not in self._landmarks:
             self._landmarks[split] = locate(self.records(split), self._transforms[False])
         return self._landmarks[split]

@@ -97,8 +97,8 @@ def test_every_page_is_listed() -> None:
     listed = {target for _, target in links((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))}
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "README.md" or page.name in listed
-        assert f" docs/{page.name}\n" in navigation
+        assert page.name == "README.md" or page.name in listed, f"list {page.name} in docs/README.md"
+        assert f" docs/{page.name}\n" in navigation, f"list docs/{page.name} in the nav of mkdocs.yml"
 
 
 def test_documented_commands_compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,8 +121,9 @@ def summary(result: dict[str, Any], run: Run) -> str:
         f"  everything  {run.directory}",
         f"  figure      {run.directory / 'examples.png'}",
         f"  report      dcal-results report={run.directory}",
-        f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*",
     ]
+    if run.config.wandb.mode == "offline":
+        lines.append(f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*")
     return "\n".join(lines)
 
 

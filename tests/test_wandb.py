@@ -1,0 +1,166 @@
+"""Weights & Biases beyond offline, against a server on the loopback interface: tests/wandb_server.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from commands import refused, run_command
+from wandb_server import KEY, Sent, Server, serving
+
+import wandb
+from dcal import engine
+from dcal.restore import restore
+from dcal.stop import Interrupted
+from dcal.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("experiment=tiny/fgvc", "attention=glca", "train.progress=false", "train.epochs=2")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("HOME", str(tmp_path))  # a .netrc of the user's is none of ours
+    wandb.teardown()  # the client keeps the address of the server it has last spoken to
+    with serving() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        yield running
+    wandb.teardown()
+    assert not running.unknown, running.unknown[0]
+
+
+def train(runs: Path, *words: str) -> Path:
+    """A run in this process; its directory."""
+    run_command(main, *TINY, f"run.root={runs}", *words)
+    (result,) = runs.glob("**/result.json")
+    return result.parent
+
+
+def breaks_off(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """In the second epoch."""
+    evaluate, calls = engine.evaluate, iter(range(9))
+
+    def broken(*args: Any) -> Any:
+        if next(calls) == 1:
+            raise error
+        return evaluate(*args)
+
+    monkeypatch.setattr(engine, "evaluate", broken)
+
+
+def check_history(sent: Sent, directory: Path) -> None:
+    """What arrived is what the run has written itself."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    arrived = [line for line in sent.history if "epoch" in line]
+    assert [line["epoch"] for line in arrived] == [1, 2]
+    for line, there in zip(lines, arrived, strict=True):
+        assert {key: there[key] for key in line} == line
+
+
+def test_online(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A failure, the same run again to its end, figures, artifacts."""
+    words = ["wandb.mode=online", "wandb.tags=[one,two]", "wandb.artifacts=true", "train.figures=true"]
+    with monkeypatch.context() as patch:
+        breaks_off(patch, ValueError("train.lr: a bad day"))
+        said = refused(main, *TINY, f"run.root={tmp_path}", *words, capfd=capfd)
+    assert "a bad day" in said
+    (sent,) = server.runs.values()
+    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "ValueError: train.lr: a bad day"
+    assert len(sent.history) == 1
+
+    directory = train(tmp_path, *words)
+    assert list(server.runs.values()) == [sent], "the same run goes on"
+    assert sent.complete and sent.exitcode == 0
+    check_history(sent, directory)
+    result = json.loads((directory / "result.json").read_text())
+    assert {key: sent.summary[key] for key in result["metrics"]} == result["metrics"]
+    fields = sent.fields
+    assert (fields["groupName"], fields["jobType"], fields["tags"]) == ("tiny/fgvc", "train", ["one", "two"])
+    assert sent.config["cfg_id"] == result["cfg_id"] and sent.config["attention"]["glca"]["top_ratio"] == 0.1
+    assert any(name.startswith("media/table/examples") for name in sent.files)
+
+    (model,) = [artifact for artifact in server.artifacts.values() if artifact.type == "model"]
+    assert model.committed and "last.safetensors" in model.files and "last.safetensors" in model.manifest.decode()
+    copy = tmp_path / "downloaded"
+    copy.mkdir()
+    for name, content in model.files.items():
+        assert content == (directory / name).read_bytes()
+        (copy / name).write_bytes(content)
+    restore(copy)
+
+
+def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks_off(monkeypatch, Interrupted(15))
+    with pytest.raises(SystemExit):
+        train(tmp_path, "wandb.mode=online")
+    (sent,) = server.runs.values()
+    assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
+
+
+def test_offline_runs_are_synced(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make sync`: both sessions of a run that was interrupted, in their order, and the artifact."""
+    words = ["wandb.mode=offline", "wandb.artifacts=true"]
+    with monkeypatch.context() as patch:
+        breaks_off(patch, Interrupted(15))
+        with pytest.raises(SystemExit):
+            train(tmp_path, *words)
+    directory = train(tmp_path, *words)
+    assert len(list(directory.glob("wandb/offline-run-*"))) == 2 and not server.runs
+    command = ["make", "sync", f"VENV={sys.prefix}", f"RUNS={tmp_path}", "-o", f"{sys.prefix}/.dcal-installed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sent,) = server.runs.values()
+    check_history(sent, directory)
+    result = json.loads((directory / "result.json").read_text())
+    assert sent.summary["top1"] == result["metrics"]["top1"] and sent.exitcode == 0
+    (model,) = [artifact for artifact in server.artifacts.values() if artifact.type == "model"]
+    assert model.committed and model.files["last.safetensors"] == (directory / "last.safetensors").read_bytes()
+
+
+def test_without_a_network_the_run_goes_on_offline(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    directory = train(tmp_path, "wandb.mode=online", "wandb.timeout=3")
+    said = "".join(capfd.readouterr())
+    assert "wandb.timeout=3" in said and f"wandb sync {directory}" in said
+    assert list(directory.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_online_without_a_key_says_so(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    said = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=online", capfd=capfd)
+    assert "wandb.mode=online" in said and "wandb login" in said
+
+
+def test_an_agent_of_a_sweep(server: Server, tmp_path: Path) -> None:
+    """Two points, one of which was finished before the sweep asked for it."""
+    words = [*TINY, f"run.root={tmp_path}", "wandb.mode=online"]
+    run_command(main, *words, "seed=1", "wandb.mode=disabled")
+    command = ["${env}", sys.executable, "-m", "dcal.train", *words, "${args_no_hyphens}"]
+    server.sweep = {"config": yaml.dump({"command": command, "program": "dcal-train"})}
+    server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}, {"seed": 1}]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    agent = [shutil.which("wandb", path=Path(sys.executable).parent) or "wandb", "agent", "somebody/dcal/sweep-0"]
+    done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
+    for result in map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json"))):
+        sent = server.runs["drawn-0" if result["seed"] else "drawn-1"]
+        assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
+        assert sent.summary["val/top1"] == result["metrics"]["top1"]

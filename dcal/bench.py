@@ -21,6 +21,7 @@ from dcal.cost import pipeline
 from dcal.cost.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.dataset.record import DataError
 from dcal.measure import CLOCKS
+from dcal.memory import keep_freed_memory
 from dcal.paths import config_dir
 
 PARTS = ("cells", "figure", "rollout", "pipeline")
@@ -64,6 +65,7 @@ def choose_device(options: Config) -> torch.device:
         raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
+    keep_freed_memory()  # as training and inference do
     cuda = options["device"] == "cuda" or (options["device"] == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 
@@ -87,7 +89,9 @@ def run(options: Config) -> Config:
     if "figure" in wanted:
         common = {"backbone": figure["backbone"], "precision": figure["precision"], "mode": "infer", "compile": False}
         report["figure"] = [
-            run_cell({**common, "attention": "glca", "size": [side, side]}, {**options, "batch_size": 1}, device)
+            run_cell(
+                {**common, "attention": "glca", "size": [side, side]}, {**options, "batch_size": {"infer": 1}}, device
+            )
             for side in figure["sizes"]
         ]
     if "rollout" in wanted:

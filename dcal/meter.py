@@ -90,8 +90,12 @@ class Meter:
             raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
 
     def close_epoch(self) -> dict[str, float]:
-        """Means over the epoch's steps as `train/loss`, `train/loss_<branch>`, and the speed; starts the next epoch."""
-        names = {name: "train/loss" if name == "loss" else f"train/loss_{name}" for name in self.sums}
+        """Means over the epoch's steps as `train/loss`, `train/loss_<branch>`, `train/pairs_<kind>`, and the speed.
+
+        Starts the next epoch.
+        """
+        own = ("loss", "pairs_self", "pairs_same_class")
+        names = {name: f"train/{name}" if name in own else f"train/loss_{name}" for name in self.sums}
         values = {names[name]: (total / self.steps).item() for name, total in self.sums.items()}
         values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
         self.sums, self.steps = {}, 0

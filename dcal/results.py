@@ -28,7 +28,20 @@ from dcal.run import write_atomically
 @hydra.main(config_path=str(config_dir() / "results"), config_name="results", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Entry point of `dcal-results`."""
-    reported(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
+    reported(lambda: typed_job(config), (ValueError, OSError, BadRun), debug=False)
+
+
+def typed_job(config: DictConfig) -> None:
+    """The job of a command line, on which nothing may stand that a report would not listen to.
+
+    Raises:
+        ValueError: such a key.
+    """
+    typed = HydraConfig.get().overrides.task if config.report is not None else []
+    idle = [word for word in typed if word.lstrip("+~").partition("=")[0] not in REPORT_KEYS]
+    if idle:
+        raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
+    job(config)
 
 
 def job(config: DictConfig) -> None:
@@ -65,12 +78,8 @@ def write_report(root: Path, config: DictConfig) -> None:
     """Writes `report.html` into a run directory or a folder of runs.
 
     Raises:
-        ValueError: no finished run is there, or a key is given that a report has no use for.
+        ValueError: no finished run is there.
     """
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    idle = [word for word in typed if word.lstrip("+~").partition("=")[0] not in REPORT_KEYS]
-    if idle:
-        raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
     folder = read_folder(root, config.device)
     for problem in folder.problems:
         print(problem, file=sys.stderr)

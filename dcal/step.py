@@ -44,7 +44,8 @@ class Batch(NamedTuple):
 
 
 def update(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """One optimizer step on one batch; returns the detached losses: `loss` and one per branch.
+    """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, and the
+    shares of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`.
 
     Args:
         progress: share of the training that is done, in [0, 1].
@@ -88,7 +89,7 @@ def compute_gradients(setup: Setup, batch: Mapping[str, Tensor], progress: float
 
 
 def differentiate(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """Leaves the gradients of the batch's loss in the parameters; returns the detached losses."""
+    """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
     setup.optimization.optimizer.zero_grad(set_to_none=True)
     whole = prepare(setup, batch)
     # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
@@ -98,6 +99,8 @@ def differentiate(setup: Setup, batch: Mapping[str, Tensor], progress: float) ->
     together = setup.objective.triplet_weight > 0 or setup.task.bnneck
     passes = in_two_passes if together and len(parts) > 1 else in_one_pass
     losses = passes(setup, whole, parts)
+    if drawn is not None:
+        losses |= {f"pairs_{kind}": share for kind, share in drawn.shares(whole.labels).items()}
     average_gradients([*setup.objective.parameters(), *(p for head in setup.model.heads for p in head.parameters())])
     return losses
 

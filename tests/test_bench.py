@@ -30,7 +30,7 @@ def options(**changes: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
     small = {"backbones": "test_vit", "sizes": [64, 32], "precisions": "fp32", "repeats": 1, "min_seconds": 0.0}
-    quiet = {"measure": "cells", "batch_size": 2, "threads": None, "device": "cpu"}
+    quiet = {"measure": "cells", "batch_size": {"infer": 2, "train": 2}, "threads": None, "device": "cpu"}
     return {**values, **small, **quiet, **changes}
 
 

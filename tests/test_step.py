@@ -115,7 +115,8 @@ def test_parts_give_the_gradients_of_the_whole(stream: str, loss: str) -> None:
     for pairing, splits in (("natural", (2, 7)), ("hardest", (3,))):
         options = {**LOSSES[loss], "pwca": {"stream": stream, "pairing": pairing}}
         whole = step(1, **options)
-        assert set(whole[0]) == {"loss", "sa", "glca", "pwca"}
+        assert set(whole[0]) == {"loss", "sa", "glca", "pwca", "pairs_self", "pairs_same_class"}
+        assert whole[0]["pairs_self"] == 0.0
         for parts in splits:
             split = step(parts, **options)
             assert_equal(split[0], whole[0])

@@ -44,17 +44,19 @@ class Partners(NamedTuple):
     noise: bool = False
     """The partners are noise images that the model appends to the batch; `index_B` then counts from B."""
 
-    def shares(self, labels_B: Tensor) -> dict[str, float]:
+    def shares(self, labels_B: Tensor) -> dict[str, Tensor]:
         """The share of self-pairs (`self`) and of same-class pairs (`same_class`), each in [0, 1], for the log.
 
+        Scalars on the device of the draw, so that a GPU is not waited for.
+
         Args:
-            labels_B: class of each image, on the CPU.
+            labels_B: class of each image.
         """
         if self.noise:
-            return {"self": 0.0, "same_class": 0.0}
-        own = torch.arange(len(self.index_B))
-        same = labels_B[self.index_B] == labels_B
-        return {"self": (self.index_B == own).float().mean().item(), "same_class": same.float().mean().item()}
+            return dict.fromkeys(("self", "same_class"), torch.zeros((), device=self.index_B.device))
+        own_B, labels_B = torch.arange(len(self.index_B), device=self.index_B.device), labels_B.to(self.index_B.device)
+        same_B = labels_B[self.index_B] == labels_B
+        return {"self": (self.index_B == own_B).float().mean(), "same_class": same_B.float().mean()}
 
 
 DrawPartners = Callable[[Tensor, float, Callable[[], Tensor]], Partners]

@@ -65,7 +65,7 @@ def cells(options: Config) -> list[Config]:
 def run_cell(cell: Config, options: Config, device: torch.device) -> Config:
     """Measures one combination: seconds, FLOPs and saved bytes of each variant, and their ratios."""
     torch.manual_seed(0)
-    images = torch.randn(options["batch_size"], 3, *cell["size"], device=device)
+    images = torch.randn(options["batch_size"][cell["mode"]], 3, *cell["size"], device=device)
     labels = torch.arange(len(images), device=device) % options["num_classes"]
     steps: dict[str, measure.Call] = {}
     row: Config = {**cell, "batch_size": len(images), "seconds": {}, "flops": {}, "saved_bytes": {}}

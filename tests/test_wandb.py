@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from commands import refused, run_command
 from wandb_server import KEY, Sent, Server, serving
 
-import wandb
 from dcal import engine
 from dcal.restore import restore
 from dcal.stop import Interrupted

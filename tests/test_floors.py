@@ -32,7 +32,7 @@ FLOORS = (
     "engine",
     "build cli multirun",
     "restore",
-    "embed trained pictures",
+    "embed trained pictures condition",
     "graph",
     # entry points: none imports another
     "train evaluate results bench predict extract query explain export doctor worker",

@@ -20,7 +20,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from dcal.attention.kernel import Trace
+from dcal.attention.intercept import Attend
+from dcal.attention.kernel import Trace, attention
 from dcal.attention.rollout import num_selected, rollout_row
 from dcal.attention.rows import gather_rows, project_keys_values, rope_rows, run_rows
 
@@ -103,7 +104,11 @@ class GlobalLocalCrossAttention(nn.Module):
         return rank_BP.topk(num_selected(self.top_ratio, patches), dim=1, sorted=False).indices
 
     def forward(
-        self, inputs: Sequence[Tensor], traces: Sequence[Trace], ropes: Sequence[Tensor | None]
+        self,
+        inputs: Sequence[Tensor],
+        traces: Sequence[Trace],
+        ropes: Sequence[Tensor | None],
+        attend: Attend = attention,
     ) -> tuple[Tensor, Tensor]:
         """Runs the branch.
 
@@ -112,6 +117,7 @@ class GlobalLocalCrossAttention(nn.Module):
             traces: attention traces of the blocks before those, first block first (unused by `random` and
                 `all`).
             ropes: rotary embedding of the last M blocks, None where the family has none.
+            attend: the attention of its blocks, for who wants to see it.
 
         Returns:
             the branch's feature (B, D) and the selected patches (B, K).
@@ -121,7 +127,7 @@ class GlobalLocalCrossAttention(nn.Module):
         rows_BRD = torch.cat([inputs[0][:, :prefix], gather_rows(inputs[0][:, prefix:], selected_BK)], dim=1)
         for block, x_BND, rope in zip(self.blocks, inputs, ropes, strict=True):
             keys_values = project_keys_values(block, x_BND, rope)
-            rows_BRD = run_rows(block, rows_BRD, keys_values, rope_rows(rope, selected_BK))
+            rows_BRD = run_rows(block, rows_BRD, keys_values, rope_rows(rope, selected_BK), attend)
         return self.read(rows_BRD), selected_BK
 
     def read(self, rows_BRD: Tensor) -> Tensor:

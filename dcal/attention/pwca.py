@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcal.attention.intercept import Attend
 from dcal.attention.kernel import Trace, attention, attention_with_trace
 from dcal.attention.rows import project_keys_values, run_prefix
 
@@ -66,6 +67,7 @@ class PairWiseCrossAttention(nn.Module):
         partner_B: Tensor,
         rope: Tensor | None = None,
         prefix_only: int | None = None,
+        attend_pair: Attend = attention,
     ) -> tuple[Tensor, Trace]:
         """One block on both streams.
 
@@ -76,12 +78,14 @@ class PairWiseCrossAttention(nn.Module):
             partner_B: position among the S images of each image's partner.
             rope: rotary embedding of the block, None where the family has none.
             prefix_only: compute only that many prefix rows, for the last block, of which nothing else is read.
+            attend_pair: the attention of the distracted stream, for who wants to see it; keys and values of the
+                partner stand behind the image's own.
 
         Returns:
             both streams after the block, and the trace of the backbone's own attention.
         """
         if self.stream == "figure":
-            return self._on_the_backbones_tokens(block, streams, len(partner_B), rope, prefix_only)
+            return self._on_the_backbones_tokens(block, streams, len(partner_B), rope, prefix_only, attend_pair)
         sizes = [len(streams) - len(partner_B), len(partner_B)]
         traces: list[Trace] = []
 
@@ -90,7 +94,7 @@ class PairWiseCrossAttention(nn.Module):
             out_x, trace = attention_with_trace(q_x, k_x, v_x, **options)
             traces.append(trace)
             k_2, v_2 = self._partner(k_x, k_z, partner_B), self._partner(v_x, v_z, partner_B)
-            out_z = attention(q_z, torch.cat([k_z, k_2], dim=2), torch.cat([v_z, v_2], dim=2), **options)
+            out_z = attend_pair(q_z, torch.cat([k_z, k_2], dim=2), torch.cat([v_z, v_2], dim=2), **options)
             # joined with tokens before heads, as fused attention has them in memory: no copy when heads are joined
             return torch.cat([out_x.transpose(1, 2), out_z.transpose(1, 2)]).transpose(1, 2)
 
@@ -107,7 +111,13 @@ class PairWiseCrossAttention(nn.Module):
         return torch.cat([z_BHND, x_SHND[len(z_BHND) :]]).index_select(0, partner_B)
 
     def _on_the_backbones_tokens(
-        self, block: nn.Module, streams: Tensor, batch: int, rope: Tensor | None, prefix_only: int | None
+        self,
+        block: nn.Module,
+        streams: Tensor,
+        batch: int,
+        rope: Tensor | None,
+        prefix_only: int | None,
+        attend_pair: Attend,
     ) -> tuple[Tensor, Trace]:
         """The stream `figure`: queries, and the first half of keys and values, are the backbone's own.
 
@@ -123,7 +133,7 @@ class PairWiseCrossAttention(nn.Module):
             out, trace = attention_with_trace(q, k, v, **options)
             traces.append(trace)
             k_pair, v_pair = torch.cat([k[:batch], k_2], dim=2), torch.cat([v[:batch], v_2], dim=2)
-            distracted.append(attention(q[:batch], k_pair, v_pair, **options))
+            distracted.append(attend_pair(q[:batch], k_pair, v_pair, **options))
             return out
 
         def attend_distracted(*heads: Tensor, **options: Any) -> Tensor:

@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcal-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint bench results docs sync clean
+.PHONY: help setup train test kill-test lint bench results docs sync clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create the virtual environment (VENV, default .venv) and install dcal into it
 
@@ -28,6 +28,9 @@ train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value .
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
+
+kill-test: $(STAMP) ## kill training at random moments, many times, and compare (ARGS="--kills 50 bf16" narrows it)
+	$(BIN)/python tests/kill_harness.py $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

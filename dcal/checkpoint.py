@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dcal.run import writing
+from dcal.run import sync, whole_file, writing
 
 log = logging.getLogger(__name__)
 KEEP = 2
@@ -42,15 +42,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
     Raises:
         WriteError: the disk is full or not writable; an older file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
-    with writing(path):
-        try:
-            save_file(plain, temporary, dict(metadata or {}))
-            _sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        save_file(plain, temporary, dict(metadata or {}))
 
 
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -71,11 +65,11 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
             sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
             (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
             for file in temporary.iterdir():
-                _sync(file)
+                sync(file)
             if target.exists():  # the end of an epoch, after a checkpoint of its last step
                 target.replace(folder / f".{step:08d}.replaced")
             temporary.replace(target)
-            _sync(folder)
+            sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
@@ -126,12 +120,3 @@ def checksum(path: Path) -> str:
 
 def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Has a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -85,15 +85,38 @@ def config_id(config: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one: a temporary file beside it, flushed to disk, then renamed."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to be written inside; then it is flushed to disk and renamed.
+
+    So `path` is whole or as it was before, whatever happens, and nothing half-written stays.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Has a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or leaves the old one."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class Run:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +91,19 @@ def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], load: Load) -> None:
         rows[index, :-1] = pixels.reshape(-1)
         rows[index, -1] = 1
 
-    # decoding and resizing release the interpreter lock
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        jobs = pool.map(fill, range(len(paths)))
-        for _ in tqdm(jobs, "decoding images", len(paths), unit="img", leave=False, disable=None):
-            pass
+    jobs = _threads(os.getpid()).map(fill, range(len(paths)))
+    for _ in tqdm(jobs, "decoding images", len(paths), unit="img", leave=False, disable=None):
+        pass
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads for decoding and resizing, which release the interpreter lock; they stay, for OpenCV's sake.
+
+    A thread that ends holds a lock of OpenCV for a moment after Python has joined it, and a data worker that is forked
+    in this moment waits for that lock for ever.
+    """
+    return ThreadPoolExecutor(min(32, os.cpu_count() or 1))
 
 
 def _key(paths: Sequence[Path], size: tuple[int, int], version: str) -> str:

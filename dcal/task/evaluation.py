@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from dcal.run import writing
+from dcal.run import whole_file
 
 
 class Evaluation(NamedTuple):
@@ -21,11 +20,6 @@ class Evaluation(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
-        with writing(path):
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import errno
 import itertools
+import logging
 import os
 import re
 import resource
@@ -137,15 +138,12 @@ def test_sigterm_in_an_evaluation(
     with at_call(monkeypatch, engine, "update", 1, lambda: updates.append(1)):
         train(root)
     (log,) = root.rglob("metrics.jsonl")
-    assert (
-        finished(root)
-        and not updates
-        and len(log.read_text().splitlines()) == 1
-        and f'"step": {step},' in log.read_text()
-    )
+    (line,) = log.read_text().splitlines()
+    assert finished(root) and not updates and f'"step": {step},' in line
 
 
 def test_ctrl_c(root: Path, row: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Hydra logs to the captured stream of the test before
     with at_call(monkeypatch, engine, "update", 2, send(signal.SIGINT)):
         # a sweep: the second job must not be begun
         fails(root, row, capfd, "-m", "train.checkpoint_minutes=60", "seed=0,1", code=130)

@@ -63,7 +63,7 @@ BIRDS = [
 ]
 PEOPLE = [*COMMON, "experiment=tiny/reid", "dataset.reader.train_identities=24", "dataset.val_ids=8"]
 CONFIGURATIONS = {
-    "quick": [*BIRDS, "train.precision=bf16", "train.ema_decay=0.9", "train.workers=1", "train.epochs=3"],
+    "quick": [*BIRDS, "train.precision=bf16", "train.ema_decay=0.9", "train.workers=1", "train.epochs=2"],
     "fp32": [*BIRDS, "train.ema_decay=0.9"],
     "bf16": [*BIRDS, "train.precision=bf16", "train.ema_decay=0.9", "attention.glca.selection=random"],
     "fp32-workers": [*BIRDS, "train.workers=2", "attention.pwca.stream=symmetric", "train.eval_every=2"],

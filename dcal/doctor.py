@@ -21,7 +21,7 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dcal.cli import hydra_command
 from dcal.condition import FAIL, OK, WARN, Finding, state, weights
@@ -76,9 +76,9 @@ def report(checks: Iterable[tuple[str, Check]]) -> int:
         except Exception as error:
             found = [Finding(FAIL, topic, str(error) or type(error).__name__)]
         for finding in found:
-            print(f"{finding.level:<4}  {finding.topic:<9}  {finding.text}", flush=True)
+            print(f"{finding.level:<4}  {finding.topic:<10}  {finding.text}", flush=True)
             if finding.remedy:
-                print(f"{'':17}→ {finding.remedy}")
+                print(f"{'':18}→ {finding.remedy}")
             levels.append(finding.level)
     print(", ".join(f"{levels.count(level)} {level}" for level in (OK, WARN, FAIL) if level in levels))
     return int(FAIL in levels)
@@ -175,10 +175,9 @@ def model(config: DictConfig) -> Iterator[Finding]:
     vit = make(config.backbone)(image_size=(height, width))
     millions = sum(parameter.numel() for parameter in vit.parameters()) / 1e6
     backbone = config.backbone
-    origin = backbone.checkpoint or ("timm's hub" if backbone.pretrained else "nowhere: trained from scratch")
-    yield Finding(
-        OK, "model", f"{backbone.name} at {height}×{width}, {millions:.1f} M parameters, weights from {origin}"
-    )
+    hub = "weights from timm's hub" if backbone.pretrained else "from scratch"
+    origin = f"weights from {backbone.checkpoint}" if backbone.checkpoint else hub
+    yield Finding(OK, "model", f"{backbone.name} at {height}×{width}, {millions:.1f} M parameters, {origin}")
 
 
 def workers(config: DictConfig) -> Iterator[Finding]:
@@ -238,7 +237,8 @@ def disk(config: DictConfig) -> Iterator[Finding]:
     if not os.access(folder, os.W_OK):
         yield Finding(FAIL, "disk", f"run.root={config.run.root}: {folder} is read-only", "run.root=another folder")
         return
-    bare = OmegaConf.merge(config.backbone, {"checkpoint": None, "pretrained": False})
+    bare = config.backbone.copy()
+    bare.checkpoint, bare.pretrained = None, False
     vit = make(bare)(image_size=tuple(config.dataset.image_size))
     parameters = sum(parameter.numel() for parameter in vit.parameters()) * 1.2  # and the branches
     copies = 3 * 4 + 3  # three checkpoints at the worst moment: weights, two moments, average; last, best, one in work

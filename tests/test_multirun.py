@@ -203,8 +203,8 @@ def shell(runs: Path, *words: str, code: int) -> str:
 )
 def test_launchers(name: str, words: list[str], tmp_path: Path) -> None:
     plugin(name)
-    said = shell(tmp_path, "train.accumulate=1,3", *words, code=1)  # 3 does not divide the batch
-    assert "2 points: 1 finished, 1 failed" in said and "train.accumulate=3" in said
+    said = shell(tmp_path, "train.batch_size=16,4096", *words, code=1)  # more than there are images
+    assert "2 points: 1 finished, 1 failed" in said and "train.batch_size=4096" in said
     assert [note["status"] for note in notes(tmp_path)] == ["finished", "failed"]
     assert len(results(tmp_path)) == 1 and len(list(tmp_path.glob("tiny/fgvc/*/*/failure.txt"))) == 1
 

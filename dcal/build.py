@@ -161,8 +161,6 @@ def check_train(cfg: Config) -> None:
             f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
             f"not have that many parts{' for each of the processes' if processes > 1 else ''}"
         )
-    if cfg.launch.processes not in (1, processes):
-        raise ValueError(f"launch.processes={cfg.launch.processes}, but the run has {processes} process(es)")
     if cfg.launch.strategy not in STRATEGIES:
         raise ValueError(f"launch.strategy={cfg.launch.strategy!r}: choose one of {', '.join(STRATEGIES)}")
     if processes == 1:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dcal.rank import first_only
 from dcal.run import sync, whole_file, writing
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
+@first_only
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a weight file atomically.
 
@@ -47,6 +49,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
         save_file(plain, temporary, dict(metadata or {}))
 
 
+@first_only
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Writes `folder/<step>` whole and drops all but the newest two, and what a killed process has left half-written.
 

@@ -15,6 +15,7 @@ Without `joined`, or in a run of one process, everything here is the identity an
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ def joined(device: str) -> Iterator[None]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    if dist.get_rank() > 0:
+        logging.disable(logging.INFO)  # the first process says what goes well
     _size = processes
     try:
         yield

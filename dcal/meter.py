@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dcal.config import TrainConfig
 from dcal.dataset.record import Record
+from dcal.rank import first_only, rank
 
 
 class BadLoss(Exception):
@@ -51,7 +52,7 @@ class Meter:
             desc=f"epoch {epoch + 1}/{self.cfg.epochs}",
             unit="img",
             leave=False,
-            disable=not self.cfg.progress or not sys.stderr.isatty(),
+            disable=not self.cfg.progress or not sys.stderr.isatty() or rank() > 0,
         ) as self.bar:
             yield from batches
         self.check_pending()
@@ -101,6 +102,7 @@ class Meter:
         self.sums, self.steps = {}, 0
         return values
 
+    @first_only
     def report(self, values: Mapping[str, float], headline: str) -> None:
         """One line per epoch where there is no progress bar to look at, or an evaluation to tell."""
         judged = f"  {headline} {values[f'val/{headline}']:.4f}" if f"val/{headline}" in values else ""

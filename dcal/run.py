@@ -24,6 +24,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
+from dcal.rank import first_only
 from dcal.stop import Interrupted
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
@@ -113,6 +114,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@first_only
 def write_atomically(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one."""
     with whole_file(path) as temporary:
@@ -136,6 +138,11 @@ class Run:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Run:
+        self._hold()
+        return self
+
+    @first_only
+    def _hold(self) -> None:
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / "run.lock").open("a+", encoding="utf-8")
@@ -154,14 +161,13 @@ class Run:
         self._lock.flush()
         for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
             left.unlink()
-        return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        assert self._lock is not None
         if isinstance(error, Exception) and not isinstance(error, Interrupted):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def failure_file(self) -> Path:
@@ -189,6 +195,7 @@ class Run:
     def metrics_file(self) -> Path:
         return self.directory / "metrics.jsonl"
 
+    @first_only
     def log(self, values: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`."""
         with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
@@ -196,6 +203,7 @@ class Run:
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that counts on this line may outlive a power cut
 
+    @first_only
     def forget_metrics_after(self, size: int) -> None:
         """Cuts `metrics.jsonl` to what it held at a checkpoint, so that a resumed run does not log twice."""
         if self.metrics_file.exists():

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
+from dcal.rank import rank
 from dcal.run import Run
 from dcal.stop import Interrupted
 
@@ -37,6 +38,8 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     mode = run.config.wandb.mode
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"wandb.mode={mode!r}: choose one of offline, online, disabled")
+    if rank() > 0:  # the first process tells for all
+        mode = "disabled"
     # Artifacts are staged here; outside the run directory a later sync would silently leave them out.
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(run.directory / "wandb")
     tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)

@@ -13,7 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.cli import hydra_command, reported
+from dcal.launch import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
 from dcal.multirun import Outcome, attend
+from dcal.rank import first_only, processes
 from dcal.run import Run, RunLocked
 from dcal.tracking import answer_agent
 
@@ -27,6 +29,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
+    adopt_batch_system()
     run = Run(config)
     return attend(run, lambda: complete(run))
 
@@ -35,13 +38,41 @@ def complete(run: Run) -> Outcome:
     """Brings the run to its result, or only looks it up."""
     result, status = run.result(), "finished before"
     if result is not None:
-        print(f"finished before: {summary(result, run)}")
-        answer_agent(run, result["metrics"])
+        first_only(print)(f"finished before: {summary(result, run)}")
+        first_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
-        result = reported(lambda: train(run.config), _mendable(), run.config.run.debug)
+        result = reported(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
         status = "finished"
     headline = result["headline"]
     return Outcome(status, headline, float(result["metrics"][headline]))
+
+
+def carry_out(config: DictConfig) -> dict[str, Any]:
+    """Trains in this process, perhaps as one of several, or starts several of this command; returns the result."""
+    from dcal.distributed import joined
+
+    if not to_be_started(config.launch.processes):
+        with errors_to_agent(_mendable()), joined(config.device):
+            return train(config)
+    check_gpus(config)
+    try:
+        # an ablation's file asks for a sweep: this is one point of it
+        launch(["-m", "dcal.train", *_overrides(), "hydra.mode=RUN"], config.launch.processes)
+    except ProcessFailed:
+        with Run(config):  # which notes the failure, over what the others may have left there for want of that process
+            raise
+    result = Run(config).result()
+    assert result is not None  # all processes have ended well
+    return result
+
+
+def check_gpus(config: DictConfig) -> None:
+    """Raises a ValueError if there are fewer GPUs than processes that want one."""
+    import torch
+
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if 0 < gpus < config.launch.processes:
+        raise ValueError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
 
 
 def _mendable() -> tuple[type[Exception], ...]:
@@ -51,7 +82,8 @@ def _mendable() -> tuple[type[Exception], ...]:
     from dcal.meter import BadLoss
     from dcal.stop import Interrupted
 
-    return (ValueError, OSError, DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory)
+    own = (DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
+    return (ValueError, OSError, *own)
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -72,7 +104,7 @@ def train(config: DictConfig) -> dict[str, Any]:
             evaluation = fit(setup, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
-                show = setup.task.show
+                show = first_only(setup.task.show)
                 show(
                     setup.evaluated,
                     setup.data,
@@ -90,8 +122,8 @@ def train(config: DictConfig) -> dict[str, Any]:
                 split=setup.validation,
                 device=hardware(setup.device.torch.type),
             )
-            keep_artifact(run, tracker)
-    print(summary(result, run))
+            first_only(keep_artifact)(run, tracker)
+    first_only(print)(summary(result, run))
     return result
 
 
@@ -99,7 +131,10 @@ def hardware(device: str) -> str:
     """What the run computed on, for the cost of a table."""
     import torch
 
-    return torch.cuda.get_device_name() if device == "cuda" else f"{os.cpu_count()} CPU cores"
+    if device != "cuda":
+        return f"{os.cpu_count()} CPU cores"
+    name = torch.cuda.get_device_name()
+    return name if processes() == 1 else f"{processes()} × {name}"
 
 
 def _overrides() -> list[str]:

@@ -32,14 +32,17 @@ COMMON = ["seed=3", "optimizer=sgd", "optimizer.lr=0.05", "train.batch_size=8", 
 FGVC = ["experiment=tiny/fgvc", "task.mixup=0.5"]
 REID = ["experiment=tiny/reid", "task.bnneck=true", "task.instances=2", "train.ema_decay=0.5"]
 CASES = {
-    "fgvc": FGVC,
-    "fgvc, figure stream, checkpointed": [*FGVC, "attention.pwca.stream=figure", "train.activation_checkpointing=true"],
-    "fgvc, symmetric stream, hardest partners, in parts": [
+    ("fgvc", "ddp fsdp"): FGVC,
+    ("figure stream, checkpointed", "fsdp"): [
+        *FGVC, "attention.pwca.stream=figure", "train.activation_checkpointing=true"
+    ],
+    ("symmetric stream, hardest partners, in parts", "ddp"): [
         *FGVC, "attention.pwca.stream=symmetric", "attention.pwca.pairing=hardest", "train.accumulate=2"
     ],
-    "reid": REID,
-    "reid, in parts": [*REID, "train.accumulate=2"],
+    ("reid", "ddp"): REID,
+    ("reid, in parts", "ddp fsdp"): [*REID, "train.accumulate=2"],
 }  # fmt: skip
+"""Overrides by name and strategies."""
 STEPS = 3
 
 
@@ -94,10 +97,12 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
     os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "localhost"}
     os.environ |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     with joined("cpu"):
-        found = {"ranking": rank_in_blocks()}
-        for strategy in ("ddp", "fsdp") if size() > 1 else ("alone",):
-            launch = [] if strategy == "alone" else [f"launch.strategy={strategy}"]
-            found |= {f"{case}, {strategy}": train([*overrides, *launch]) for case, overrides in CASES.items()}
+        found: dict[Any, Any] = {"ranking": rank_in_blocks()}
+        for (case, strategies), overrides in CASES.items():
+            if size() == 1:
+                found[case] = train(overrides)
+            else:
+                found |= {(case, name): train([*overrides, f"launch.strategy={name}"]) for name in strategies.split()}
     torch.save(found, folder / f"{processes}-{rank}.pt")
 
 

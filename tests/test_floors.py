@@ -21,8 +21,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 
 # names below `dcal.`; the first pattern that matches counts
 FLOORS = (
-    "paths stop distributed dataset.record",
-    "config device measure memory rng run loss optimizer output metric.* attention.*",
+    "paths stop rank distributed dataset.record",
+    "config device launch measure memory rng run loss optimizer output metric.* attention.*",
     "backbone head index microbatch parts tracking dataset.* report.*",
     "model meter",
     "checkpoint figure parallel cost.*",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dcal.rank import first_only
 from dcal.run import whole_file
 
 
@@ -18,6 +19,7 @@ class Evaluation(NamedTuple):
     items: dict[str, Tensor]
     """One row per item: predictions (fgvc), or average precision and rank of the first match (reid)."""
 
+    @first_only
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}

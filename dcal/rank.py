@@ -1,0 +1,40 @@
+"""Which of a run's processes this one is, from what torchrun leaves in the environment; without importing torch.
+
+A run is written by its first process alone. That is decided here, where something is written, and nowhere else: every
+function that writes a run's files is `first_only`, and whoever calls it need not know that there are other processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This process among all of the run, from 0."""
+    return int(os.environ.get("RANK", 0)) if processes() > 1 else 0
+
+
+def local_rank() -> int:
+    """This process among those on this machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if processes() > 1 else 0
+
+
+def processes() -> int:
+    """All processes of the run, over all machines; 1 for a run that was started without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def first_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """The function in the first process, and nothing in the others."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if rank() == 0 else None
+
+    return call

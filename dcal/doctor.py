@@ -205,7 +205,8 @@ def wandb_access(config: DictConfig) -> Iterator[Finding]:
         note = "; `make sync` uploads them" if mode == "offline" else ""
         yield Finding(OK, "wandb", f"wandb.mode={mode}{note}")
         return
-    url = urlsplit(wandb.setup().settings.base_url)
+    # W&B reads its environment once per process
+    url = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url)
     if not _has_key(url.hostname or ""):
         yield Finding(FAIL, "wandb", "wandb.mode=online, but there is no key", "wandb login, or wandb.mode=offline")
     port = url.port or (443 if url.scheme == "https" else 80)

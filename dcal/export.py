@@ -97,7 +97,13 @@ def check_free(target: Path) -> None:
     """
     from dcal.trained import CONFIG
 
-    if target.exists() and not ((target / CONFIG).is_file() or (target.is_dir() and not any(target.iterdir()))):
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        earlier = "class_names" in json.loads((target / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = False
+    if not earlier:
         raise ValueError(f"out={target} is there and no earlier export: choose another folder")
 
 

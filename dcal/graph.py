@@ -92,8 +92,8 @@ def save_onnx(graph: Graph, folder: Path) -> Runner:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(f"format=onnx needs {error.name}: pip install 'dcal[export]'") from None
-    for library in ("onnx_ir", "onnxscript"):  # they report every step
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for library in ("onnx_ir", "onnxscript"):  # they report every step, and every constant they do not fold
+        logging.getLogger(library).setLevel(logging.ERROR)
     file = folder / "model.onnx"
     exported = torch.onnx.export(
         program(graph), input_names=graph.inputs, output_names=graph.outputs, opset_version=OPSET, verbose=False

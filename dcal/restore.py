@@ -24,6 +24,7 @@ from dcal.dataset.loader import Data, Loader
 from dcal.dataset.record import Record
 from dcal.device import Device
 from dcal.model import DCAL
+from dcal.paths import config_dir
 from dcal.run import write_atomically
 from dcal.setup import Setup, Task
 
@@ -160,10 +161,16 @@ def read_config(directory: Path) -> DictConfig:
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file))
+        # a run that is older than a key had what is the default today; keys of groups have no such default
+        defaults = OmegaConf.masked_copy(
+            OmegaConf.load(config_dir() / "train.yaml"), ["train", "launch", "wandb", "run"]
+        )
+        config = OmegaConf.merge(OmegaConf.structured(Config), defaults, OmegaConf.load(file))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
     assert isinstance(config, DictConfig)
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise RunError(f"{file}: written by another version of dcal, has no {', '.join(missing)}: add what the run had")
     try:
         check_targets(config)
     except ValueError as error:

@@ -51,6 +51,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         inference: branches that are combined, of `sa` and `glca`.
         bnneck: whether the heads have one.
         sides: number of cameras that are embedded (0: none), and of views of each.
+        decode: `full` or `scaled`, how files are decoded, see `dcal.dataset.decode`.
         facts: where the model comes from, for its card: `run`, `dataset`, `metrics`, `configuration`, ...
     """
 
@@ -65,6 +66,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         inference: list[str],
         bnneck: bool = False,
         sides: list[int] | None = None,
+        decode: str = "full",
         facts: dict[str, Any] | None = None,
     ) -> None:
         cameras, views = sides or (0, 1)
@@ -79,6 +81,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         self.image_size, self.resize = (image_size[0], image_size[1]), (resize[0], resize[1])
         self.facts = facts or {}
         self._transform = eval_transform(image_size, resize)
+        self._cover = self.resize if decode == "scaled" else None
         mean, std = normalisation(self.vit)
         self.mean: Tensor
         self.std: Tensor
@@ -98,7 +101,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
             DataError: a file that is no image.
         """
         several = [pictures] if isinstance(pictures, (Image.Image, np.ndarray, str, Path)) else pictures
-        pixels_BHW3 = np.stack([self._transform(image=_pixels(picture))["image"] for picture in several])
+        pixels_BHW3 = np.stack([self._transform(image=self._pixels(picture))["image"] for picture in several])
         return torch.from_numpy(pixels_BHW3).to(self.mean.device).permute(0, 3, 1, 2).float() / 255.0
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -191,16 +194,15 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         """What `config.json` holds: the arguments that this model was made with."""
         return dict(self._hub_mixin_config or {})  # type: ignore[arg-type]  # a mapping, as no dataclass is given
 
+    def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        if isinstance(picture, (str, Path)):
+            return read_image(Path(picture), self._cover)
+        return np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> TrainedDCAL:
         # the library's default is to accept a file in which half of the weights are missing
         return super()._from_pretrained(strict=strict, **options)
-
-
-def _pixels(picture: Picture) -> NDArray[np.uint8]:
-    if isinstance(picture, (str, Path)):
-        return read_image(Path(picture))
-    return np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
 
 
 def load(path: str | Path, weights: str = "last", device: str = "auto") -> TrainedDCAL:
@@ -241,6 +243,7 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
         inference=[branch for branch in plain["task"]["inference"] if branch in restored.model.branches],
         bnneck=restored.task.bnneck,
         sides=[restored.device.num_cameras, restored.device.num_views],
+        decode=plain["dataset"]["decode"],
         facts={**facts_of(restored, plain), "license": licence},
     )
     model.load_state_dict(restored.model.state_dict())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import refused, run_command
+from omegaconf import OmegaConf
 
 from dcal.evaluate import main
 
@@ -91,3 +92,15 @@ def test_classes_must_be_those_of_the_run(fgvc_run: Path, tmp_path: Path, capfd:
             Image.new("RGB", (50, 50)).save(tmp_path / split / name / "0.png")
     said = refused(main, f"run={fgvc_run}", "dataset=image_folder", f"dataset.root={tmp_path}", capfd=capfd)
     assert "are not the 16 that the run was trained on" in said
+
+
+def test_a_run_may_be_older_than_a_key(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "seed=0"
+    shutil.copytree(fgvc_run, old)
+    config = OmegaConf.load(old / "config_resolved.yaml")
+    del config["launch"]
+    OmegaConf.save(config, old / "config_resolved.yaml")
+    assert evaluated(old, tmp_path / "metrics.json") == result(fgvc_run)
+    del config["task"]["bnneck"]
+    OmegaConf.save(config, old / "config_resolved.yaml")
+    assert "has no task.bnneck" in refused(main, f"run={old}", capfd=capfd)

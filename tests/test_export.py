@@ -104,6 +104,28 @@ def test_torch_export_takes_any_batch(fgvc_run: Path, tmp_path: Path, capfd: pyt
         assert (selected.diff(dim=1) > 0).all()
 
 
+def test_cameras_are_an_input(tmp_path: Path) -> None:
+    model = dcal.TrainedDCAL(
+        backbone={"name": "eva02_tiny_patch14_224", "kwargs": {"depth": 2, "embed_dim": 32, "num_heads": 2}},
+        attention={"glca": {"blocks": 1, "top_ratio": 0.3}, "head_fusion": "max"},
+        task="reid",
+        class_names=["ann", "bob"],
+        image_size=[56, 28],
+        resize=[56, 28],
+        inference=["sa", "glca"],
+        bnneck=True,
+        sides=[3, 2],
+    )
+    torch.nn.init.normal_(model.get_parameter("side"))
+    graph = Graph(model)
+    images, side = torch.rand(3, 3, 56, 28), torch.tensor([0, 3, 5])
+    runner = SAVERS["torch_export"](graph, tmp_path)
+    assert compare(graph, runner, [(images, side), (images[:1], side[:1])]).differences["embedding"] < 1e-6
+    assert not torch.equal(runner(images, side)[0], runner(images, side.flip(0))[0])
+    with pytest.raises(ValueError, match="embeds cameras"):
+        model.embed(np.zeros((56, 28, 3), np.uint8))
+
+
 def test_onnx_takes_any_batch(reid_run: Path, tmp_path: Path) -> None:
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason=f"{library} is not installed: pip install 'dcal[export]'")
@@ -178,9 +200,9 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     assert "choose one of onnx, torch_export" in told("format=tflite")
     assert "under format=hub only" in told("format=onnx", "repo=me/birds")
     assert "no split 'val'" in told("format=safetensors", "split=val", f"out={tmp_path / 'x'}")
-    (tmp_path / "precious.txt").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')
     assert "no earlier export" in told("format=safetensors", f"out={tmp_path}")
     with pytest.raises(Exception, match="no run directory"):
-        dcal.load(tmp_path)
+        dcal.load(tmp_path / "nowhere")
     with mock.patch.dict("sys.modules", onnxruntime=None):
         assert "pip install 'dcal[export]'" in told("format=onnx", f"out={tmp_path / 'onnx'}")

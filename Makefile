@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcal-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test kill-test lint bench results docs sync clean
+.PHONY: help setup extras train test kill-test lint bench results docs sync clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -22,6 +22,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
+
+extras: $(STAMP) ## install what is optional: export, launchers, parquet, documentation, browser tests
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,docs,browser]'
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)

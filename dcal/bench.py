@@ -11,18 +11,15 @@ import platform
 from collections.abc import Iterable
 from pathlib import Path
 
-import hydra
 import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.cli import reported
+from dcal.cli import hydra_command, reported
 from dcal.cost import pipeline
 from dcal.cost.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.dataset.record import DataError
 from dcal.measure import CLOCKS
-from dcal.memory import keep_freed_memory
-from dcal.paths import config_dir
 
 PARTS = ("cells", "figure", "rollout", "pipeline")
 
@@ -65,7 +62,6 @@ def choose_device(options: Config) -> torch.device:
         raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    keep_freed_memory()  # as training and inference do
     cuda = options["device"] == "cuda" or (options["device"] == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if cuda else "cpu")
 
@@ -125,10 +121,9 @@ def job(config: DictConfig) -> None:
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
 
 
-@hydra.main(config_path=str(config_dir() / "bench"), config_name="bench", version_base="1.3")
-def main(config: DictConfig) -> None:
+def main() -> None:
     """Entry point of `dcal-bench`."""
-    reported(lambda: job(config), (ValueError, OSError, DataError), debug=False)
+    hydra_command(lambda config: reported(lambda: job(config), (ValueError, OSError, DataError), debug=False), "bench")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
+from dcal.memory import keep_freed_memory
 from dcal.paths import config_dir, experiments_dir
 from dcal.stop import Interrupted
 
@@ -32,21 +33,32 @@ class JobError(CompactHydraException):
 def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `job` as a Hydra application over `conf/` and `experiments/`, from any directory.
 
-    Errors whose class says that the user can mend them are printed as one sentence; `run.debug=true` shows
-    the stack.
+    Args:
+        job: what to do with the composed configuration.
+        config_name: of the command, see `config_file`.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(config_name))
         return
+    keep_freed_memory()
     schema.register()
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     suggest(sys.argv[1:], config_name)
-    hydra.main(config_path=str(config_dir()), config_name=config_name, version_base="1.3")(job)()
+    hydra.main(config_path=str(config_file(config_name).parent), config_name=config_name, version_base="1.3")(job)()
+
+
+def config_file(config_name: str) -> Path:
+    """`conf/<name>.yaml`, or `conf/<name>/<name>.yaml`, where Hydra sees no groups.
+
+    The latter is for a command with keys that are called like groups: `dcal-bench attention=[glca,dcal]`.
+    """
+    own = config_dir() / config_name / f"{config_name}.yaml"
+    return own if own.is_file() else config_dir() / own.name
 
 
 def help_text(config_name: str) -> str:
     """What `--help` prints: the command's configuration file with its comments, and the options of its groups."""
-    lines = (config_dir() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = config_file(config_name).read_text(encoding="utf-8").splitlines()
     head = lines[: lines.index("defaults:")]
     body = lines[lines.index("", len(head)) : lines.index("hydra:")]
     groups = [entry for entry in OmegaConf.create("\n".join(lines)).defaults if isinstance(entry, DictConfig)]
@@ -107,6 +119,7 @@ def suggest(arguments: Sequence[str], config_name: str = "train") -> None:
         config_name: of the command.
     """
     keys, folders = known_keys(config_name), config_folders(arguments)
+    grouped = config_file(config_name).parent == config_dir()
     try:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] not in "-+~"])
     except HydraException:
@@ -114,7 +127,7 @@ def suggest(arguments: Sequence[str], config_name: str = "train") -> None:
     for override in overrides:
         key, value = override.key_or_group, override.value()
         choices = list(value.list) if isinstance(value, ChoiceSweep) else [value]
-        options = group_options(key, folders)
+        options = group_options(key, folders) if grouped else []
         for choice in choices if options else ():
             if isinstance(choice, str) and choice not in options:
                 _stop(f"{key}={choice}: no such option", choice, options)
@@ -152,12 +165,12 @@ def group_options(group: str, folders: Sequence[Path] = ()) -> list[str]:
 def known_keys(config_name: str) -> list[str]:
     """Every key of a command in dotted form, groups and inner nodes included.
 
-    Those of `train` are the schema's; the other commands have theirs in `conf/<config_name>.yaml`, and, where they
-    take a data set, its keys.
+    Those of `train` are the schema's; the other commands have theirs in their `config_file`, and, where they take a
+    data set, its keys.
     """
     if config_name == "train":
         return _fields(schema.Config(), "")
-    own = OmegaConf.load(config_dir() / f"{config_name}.yaml")
+    own = OmegaConf.load(config_file(config_name))
     return [*_entries(own, ""), *(_fields(schema.DatasetConfig(), "dataset.") if "dataset" in own else ())]
 
 

@@ -26,11 +26,9 @@ def job(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
-    from dcal.memory import keep_freed_memory
     from dcal.restore import open_data, read_result, restore
     from dcal.run import write_atomically
 
-    keep_freed_memory()
     restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
     data = open_data(restored, config.dataset)
     result = read_result(restored.directory)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dcal.cli import reported
-from dcal.paths import config_dir, experiments_dir
+from dcal.cli import hydra_command, reported
+from dcal.paths import experiments_dir
 from dcal.report.document import document
 from dcal.report.folder import read_folder
 from dcal.report.page import fill, html
@@ -25,23 +24,23 @@ from dcal.report.text import markdown
 from dcal.run import write_atomically
 
 
-@hydra.main(config_path=str(config_dir() / "results"), config_name="results", version_base="1.3")
-def main(config: DictConfig) -> None:
+def main() -> None:
     """Entry point of `dcal-results`."""
-    reported(lambda: typed_job(config), (ValueError, OSError, BadRun), debug=False)
+    hydra_command(typed_job, "results")
 
 
 def typed_job(config: DictConfig) -> None:
-    """The job of a command line, on which nothing may stand that a report would not listen to.
+    """The job of a command line, on which nothing may stand that a report would not listen to."""
+    reported(lambda: check_report_keys(config), (ValueError,), debug=False)
+    reported(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
 
-    Raises:
-        ValueError: such a key.
-    """
+
+def check_report_keys(config: DictConfig) -> None:
+    """Raises a ValueError if a key was typed that has no effect on a report."""
     typed = HydraConfig.get().overrides.task if config.report is not None else []
     idle = [word for word in typed if word.lstrip("+~").partition("=")[0] not in REPORT_KEYS]
     if idle:
         raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
-    job(config)
 
 
 def job(config: DictConfig) -> None:

@@ -28,7 +28,6 @@ class Task(Protocol):
 
     name: str
     headline: str
-    test_split: str
     bnneck: bool
     instances: int
     mixup: float

@@ -90,11 +90,9 @@ def train(config: DictConfig) -> dict[str, Any]:
     """Trains the run that `config` describes and returns what its `result.json` holds."""
     from dcal.build import build
     from dcal.engine import fit
-    from dcal.memory import keep_freed_memory
     from dcal.restore import write_card
     from dcal.tracking import keep_artifact, track
 
-    keep_freed_memory()
     with Run(config) as run:
         run.write_config(_overrides())
         OmegaConf.resolve(config)
@@ -154,7 +152,7 @@ def summary(result: dict[str, Any], run: Run) -> str:
     lines = [
         f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
         f"  everything  {run.directory}",
-        f"  figure      {run.directory / 'examples.png'}",
+        *([f"  figure      {run.directory / 'examples.png'}"] if run.config.train.figures else []),
         f"  report      dcal-results report={run.directory}",
     ]
     if run.config.wandb.mode == "offline":

@@ -26,6 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from dcal.rank import local_rank, processes
+
 # newer torch warns of the older names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -41,20 +43,19 @@ def joined(device: str) -> Iterator[None]:
         device: `auto`, `cpu` or `cuda`; on CUDA every process takes the GPU of its local rank.
     """
     global _size
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if processes == 1:
+    if processes() == 1:
         yield
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:  # a batch system may show each process one GPU only: its own
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes))))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes()))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)  # the first process says what goes well
-    _size = processes
+    _size = processes()
     try:
         yield
     finally:
@@ -102,8 +103,8 @@ def gather(rows: Tensor) -> Tensor:
 
 def own(rows: Tensor) -> Tensor:
     """This process's slice of the rows of a global batch."""
-    rank, processes = place()
-    return rows if processes == 1 else rows.chunk(processes)[rank]
+    rank, parts = place()
+    return rows if parts == 1 else rows.chunk(parts)[rank]
 
 
 def agreed(tensor: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def check_free(target: Path) -> None:
         return
     try:
         earlier = "class_names" in json.loads((target / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # TypeError: JSON of a number
         earlier = False
     if not earlier:
         raise ValueError(f"out={target} is there and no earlier export: choose another folder")

@@ -8,6 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,23 +72,20 @@ def chosen_records(config: DictConfig, restored: Restored) -> Sequence[Record]:
         ValueError: both are given, or neither; or something that belongs to the other one.
         DataError: nothing is there.
     """
-    from dcal.dataset.listing import UNKNOWN, find_images, numbers_in
-    from dcal.dataset.record import Record
-    from dcal.restore import open_data
+    from dcal.dataset.listing import numbers_in
+    from dcal.pictures import chosen
 
-    if (config.images is None) == (config.split is None):
-        raise ValueError("images, split: give one of the two, images=PATH or split=gallery of the run's data set")
-    if config.split is not None:
-        for key in ("camera", "label"):
-            if config[key] is not None:
-                raise ValueError(f"{key}: goes with images; with split={config.split} the data set knows it")
-        return open_data(restored, config.dataset).records(config.split)
-    paths = find_images(list(config.images) if isinstance(config.images, ListConfig) else config.images)
-    columns = [
-        [UNKNOWN] * len(paths) if config[key] is None else numbers_in(paths, config[key], key)
-        for key in ("label", "camera")
-    ]
-    return [Record(path, label, camera) for path, label, camera in zip(paths, *columns, strict=True)]
+    images = list(config.images) if isinstance(config.images, ListConfig) else config.images
+    records = chosen(restored, images, config.split, config.dataset)
+    for key in ("label", "camera"):
+        if config[key] is None:
+            continue
+        if config.split is not None:
+            raise ValueError(f"{key}: goes with images; with split={config.split} the data set knows it")
+        numbers = numbers_in([record.path for record in records], config[key], key)
+        known: list[dict[str, Any]] = [{key: number} for number in numbers]
+        records = [replace(record, **column) for record, column in zip(records, known, strict=True)]
+    return records
 
 
 def all_settings(config: DictConfig, restored: Restored, records: Sequence[Record]) -> dict[str, Any]:

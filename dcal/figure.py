@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.attention.rollout import AttentionRollout
+from dcal.dataset.listing import spread
 from dcal.dataset.loader import Data
 from dcal.device import Device
 from dcal.model import DCAL
@@ -204,10 +205,3 @@ def pick_examples(correct: Tensor, count: int = EXAMPLES) -> list[int]:
     right, wrong = correct.nonzero().flatten().tolist(), (~correct).nonzero().flatten().tolist()
     num_wrong = min(len(wrong), max(count // 2, count - len(right)))
     return spread(right, count - num_wrong) + spread(wrong, num_wrong)
-
-
-def spread(items: list[int], count: int) -> list[int]:
-    """`count` items (or all, if fewer) at equal distances."""
-    if len(items) <= count:
-        return items
-    return [items[int((number + 0.5) * len(items) / count)] for number in range(count)]

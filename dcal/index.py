@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dcal.run import whole_file
+
 Array = NDArray[Any]
 ROWS = 8192  # of a parquet row group
 SUFFIXES = (".npz", ".parquet")
@@ -69,10 +71,9 @@ def write_index(
         skipped: paths that could not be read.
         settings: whatever JSON can hold.
     """
-    temporary = file.with_name(f".{file.name}")
     write = _write_npz if file.suffix == ".npz" else _write_parquet
-    write(temporary, parts, dtype, columns, {"settings": json.dumps(settings), "skipped": list(skipped)})
-    temporary.replace(file)
+    with whole_file(file) as temporary:
+        write(temporary, parts, dtype, columns, {"settings": json.dumps(settings), "skipped": list(skipped)})
 
 
 def read_index(file: Path, key: str) -> Index:

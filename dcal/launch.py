@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcal.rank import processes
@@ -140,8 +140,6 @@ def handlers_restored() -> Iterator[None]:
     try:
         yield
     finally:
-        try:
+        with suppress(ValueError):  # not the main thread: the agent has left them alone
             for number, handler in before.items():
                 signal.signal(number, handler)
-        except ValueError:  # not the main thread: the agent has left them alone
-            pass

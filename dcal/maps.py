@@ -54,9 +54,8 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
     Args:
         images: uint8 (B, 3, H, W) of the model's size.
     """
-    rollout, selected = look(model, images, device)
     if model.glca is None:
-        return Maps(rollout, None, None)
+        return Maps(look(model, images, device)[0], None, None)
     prefix, readout, seen = model.prefix, model.glca.readout, []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -66,12 +65,9 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
         seen.append({"cls": class_BN, "mean": chosen_BN, "cls_mean": (class_BN + chosen_BN) / 2}[readout])
         return out
 
-    with watched(model.glca, attend=attend), device.autocast():
-        chosen = model(device.normalise(images)).selected
-    glca = seen[-1][:, prefix:].cpu().view_as(rollout)
-    # of this pass, not of `look`'s: a random selection is another one each time
-    selected = torch.zeros_like(selected).flatten(1).scatter(1, chosen.cpu(), True).view_as(selected)
-    return Maps(rollout, glca, selected)
+    with watched(model.glca, attend=attend):
+        rollout, selected = look(model, images, device)
+    return Maps(rollout, seen[-1][:, prefix:].cpu().view_as(rollout), selected)
 
 
 @torch.no_grad()

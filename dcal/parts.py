@@ -6,7 +6,6 @@ The folder holds `settings.json`, what the parts are of, and `000000.npz`, `0000
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run import write_atomically
+from dcal.run import whole_file, write_atomically
 
 Array = NDArray[Any]
 
@@ -42,13 +41,8 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
 
 def write_part(folder: Path, number: int, arrays: Mapping[str, Array]) -> None:
     """Writes one part, whole or not at all."""
-    target = _file(folder, number)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with whole_file(_file(folder, number)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the keywords for allow_pickle
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
 
 
 def read_part(folder: Path, number: int) -> dict[str, Array]:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcal.dataset.listing import find_images
+from dcal.dataset.listing import find_images, spread
 from dcal.dataset.record import Record
-from dcal.figure import spread
 from dcal.restore import Restored, open_data
 
 
@@ -31,11 +30,11 @@ def chosen(
         DataError: nothing is where it should be.
     """
     if (images is None) == (split is None):
-        raise ValueError("give either images=PATH (a file, a folder or a glob) or split=NAME of the run's data set")
+        raise ValueError("images, split: give one of the two, images=PATH or split=NAME of the run's data set")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: must be at least 1 image")
     if split is not None:
         records = open_data(restored, dataset).records(split)
     else:
         records = [Record(Path(path), -1) for path in find_images(images)]  # type: ignore[arg-type]  # not None here
-    return records if limit is None else [records[index] for index in spread(list(range(len(records))), limit)]
+    return records if limit is None else spread(records, limit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from omegaconf import DictConfig
 
 from dcal.cli import hydra_command, reported
+from dcal.run import whole_file
 
 if TYPE_CHECKING:
     from dcal.restore import Restored
@@ -113,13 +113,8 @@ def opened(out: str | None) -> Iterator[TextIO]:
         return
     path = Path(out).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file
 
 
 Writer = Callable[[Path, Sequence[Guess], str], None]

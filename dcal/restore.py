@@ -162,9 +162,8 @@ def read_config(directory: Path) -> DictConfig:
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
         # a run that is older than a key had what is the default today; keys of groups have no such default
-        defaults = OmegaConf.masked_copy(
-            OmegaConf.load(config_dir() / "train.yaml"), ["train", "launch", "wandb", "run"]
-        )
+        today: Any = OmegaConf.load(config_dir() / "train.yaml")
+        defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])
         config = OmegaConf.merge(OmegaConf.structured(Config), defaults, OmegaConf.load(file))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None

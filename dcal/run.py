@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -134,7 +133,6 @@ class Run:
         self.seed = int(config.seed)
         root = Path(config.run.root).expanduser().absolute()
         self.directory = root / str(config.name) / self.cfg_id / f"seed={self.seed}"
-        self.started = time.time()
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Run:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +137,10 @@ def test_reid_has_cameras_and_ranked_lists(tmp_path: Path) -> None:
     assert first < second and html.count('<li class="right">') == 2 == html.count('<li class="wrong">')
 
 
-def test_a_trained_reid_run(tmp_path: Path) -> None:
-    words = ["experiment=tiny/reid", "train.figures=true", f"run.root={tmp_path}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    subprocess.run([sys.executable, "-m", "dcal.train", *words], env=environment, cwd=tmp_path, check=True)
-    (run,) = read_folder(tmp_path).runs
+def test_a_trained_reid_run(reid_run: Path) -> None:
+    (run,) = read_folder(reid_run).runs
     assert {"camera", "nearest_mark", "inp"} <= run.items.keys()
-    html = page(tmp_path)
+    html = page(reid_run)
     queries = min(12, len(run.items["label"]))
     assert html.count('<li class="query">') == queries and html.count('class="look"') == queries * 11
     assert table(html, "cameras").startswith("mAP by camera") and "gallery.npz" not in html

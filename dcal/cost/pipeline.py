@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 
 from dcal import measure
 from dcal.dataset.images import ImageDataset, Loader
-from dcal.dataset.listing import find_images
+from dcal.dataset.listing import find_images, spread
 from dcal.dataset.record import Record
 from dcal.dataset.sampler import ShuffleBatches
 from dcal.dataset.synthetic_birds import SPECIES, draw_image
@@ -71,6 +71,8 @@ def measure_pipeline(options: Config, repeats: int, clock: Callable[[], float]) 
     """
     with tempfile.TemporaryDirectory(prefix="dcal-bench-") as folder, one_core():
         root, count = options["root"], options["images"]
+        if count < 1:
+            raise ValueError(f"pipeline.images={count}: must be at least 1")
         files = draw_birds(Path(folder)) if root is None else spread(find_images(root, "pipeline.root"), count)
         loaders = make_loaders(files, options, Path(folder))
         calls = {name: lambda loader=loader: exhaust(loader) for name, loader in loaders.items()}
@@ -96,17 +98,6 @@ def one_core() -> Iterator[None]:
     finally:
         torch.set_num_threads(torch_threads)
         cv2.setNumThreads(cv_threads)
-
-
-def spread(files: Sequence[Path], count: int) -> list[Path]:
-    """`count` of the files, evenly spread; all if there are fewer.
-
-    Raises:
-        ValueError: none is wanted.
-    """
-    if count < 1:
-        raise ValueError(f"pipeline.images={count}: must be at least 1")
-    return [files[number * len(files) // count] for number in range(count)] if count < len(files) else list(files)
 
 
 def draw_birds(folder: Path, count: int = 64) -> list[Path]:

@@ -10,6 +10,7 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -18,6 +19,7 @@ from dcal.dataset.record import DataError, Record
 from dcal.dataset.transform import eval_transform
 
 UNKNOWN = -1
+Item = TypeVar("Item")
 FORMS = "give an image, a folder, a glob in quotes, or a .txt file with one path a line"
 
 
@@ -37,6 +39,13 @@ def find_images(spec: str | Path | Sequence[str | Path], key: str = "images") ->
     if not specs:
         raise DataError(f"{key} is empty: {FORMS}")
     return sorted({path for one in specs for path in _files(Path(str(one)).expanduser(), key)}, key=str)
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` items (or all, if fewer) at equal distances: data sets are sorted by class."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int((number + 0.5) * len(items) / count)] for number in range(count)]
 
 
 def image_loader(

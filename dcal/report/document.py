@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dcal.report.chart import Chart, Strip, strips
 from dcal.report.closeup import Breakdown, Closeup, by_camera, by_class, closeup
 from dcal.report.curves import LINES, charts
-from dcal.report.experiment import Experiment, Variant, Verdict, experiments, verdict
+from dcal.report.experiment import Experiment, Variant, Verdict, experiments, side_of, verdict
 from dcal.report.folder import Folder
 from dcal.report.names import METRICS, ONE_BRANCH, VARIANTS, metric_title, metric_values, split_metric
 from dcal.report.settings import Settings, settings
@@ -139,9 +139,8 @@ def result_rows(experiment: Experiment) -> list[ResultRow]:
     marks = strips([v.row for v in experiment.variants], reference.row if reference else None)
     rows = []
     for variant, strip in zip(experiment.variants, marks, strict=True):
-        difference, side = variant.row.difference, ""
-        if difference is not None:
-            side = "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "level"
+        difference = variant.row.difference
+        side = "" if difference is None else side_of(difference)
         told = None if difference is None else difference_cells(difference)
         cells = [spread(values) for values in variant.row.values.values()]
         interval = "–" if variant.row.interval is None else percents(variant.row.interval)

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dcal.run import whole_file
+
 FILE = "gallery.npz"
 LONGEST_SIDE = 256
 
@@ -53,17 +55,16 @@ def encode(pixels_HWC: NDArray[np.uint8]) -> bytes:
 
 def save(gallery: Gallery, path: Path) -> None:
     """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    np.savez_compressed(
-        temporary,
-        part=np.array(gallery.part),
-        number=np.array(gallery.number, dtype=np.int64),
-        jpeg=np.frombuffer(b"".join(gallery.jpeg), dtype=np.uint8),
-        sizes=np.array([len(code) for code in gallery.jpeg], dtype=np.int64),
-        attention=gallery.attention,
-        selected=gallery.selected,
-    )
-    temporary.replace(path)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            part=np.array(gallery.part),
+            number=np.array(gallery.number, dtype=np.int64),
+            jpeg=np.frombuffer(b"".join(gallery.jpeg), dtype=np.uint8),
+            sizes=np.array([len(code) for code in gallery.jpeg], dtype=np.int64),
+            attention=gallery.attention,
+            selected=gallery.selected,
+        )
 
 
 def load(path: Path) -> Gallery:

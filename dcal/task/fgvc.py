@@ -17,6 +17,7 @@ from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
 from dcal.report.classes import examples_of, most_confused
 from dcal.report.gallery import FILE
+from dcal.report.names import plain
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
 from dcal.task.options import TaskOptions
@@ -36,7 +37,6 @@ class FGVC(TaskOptions):
 
     name: ClassVar = "fgvc"
     headline: ClassVar = "top1"
-    test_split: ClassVar = "test"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +108,8 @@ class FGVC(TaskOptions):
 
 def short(name: str, length: int = 22) -> str:
     """A class name that fits under a small picture: `001.Black_footed_Albatross` → `Black footed Albatross`."""
-    plain = name.split(".", 1)[-1].replace("_", " ")
-    return plain if len(plain) <= length else plain[: length - 1] + "…"
+    whole = plain(name)
+    return whole if len(whole) <= length else whole[: length - 1] + "…"
 
 
 def gallery_rows(label: Tensor, prediction: Tensor) -> list[int]:

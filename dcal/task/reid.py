@@ -40,7 +40,6 @@ class ReID(TaskOptions):
 
     name: ClassVar = "reid"
     headline: ClassVar = "mAP"
-    test_split: ClassVar = "test"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,10 +42,17 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if config.out:
         content = {"run": str(restored.directory), "weights": str(restored.weights), "dataset": data.catalog.name}
         text = json.dumps({**content, "split": split, "metrics": evaluation.metrics}, indent=1)
-        write_atomically(Path(config.out), text + "\n")
+        write_atomically(with_folder(config.out), text + "\n")
     if config.save_items:
-        evaluation.save(Path(config.save_items))
+        evaluation.save(with_folder(config.save_items))
     return evaluation.metrics
+
+
+def with_folder(file: str) -> Path:
+    """The path of a file to write, its folder made."""
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:

@@ -197,9 +197,10 @@ def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iter
                     return next(iter(probabilities(restored, hidden).values()))[:, label]
 
                 chance = torch.rand(maps.rollout.shape[1:], generator=torch.Generator().manual_seed(index))
-                orders = {"rollout": maps.rollout[row], "random": chance}
+                orders = {"rollout": maps.rollout[row]}
                 if maps.glca is not None:
                     orders["glca"] = maps.glca[row]
+                orders["random"] = chance
                 yield {name: curves(normalised[row], order, score, steps) for name, order in orders.items()}
                 bar.update()
 

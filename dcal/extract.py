@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -35,9 +36,11 @@ def job(config: DictConfig) -> None:
     """One extraction, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
     from dcal.restore import RunError
+    from dcal.run import RunLocked
     from dcal.stop import Interrupted
 
-    reported(lambda: extract(config), (ValueError, OSError, DataError, RunError, Interrupted), config.debug)
+    mendable = (ValueError, OSError, DataError, RunError, RunLocked, Interrupted)
+    reported(lambda: extract(config), mendable, config.debug)
 
 
 def extract(config: DictConfig) -> None:
@@ -45,6 +48,7 @@ def extract(config: DictConfig) -> None:
     from dcal.index import check_suffix, read_index
     from dcal.parts import differences, open_parts
     from dcal.restore import restore
+    from dcal.run import hold
 
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
@@ -52,7 +56,6 @@ def extract(config: DictConfig) -> None:
     records = chosen_records(config, restored)
     settings = all_settings(config, restored, records)
     folder = out.with_name(f"{out.name}.parts")
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists():
         other = differences(read_index(out, "out").settings, settings)
         if other:
@@ -60,9 +63,13 @@ def extract(config: DictConfig) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         print(f"{out}: finished before")
         return
-    parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
-    print(join(records, folder, parts, out, settings))
-    shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):  # two processes would mix their parts, which end where each happens to be
+        parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
+        for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # half-written by a process that was killed
+            left.unlink()
+        print(join(records, folder, parts, out, settings))
+        shutil.rmtree(folder)
 
 
 def chosen_records(config: DictConfig, restored: Restored) -> Sequence[Record]:

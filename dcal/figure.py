@@ -80,36 +80,35 @@ def draw_examples(
     correct: Sequence[bool],
     path: Path,
 ) -> None:
-    """Three rows of pictures: the images, the rollout over them, and the patches that GLCA selected.
+    """Rows of pictures: the images, the rollout over them, and the patches that GLCA selected, if it did.
 
     Args:
         images: uint8 (B, 3, H, W).
         rollout: (B, h, w).
-        selected: bool (B, h, w).
+        selected: bool (B, h, w); nowhere without GLCA.
         captions: a line under each image.
         correct: green or red for each caption.
         path: the PNG to write.
     """
     from matplotlib.figure import Figure
 
-    count = len(images)
-    figure = Figure(figsize=(1.9 * count, 1.9 * 3 + 0.5), dpi=110, layout="constrained")
-    axes = figure.subplots(3, count, squeeze=False)
+    count, titles = len(images), ["image", "rollout", *(["selected patches"] if selected.any() else [])]
+    figure = Figure(figsize=(1.9 * count, 1.9 * len(titles) + 0.5), dpi=110, layout="constrained")
+    axes = figure.subplots(len(titles), count, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)
-    for row, title in zip(axes[:, 0], ("image", "rollout", "selected patches"), strict=True):
+    for row, title in zip(axes[:, 0], titles, strict=True):
         row.set_ylabel(title)
     for column, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        heat = upsample(rollout[column], pixels.shape[:2])
-        mask = upsample(selected[column].float(), pixels.shape[:2], mode="nearest")
         axes[0, column].imshow(pixels)
         axes[1, column].imshow(pixels)
-        axes[1, column].imshow(heat, cmap="inferno", alpha=0.55)
-        axes[2, column].imshow((pixels * (0.25 + 0.75 * mask[..., None])).astype(np.uint8))
+        axes[1, column].imshow(upsample(rollout[column], pixels.shape[:2]), cmap="inferno", alpha=0.55)
+        if selected.any():
+            axes[2, column].imshow(shaded(pixels, selected[column]))
         color = "#1a7f37" if correct[column] else "#c0392b"
-        axes[2, column].set_xlabel(captions[column], color=color, fontsize=8)
+        axes[-1, column].set_xlabel(captions[column], color=color, fontsize=8)
     figure.savefig(path)
 
 
@@ -193,11 +192,17 @@ def log_cameras(tracker: Any, cameras: Mapping[int, Mapping[str, float]]) -> Non
     tracker.log({"cameras": table})
 
 
-def upsample(grid: Tensor, size: tuple[int, int], mode: str = "bicubic") -> NDArray[np.float32]:
+def upsample(grid: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
     """A patch grid at the image's size, its values stretched to [0, 1]."""
-    large = F.interpolate(grid[None, None].float(), size=size, mode=mode)[0, 0]
+    large = F.interpolate(grid[None, None].float(), size=size, mode="bicubic")[0, 0]
     spread = (large.max() - large.min()).clamp(min=1e-12)
     return ((large - large.min()) / spread).numpy()
+
+
+def shaded(pixels: NDArray[Any], selected: Tensor) -> NDArray[Any]:
+    """A picture (H, W, 3) that is dark where its patches, bool (h, w), are not selected."""
+    mask = F.interpolate(selected[None, None].float(), size=pixels.shape[:2], mode="nearest")[0, 0].numpy()
+    return (pixels * (0.25 + 0.75 * mask[..., None])).astype(pixels.dtype)
 
 
 def pick_examples(correct: Tensor, count: int = EXAMPLES) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dcal.attention.intercept import Attend
-from dcal.attention.kernel import attention_rows, attention_with_trace
+from dcal.attention.kernel import Trace, attention_rows, attention_with_trace, full_precision
 from dcal.attention.pairing import Partners
 from dcal.device import Device
 from dcal.figure import look
@@ -60,7 +60,7 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, trace = attention_with_trace(q, k, v, **options)
-        s_BRN = attention_rows(trace, slice(None), torch.float32).mean(1)
+        s_BRN = head_mean(trace)
         class_BN, chosen_BN = s_BRN[:, 0], s_BRN[:, prefix:].mean(1)
         seen.append({"cls": class_BN, "mean": chosen_BN, "cls_mean": (class_BN + chosen_BN) / 2}[readout])
         return out
@@ -90,7 +90,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, trace = attention_with_trace(q, k, v, **options)
-        s_NM = attention_rows(trace.of_images(1), slice(None), torch.float32).mean(1)[0]
+        s_NM = head_mean(trace.of_images(1))[0]
         towards_NN = s_NM[:, s_NM.shape[1] // 2 :]
         share_N = towards_NN.sum(1)
         shares.append(torch.stack([share_N[0], share_N[prefix:].mean()]))  # the mean of no patch is NaN
@@ -104,6 +104,12 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     where = torch.stack(places).mean(0).view(grid).cpu()
     return Distraction(class_token, patches, where, model.depth - model.pwca_blocks + 1)
+
+
+def head_mean(trace: Trace) -> Tensor:
+    """The attention map of all rows, mean over heads, float32 also where the model computes in half precision."""
+    with full_precision(trace.q_BHND.device):
+        return attention_rows(trace, slice(None), torch.float32).mean(1)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -109,7 +111,12 @@ def chosen_format(name: str | None, out: str | None) -> str:
 def opened(out: str | None) -> Iterator[TextIO]:
     """The terminal, or a file that appears once it is whole."""
     if out is None:
-        yield sys.stdout
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; Python would complain of it once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
         return
     path = Path(out).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

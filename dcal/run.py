@@ -43,10 +43,11 @@ NOT_IDENTITY = {
     },
 }
 """Where data lie and how fast they come: no part of what is computed."""
+LOCK = "run.lock"
 
 
 class RunLocked(Exception):
-    """Another process works in the run directory."""
+    """Another process works in the directory."""
 
 
 class WriteError(OSError):
@@ -63,8 +64,8 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise WriteError(
-            f"{path} cannot be written ({reason}): free some space there or choose another run.root. What was complete "
-            "before is kept: repeat the command to go on"
+            f"{path} cannot be written ({reason}): free some space there or write elsewhere (run.root=, out=). "
+            "What was complete before is kept: repeat the command to go on"
         ) from error
 
 
@@ -120,6 +121,28 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def hold(directory: Path) -> IO[str]:
+    """Takes a directory for this process, until the lock is closed or the process ends.
+
+    Raises:
+        RunLocked: another process holds it; the message says which.
+    """
+    lock = (directory / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise RunLocked(f"{directory} is being worked on by {holder}: wait for it or stop it") from None
+    # A data worker outlives a killed process by seconds, and with the descriptor it would inherit the lock.
+    os.register_at_fork(after_in_child=lock.close)
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
+
+
 class Run:
     """One run directory, held by one process at a time: `with Run(config) as run:`.
 
@@ -143,20 +166,8 @@ class Run:
     def _hold(self) -> None:
         with writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.directory / "run.lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise RunLocked(f"{self.directory} is being worked on by {holder}: wait for it or stop it") from None
-        # A data worker outlives a killed run by seconds, and with the descriptor it would inherit the lock.
-        os.register_at_fork(after_in_child=self._lock.close)
+            self._lock = hold(self.directory)
         self.failure_file.unlink(missing_ok=True)
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
         for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
             left.unlink()
 
@@ -227,7 +238,7 @@ class Run:
 
 def holder(directory: Path) -> str | None:
     """Who works in a run directory, as it says in the lock; None if nobody does."""
-    path = directory / "run.lock"
+    path = directory / LOCK
     if not path.is_file():
         return None
     with path.open(encoding="utf-8") as lock:

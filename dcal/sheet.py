@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dcal.figure import upsample
+from dcal.figure import shaded, upsample
 from dcal.maps import Distraction
 
 PANEL = 2.5
 """Height of a picture in inches; the longer side of a wide one."""
+BESIDE = 3.6
+"""Width in inches of what stands beside the pictures: predictions, curves."""
+LINE = 0.13
+"""Height in inches of a prediction, at least."""
 BRANCH_COLORS = {"both": "#3b4a5a", "sa": "#4c78a8", "glca": "#e07b39"}
 BRANCH_NAMES = {"both": "combined", "sa": "SA", "glca": "GLCA"}
 MAP_STYLES = {"rollout": ("#4c78a8", "-"), "glca": ("#e07b39", "-"), "random": ("#8a8f98", "--")}
@@ -48,34 +52,28 @@ def draw_sheet(sheet: Sheet, title: str, path: Path, distractor: Tensor | None, 
     tall, wide = PANEL * min(1.0, height / width), PANEL * min(1.0, width / height)
     if height > width:  # a narrow picture has room to be taller
         tall, wide = 1.3 * tall, 1.3 * wide
-    pictures = [("image", None), ("SA rollout", sheet.rollout)]
-    pictures += [("GLCA attention", sheet.glca)] if sheet.glca is not None else []
-    count = len(pictures) + (sheet.selected is not None)
-    beside = 3.6 if sheet.guesses else 0.0
-    rows = 1 if pair is None else 2
-    total = max(count * (wide + 0.1) + beside, 2 * wide + 4.0 if pair else 0.0)
-    figure = Figure(figsize=(total, rows * (tall + 0.35) + 0.3), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    parts: Any = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    ratios = [wide] * count + ([beside] if beside else [total - count * wide] if total > count * wide + 1 else [])
-    axes = parts[0].subplots(1, len(ratios), squeeze=False, width_ratios=ratios)[0]
-    for axis, (name, heat) in zip(axes, pictures, strict=False):
-        _picture(axis, pixels, name, heat)
-    if sheet.selected is not None:
-        mask = upsample(sheet.selected.float(), (height, width), mode="nearest")
-        mask = np.maximum(mask, float(sheet.selected.all()))  # all of them: nothing to darken
-        shaded = (pixels * (0.25 + 0.75 * mask[..., None])).astype(np.uint8)
-        _picture(axes[count - 1], shaded, f"selected, {int(sheet.selected.sum())} of {sheet.selected.numel()}", None)
+    pictures = [("image", pixels, None), ("SA rollout", pixels, sheet.rollout)]
+    if sheet.glca is not None and sheet.selected is not None:
+        chosen = f"selected, {int(sheet.selected.sum())} of {sheet.selected.numel()}"
+        pictures += [("GLCA attention", pixels, sheet.glca), (chosen, shaded(pixels, sheet.selected), None)]
+    ratios = [wide] * len(pictures)
+    if sheet.guesses or (pair is not None and len(pictures) == 2):
+        ratios.append(BESIDE)
+    rows = [max(tall, LINE * sum(map(len, sheet.guesses.values()))), *([] if pair is None else [tall])]
+    size = (sum(ratios) + 0.1 * len(ratios), sum(rows) + 0.35 * len(rows) + 0.3)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    room = int(13 * size[0])
+    figure.suptitle(title if len(title) <= room else f"{title[: room - 1]}…", fontsize=9)
+    grid = figure.add_gridspec(len(rows), len(ratios), width_ratios=ratios, height_ratios=rows)
+    for column, picture in enumerate(pictures):
+        _picture(figure.add_subplot(grid[0, column]), *picture)
     if sheet.guesses:
-        _predictions(axes[-1], sheet.guesses)
-    elif len(axes) > count:
-        axes[-1].set_visible(False)
+        _predictions(figure.add_subplot(grid[0, -1]), sheet.guesses)
     if pair is not None and distractor is not None:
-        below = parts[1].subplots(1, 3, width_ratios=[wide, wide, max(3.0, total - 2 * wide - 0.6)])
         other = distractor.permute(1, 2, 0).numpy()
-        _picture(below[0], other, "distractor", None)
-        _picture(below[1], other, "PWCA attention to it", pair.where)
-        _shares(below[2], pair)
+        _picture(figure.add_subplot(grid[1, 0]), "distractor", other, None)
+        _picture(figure.add_subplot(grid[1, 1]), "PWCA attention to it", other, pair.where)
+        _shares(figure.add_subplot(grid[1, 2:]), pair)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -88,7 +86,7 @@ def draw_faithfulness(results: Mapping[str, Any], images: int, path: Path) -> No
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 3.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(8.4, 3.9), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
     for axis, kind, better, what in zip(
         axes, ("deletion", "insertion"), ("lower", "higher"), ("hidden", "shown"), strict=True
@@ -100,14 +98,16 @@ def draw_faithfulness(results: Mapping[str, Any], images: int, path: Path) -> No
             axis.plot(np.linspace(0, 100, len(curve)), curve, style, color=color, label=label)
         axis.set_title(f"{kind}: {better} is better", fontsize=9)
         axis.set_xlabel(f"% of the patches {what}, most attended first", fontsize=8)
-        axis.legend(fontsize=7, title=f"AUC, 95 % interval over {images} images", title_fontsize=7, frameon=False)
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "frameon": False}  # curves may be anywhere
+        axis.legend(fontsize=7, title=f"AUC, 95 % interval over {images} images", title_fontsize=7, **below)
         _plain(axis)
     axes[0].set_ylabel("probability of the predicted class", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def _picture(axis: Any, pixels: Any, title: str, heat: Tensor | None) -> None:
+def _picture(axis: Any, title: str, pixels: Any, heat: Tensor | None) -> None:
+    axis.set_anchor("N")  # titles of a row on one line
     axis.imshow(pixels)
     if heat is not None:
         axis.imshow(upsample(heat, pixels.shape[:2]), cmap="inferno", alpha=0.55)
@@ -126,7 +126,7 @@ def _predictions(axis: Any, guesses: Mapping[str, Sequence[tuple[str, float]]]) 
         for label, probability in pairs:
             axis.barh(place, probability, height=0.86, color=BRANCH_COLORS[branch], alpha=0.35)
             axis.text(PERCENT_OF_WIDTH, place, label, va="center", fontsize=7)
-            axis.text(1.0, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7)
+            axis.text(0.99, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7)
             place += 1.0
         place += 0.6
     axis.set(xlim=(0, 1), ylim=(place - 0.6, -0.8), xticks=[])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -101,11 +100,11 @@ def readout() -> Figure:
 
 
 def rollout(directory: Path) -> Figure:
-    """What one map of attention shows, what the rollout over all blocks shows, and what GLCA selects."""
+    """What one map of attention shows, what the rollout over the blocks before GLCA shows, and what GLCA selects."""
     import dcal
     from dcal.attention.kernel import attention_rows
     from dcal.dataset.synthetic_birds import read_synthetic_birds
-    from dcal.figure import upsample
+    from dcal.figure import shaded, upsample
 
     model = dcal.load(directory, device="cpu")
     records = read_synthetic_birds(None).splits["test"][5::214]
@@ -115,6 +114,7 @@ def rollout(directory: Path) -> Figure:
     grid = model.vit.patch_embed.grid_size
     # the record itself: the interface gives the rollout over blocks, not one block's map
     last = attention_rows(looked._recorded()[-1], slice(0, 1), torch.float32).mean(1)[:, 0, looked.num_prefix_tokens :]
+    ranked = looked.cls_attention(model.depth - model.glca_blocks)
     with torch.no_grad():
         chosen = model(model.normalise(pictures)).selected
     mask = torch.zeros_like(last).scatter(1, chosen, 1.0)
@@ -127,11 +127,10 @@ def rollout(directory: Path) -> Figure:
         axis.set_ylabel(title, fontsize=9)
     for column, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
         axes[0, column].imshow(picture)
-        for row, values in ((1, last), (2, looked.cls_attention())):
+        for row, values in ((1, last), (2, ranked)):
             axes[row, column].imshow(picture)
             axes[row, column].imshow(upsample(values[column].view(*grid), picture.shape[:2]), cmap="inferno", alpha=0.6)
-        shade = upsample(mask[column].view(*grid), picture.shape[:2], mode="nearest")
-        axes[3, column].imshow(np.clip(picture * (0.25 + 0.75 * shade[..., None]), 0, 1))
+        axes[3, column].imshow(shaded(picture, mask[column].view(*grid)))
     return figure
 
 

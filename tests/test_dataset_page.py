@@ -61,8 +61,10 @@ Labels of `train` count from 0; those of `query` and `gallery` are the set's own
 **Keys of every set.** `image_size` and `resize` are [height, width]; training crops `image_size` at random from
 the resized image, evaluation from its centre. `augment.flip` and `augment.erase` are probabilities,
 `augment.pad` is in pixels. `val_fraction` (classification) and `val_ids` (re-identification) hold out training
-data, `train_fraction` keeps a part of each class. `cache=ram` or `disk` decodes and resizes every image once.
-`on_bad_image=skip` goes on without damaged files. A set of your own is a reader and a YAML file, see the
+data, `train_fraction` keeps a part of each class, `label_noise` gives that share of the training images a wrong
+label, always the same one. `cache=ram` or `disk` decodes and resizes every image once, `decode=scaled` decodes large
+JPEGs at a fraction of their size: faster, a few grey levels off, and so another run. `on_bad_image=skip` goes on
+without damaged files. A set of your own is a reader and a YAML file, see the
 [tutorial](tutorial.md#a-data-set-of-your-own).
 """
 

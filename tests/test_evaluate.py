@@ -28,8 +28,8 @@ def result(run: Path) -> dict[str, float]:
 @pytest.mark.parametrize("task", ["fgvc", "reid"])
 def test_gives_the_numbers_of_the_run(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run = request.getfixturevalue(f"{task}_run")
-    items = tmp_path / "items.npz"
-    assert evaluated(run, tmp_path / "metrics.json", f"save_items={items}") == result(run)
+    items = tmp_path / "new" / "items.npz"
+    assert evaluated(run, tmp_path / "new" / "metrics.json", f"save_items={items}") == result(run)
     with np.load(items) as again, np.load(run / "items.npz") as before:
         assert set(again) == set(before)
         for key in before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import refused, run_command
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dcal.device import Device
 from dcal.explain import main
+from dcal.figure import draw_examples, shaded
 from dcal.maps import attention_maps, distraction
 from dcal.metric.faithfulness import Curves, area, curves, summary
 from dcal.model import DCAL, create_dcal_model
@@ -93,6 +95,34 @@ def test_maps_are_of_the_rows_that_are_read() -> None:
         distraction(model, images[0], images[1], device)
 
 
+def test_half_precision_of_the_model_is_not_that_of_the_maps() -> None:
+    model, device = model_of(top_ratio=0.5)
+    half = Device("cpu", "bf16", (0.5,) * 3, (0.5,) * 3)
+    one, other = noise(2)
+    for expected, found in zip(
+        (attention_maps(model, noise(2), device).glca, *distraction(model, one, other, device)[:3]),
+        (attention_maps(model, noise(2), half).glca, *distraction(model, one, other, half)[:3]),
+        strict=True,
+    ):
+        assert expected is not None and found is not None and found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.02, equal_nan=True)
+        assert (found.to(torch.bfloat16) != found).any()  # not rounded in between
+
+
+def test_what_is_not_selected_is_dark(tmp_path: Path) -> None:
+    pixels = np.full((4, 6, 3), 200, dtype=np.uint8)
+    half = shaded(pixels, torch.tensor([[True, False]]))
+    assert (half[:, :3] == 200).all() and (half[:, 3:] == 50).all() and half.dtype == np.uint8
+    assert (shaded(pixels, torch.ones(2, 3, dtype=torch.bool)) == 200).all()
+    heights = []
+    for selected in (True, False):  # a model without GLCA selects nothing: no row for it
+        mask = torch.full((2, 2, 1), selected)
+        draw_examples(noise(2), mask.float(), mask, ["a", "b"], [True, False], tmp_path / "examples.png")
+        with Image.open(tmp_path / "examples.png") as picture:
+            heights.append(picture.height)
+    assert heights[0] > 1.3 * heights[1]
+
+
 def test_areas_of_a_known_score() -> None:
     """A score that adds the weights of visible patches: the curves are sums over the order."""
     weights = torch.tensor([[0.1, 0.4], [0.2, 0.3]])
@@ -131,7 +161,7 @@ def test_faithfulness_of_a_run(fgvc_run: Path, tmp_path: Path, capfd: pytest.Cap
     run_command(main, f"run={fgvc_run}", "faithfulness=3", "steps=2", f"out={tmp_path}")
     assert "3 images of split test" in capfd.readouterr().out
     written = json.loads((tmp_path / "faithfulness.json").read_text())
-    assert list(written["maps"]) == ["rollout", "random", "glca"] and written["images"] == 3
+    assert list(written["maps"]) == ["rollout", "glca", "random"] and written["images"] == 3
     for entry in written["maps"].values():  # nothing hidden on one end is everything shown on the other
         deletion, insertion = entry["deletion"]["curve"], entry["insertion"]["curve"]
         assert len(deletion) == 3

@@ -20,6 +20,7 @@ from dcal.dataset.record import Record
 from dcal.index import read_index
 from dcal.metric.retrieval import evaluate_retrieval
 from dcal.restore import open_images
+from dcal.run import hold
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:
@@ -114,6 +115,8 @@ def test_what_belongs_to_other_settings_is_not_touched(
         run_command(extract.main, *words)
     said = refused(extract.main, *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
     assert "index.npz.parts: begun with other settings (images 1, now 2" in said
+    with hold(tmp_path / "index.npz.parts"):  # parts of two processes would leave gaps
+        assert "is being worked on by process" in refused(extract.main, *words, capfd=capfd)
 
 
 def test_mistakes_are_one_sentence(

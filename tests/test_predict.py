@@ -11,7 +11,7 @@ import pytest
 from commands import refused, run_command
 from PIL import Image
 
-from dcal.predict import main
+from dcal.predict import main, opened
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,12 @@ def test_damaged_files_are_listed_and_left_out(
 
     run_command(main, f"run={fgvc_run}", f"images={folder / 'deep' / '0.png'}", "format=jsonl")
     assert len(json.loads(capfd.readouterr().out)["top"]) == 5
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped, opened(None):
+        raise BrokenPipeError  # as in `dcal-predict ... | head`
+    assert stopped.value.code == 141 and not capfd.readouterr().err
 
 
 def test_mistakes_are_one_sentence(

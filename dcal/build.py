@@ -152,9 +152,16 @@ def check_train(cfg: Config) -> None:
     Raises:
         ValueError: naming the key.
     """
-    for key in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
-        if getattr(cfg.train, key) < 1:
-            raise ValueError(f"train.{key}={getattr(cfg.train, key)}: must be at least 1")
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: must be at least 0")
+    for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
+        value, least = getattr(cfg.train, key), int(key != "workers")
+        if value < least:
+            raise ValueError(f"train.{key}={value}: must be at least {least}")
+    if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
+        raise ValueError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
+    if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
+        raise ValueError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
     _, processes = place()
     if cfg.train.accumulate * processes > cfg.train.batch_size:
         raise ValueError(

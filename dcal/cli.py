@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal import config as schema
 from dcal.memory import keep_freed_memory
 from dcal.paths import config_dir, experiments_dir
-from dcal.stop import Interrupted
+from dcal.stop import Interrupted, hand_on
 
 
 class JobError(CompactHydraException):
@@ -42,7 +42,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     keep_freed_memory()
     schema.register()
-    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [quoted(at_home(argument)) for argument in sys.argv[1:]]
     suggest(sys.argv[1:], config_name)
     hydra.main(config_path=str(config_file(config_name).parent), config_name=config_name, version_base="1.3")(job)()
 
@@ -74,6 +74,11 @@ def help_text(config_name: str) -> str:
             "Hydra: --cfg job shows the composed configuration, -m runs a sweep, --hydra-help lists the other flags.",
         ]
     )
+
+
+def at_home(argument: str) -> str:
+    """The override with its `~/` expanded, which shells do not do behind `key=`."""
+    return re.sub(r"^([^=]+=)~(?=/|$)", lambda match: match[1] + str(Path.home()), argument)
 
 
 TEXT = re.compile(r"[/\\]|.\[|\.[A-Za-z]\w*(,|]|$)")
@@ -214,7 +219,9 @@ def reported(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debu
         return job()
     except (Interrupted, KeyboardInterrupt) as stopped:
         print(stopped if str(stopped) else "stopped at once: repeat the command to go on", file=sys.stderr)
-        raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
+        number = getattr(stopped, "number", signal.SIGINT)
+        hand_on(number)
+        raise SystemExit(128 + number) from None
     except mendable as error:
         if debug:
             raise

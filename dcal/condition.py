@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,7 @@ def state(directory: Path) -> Iterator[Finding]:
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
     again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
-    command = f"dcal-train {' '.join(again)}"
+    command = shlex.join(["dcal-train", *again])
     failure, busy = directory / "failure.txt", holder(directory)
     result = read_result(directory)
     if result is not None:

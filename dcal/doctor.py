@@ -17,6 +17,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -42,7 +43,8 @@ def main() -> None:
         directory = Path(runs[-1]).expanduser()
         raise SystemExit(report([("run", lambda: state(directory)), ("weights", lambda: weights(directory))]))
     else:
-        sys.argv[1:] = [*words, "hydra.run.dir=."]  # a check leaves no folder behind
+        # a check leaves no folder behind, and of an ablation it looks at what the points have in common
+        sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
         hydra_command(job, "train")
 
 
@@ -58,6 +60,7 @@ def job(config: DictConfig) -> None:
         ("precision", lambda: precision(config)),
         ("data", lambda: dataset(config)),
         ("model", lambda: model(config)),
+        ("settings", lambda: settings(config)),
         ("workers", lambda: workers(config)),
         ("wandb", lambda: wandb_access(config)),
         ("disk", lambda: disk(config)),
@@ -70,12 +73,16 @@ def job(config: DictConfig) -> None:
 def report(checks: Iterable[tuple[str, Check]]) -> int:
     """Runs the checks, prints what each finds, and returns the exit code. What a check raises is a finding, too."""
     levels = []
+    told: set[str] = set()
     for topic, check in checks:
         try:
             found = list(check())
         except Exception as error:
             found = [Finding(FAIL, topic, str(error) or type(error).__name__)]
         for finding in found:
+            if finding.text in told:  # an earlier check has met with it
+                continue
+            told.add(finding.text)
             print(f"{finding.level:<4}  {finding.topic:<10}  {finding.text}", flush=True)
             if finding.remedy:
                 print(f"{'':18}→ {finding.remedy}")
@@ -97,16 +104,19 @@ def installation() -> Iterator[Finding]:
         yield Finding(WARN, "install", "dcal runs from a folder and is not installed", "pip install -e . there")
         required = []
     wanted = [requirement for requirement in required if requirement.marker is None]
-    for requirement in wanted:
-        try:
-            found = version(requirement.name)
-        except PackageNotFoundError:
-            yield Finding(FAIL, "install", f"{requirement.name} is missing", f"pip install '{requirement}'")
-            continue
-        if not requirement.specifier.contains(found, prereleases=True):
-            yield Finding(FAIL, "install", f"{requirement.name} {found} is too old", f"pip install '{requirement}'")
     shown = ("torch", "timm", "hydra-core", "wandb", "albumentations")
-    yield Finding(OK, "install", ", ".join(f"{name} {version(name)}" for name in shown))
+    found: dict[str, str] = {}
+    for name in (*shown, *(requirement.name for requirement in wanted)):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    for requirement in wanted:
+        name = requirement.name
+        if name not in found:
+            yield Finding(FAIL, "install", f"{name} is missing", f"pip install '{requirement}'")
+        elif not requirement.specifier.contains(found[name], prereleases=True):
+            text = f"{name} is {found[name]}, not {requirement.specifier}"
+            yield Finding(FAIL, "install", text, f"pip install '{requirement}'")
+    yield Finding(OK, "install", ", ".join(f"{name} {found[name]}" for name in shown if name in found))
     git = git_state()
     if git["commit"]:
         changed = ", with changes that are not committed" if git["dirty"] else ""
@@ -178,6 +188,14 @@ def model(config: DictConfig) -> Iterator[Finding]:
     hub = "weights from timm's hub" if backbone.pretrained else "from scratch"
     origin = f"weights from {backbone.checkpoint}" if backbone.checkpoint else hub
     yield Finding(OK, "model", f"{backbone.name} at {height}×{width}, {millions:.1f} M parameters, {origin}")
+
+
+def settings(config: DictConfig) -> Iterator[Finding]:
+    """Can a training be put together: branches, losses, batches and optimizer as they are configured?"""
+    from dcal.build import build
+
+    setup = build(config)
+    yield Finding(OK, "settings", f"{len(setup.loader)} batches of {config.train.batch_size} images in an epoch")
 
 
 def workers(config: DictConfig) -> Iterator[Finding]:

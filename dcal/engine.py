@@ -47,7 +47,7 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
                 if signal:
                     raise Interrupted(signal)
             evaluation = None
-            if (at.epoch + 1) % max(1, cfg.eval_every) == 0 or at.epoch + 1 == cfg.epochs:
+            if (at.epoch + 1) % cfg.eval_every == 0 or at.epoch + 1 == cfg.epochs:
                 evaluation = evaluate_or_stop(setup, run, at, meter, stop)
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(setup)}

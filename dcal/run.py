@@ -62,6 +62,8 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
+        if "DataLoader worker" in str(error):  # torch tells its death wherever the main process happens to be
+            raise
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise WriteError(
             f"{path} cannot be written ({reason}): free some space there or write elsewhere (run.root=, out=). "
@@ -157,6 +159,7 @@ class Run:
         root = Path(config.run.root).expanduser().absolute()
         self.directory = root / str(config.name) / self.cfg_id / f"seed={self.seed}"
         self._lock: IO[str] | None = None
+        self._code: dict[str, Any] | None = None
 
     def __enter__(self) -> Run:
         self._hold()
@@ -196,6 +199,7 @@ class Run:
 
     def write_config(self, overrides: list[str]) -> None:
         """Leaves the resolved configuration, what was typed, and the versions in the directory."""
+        self._code = git_state()  # now: who works on the code while it trains commits something else
         write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
@@ -229,7 +233,7 @@ class Run:
             "cfg_id": self.cfg_id,
             "seed": self.seed,
             "metrics": metrics,
-            "git": git_state(),
+            "git": self._code or git_state(),
             **more,
         }
         write_atomically(self.result_file, json.dumps(result, indent=1) + "\n")

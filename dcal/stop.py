@@ -1,7 +1,8 @@
-"""Requests to stop: SIGTERM from a batch system, Ctrl-C from a terminal."""
+"""Requests to stop: SIGTERM, Ctrl-C from a terminal, and the signal by which submitit announces a time limit."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,10 +53,11 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Takes SIGTERM and Ctrl-C as requests to stop."""
+    """Takes SIGTERM, Ctrl-C and the announcement of a time limit as requests to stop."""
     stop = Stop()
+    asking = (signal.SIGTERM, signal.SIGINT, time_limit_signal())
     try:
-        before = {number: signal.signal(number, stop.ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop.ask) for number in asking if number}
     except ValueError:  # not the main thread: signals are somebody else's
         before = {}
     try:
@@ -63,3 +65,22 @@ def stop_requests() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def time_limit_signal() -> signal.Signals | None:
+    """What a job of submitit (SLURM, or its local executor) gets some time before its limit; None outside of one."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+
+
+def hand_on(number: int) -> None:
+    """Once a run is saved, gives submitit its signal, whose handler puts the job back into the queue.
+
+    Raises:
+        SystemExit: the job ends and begins again. (That of the first task; the others' end must not look like an error,
+            for then all would be killed before it is in the queue.)
+    """
+    if number == time_limit_signal():
+        signal.raise_signal(number)
+        raise SystemExit(0)

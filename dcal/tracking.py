@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
@@ -21,7 +23,9 @@ from dcal.stop import Interrupted
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
-"""How long the end of a run waits for a server that has gone away; what has not been sent stays for `make sync`."""
+"""How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
+RESERVED = re.compile("[:;,#?/'\"]")
+"""What an id of W&B may not contain, and the name of a run may."""
 ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
 """The part of a run directory from which other commands can open the run."""
 
@@ -50,9 +54,22 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
             tracked.mark_preempting()  # an agent of a sweep may go on with it
         else:
             tracked.summary["error"] = f"{type(error).__name__}: {error}"
-        tracked.finish(exit_code=1)
+        _finish(run, tracked, 1)
         raise
-    tracked.finish()
+    _finish(run, tracked, 0)
+
+
+def _finish(run: Run, tracked: Any, exit_code: int) -> None:
+    """Ends the W&B run; a server that has gone away is no error of the training."""
+    try:
+        tracked.finish(exit_code=exit_code)
+    except TimeoutError:
+        log.warning(
+            "wandb: the server has gone away or is slow, not everything was sent within %g s. It is kept; upload it "
+            "later with: wandb sync %s",
+            FINISH_SECONDS,
+            Path(tracked.dir).parent,
+        )
 
 
 def _online(run: Run, job_type: str) -> Any:
@@ -61,9 +78,6 @@ def _online(run: Run, job_type: str) -> Any:
 
     try:
         return _init(run, "online", job_type)
-    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"wandb.mode=online: {reason}; `wandb login` first, or set wandb.mode=offline") from None
     except wandb.errors.CommError as error:
         log.warning(
             "wandb.mode=online: no answer within wandb.timeout=%g s (%s). The run is logged offline; upload it later "
@@ -87,21 +101,26 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
         x_transaction_log_flush_interval=1,
         init_timeout=run.config.wandb.timeout,
         finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
     )
-    return wandb.init(
-        mode=mode,
-        project=run.config.wandb.project,
-        entity=run.config.wandb.entity,
-        group=run.config.wandb.group,
-        tags=list(run.config.wandb.tags),
-        job_type=job_type,
-        name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
-        id=_agent_run() or f"{run.cfg_id}-{run.config.name}-{run.seed}".replace("/", "-"),
-        resume="allow",
-        dir=str(run.directory),
-        config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
-        settings=settings,
-    )
+    try:
+        return wandb.init(
+            mode=mode,
+            project=run.config.wandb.project,
+            entity=run.config.wandb.entity,
+            group=run.config.wandb.group,
+            tags=list(run.config.wandb.tags),
+            job_type=job_type,
+            name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
+            id=_agent_run() or RESERVED.sub("-", f"{run.cfg_id}-{run.config.name}-{run.seed}"),
+            resume="allow",
+            dir=str(run.directory),
+            config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
+            settings=settings,
+        )
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
+        raise ValueError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
 
 
 def _agent_run() -> str | None:

@@ -57,7 +57,7 @@ def carry_out(config: DictConfig) -> dict[str, Any]:
     check_gpus(config)
     try:
         # an ablation's file asks for a sweep: this is one point of it
-        launch(["-m", "dcal.train", *_overrides(), "hydra.mode=RUN"], config.launch.processes)
+        launch(["-m", "dcal.train", *_sources(), *_overrides(), "hydra.mode=RUN"], config.launch.processes)
     except ProcessFailed:
         with Run(config):  # which notes the failure, over what the others may have left there for want of that process
             raise
@@ -89,11 +89,16 @@ def _mendable() -> tuple[type[Exception], ...]:
 def train(config: DictConfig) -> dict[str, Any]:
     """Trains the run that `config` describes and returns what its `result.json` holds."""
     from dcal.build import build
+    from dcal.distributed import objects
     from dcal.engine import fit
     from dcal.restore import write_card
     from dcal.tracking import keep_artifact, track
 
     with Run(config) as run:
+        found = next((result for result in objects(run.result()) if result is not None), None)
+        if found is not None:  # of another process, which has finished the run while this one was starting
+            first_only(print)(summary(found, run))
+            return found
         run.write_config(_overrides())
         OmegaConf.resolve(config)
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
@@ -137,6 +142,14 @@ def hardware(device: str) -> str:
 
 def _overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _sources() -> list[str]:
+    """What tells another command where this one has its configuration from: `--config-dir` and its like."""
+    hydra = HydraConfig.get()
+    given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return ["--config-name", hydra.job.config_name, *(f"--config-dir={path}" for path in given), *searched]
 
 
 def summary(result: dict[str, Any], run: Run) -> str:

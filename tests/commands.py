@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import configparser
+import itertools
+import multiprocessing
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from dcal import engine
 from dcal.cli import config_folders, quoted, suggest
 from dcal.config import register
 from dcal.paths import config_dir, experiments_dir
@@ -25,6 +33,38 @@ def run_command(main: Callable[[], object], *words: str) -> None:
     GlobalHydra.instance().clear()
     with mock.patch.object(sys, "argv", [main.__module__, *words]):
         main()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a fork, where the other threads are not: sums over several threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def killed(call: Callable[[], object], step: int) -> None:
+    """Runs `call` in a fork, which spares the imports, and which kills itself before its `step`-th optimizer step."""
+
+    def alone() -> None:
+        update, steps = engine.update, itertools.count(1)
+
+        def last(*args: Any) -> Any:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return update(*args)
+
+        engine.update = last  # type: ignore[assignment]
+        call()
+
+    with one_thread():
+        process = multiprocessing.get_context("fork").Process(target=alone)
+        process.start()
+        process.join(300)
+    assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
 
 
 def refused(main: Callable[[], object], *words: str, capfd: pytest.CaptureFixture[str]) -> str:

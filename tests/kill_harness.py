@@ -76,9 +76,10 @@ CONFIGURATIONS = {
     ],
     "reid-accumulated": [*PEOPLE, "task.bnneck=true", "train.accumulate=3", "train.ema_decay=0.9"],
 }
-KINDS = ("step", "evaluation", "checkpoint", "file")
-REACH = {"step": 6, "evaluation": 3, "checkpoint": 60, "file": 24}
-"""How many events of a kind a life sees at most: few for many lives; of files more than starting takes."""
+KINDS = ("step", "evaluation", "checkpoint", "result", "start")
+REACH = {"step": 6, "evaluation": 3, "checkpoint": 60, "result": 5, "start": 15}
+"""How many events of a kind a life sees at most: few, for many lives."""
+RESULTS = ("metrics.jsonl", "best.safetensors", "last.safetensors", "items.npz", "result.json")
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 CLOCK = {"train/images_per_second", "seconds"}
 
@@ -125,7 +126,8 @@ class Witness:
         if event in FILE_EVENTS and isinstance(args[0], (str, os.PathLike)):
             path = os.fspath(args[0])
             if isinstance(path, str) and path.startswith(self.root):
-                self.see("checkpoint" if "checkpoints" in Path(path).parts else "file")
+                result = any(name in path for name in RESULTS)
+                self.see("checkpoint" if "checkpoints" in path else "result" if result else "start")
 
 
 def live(config: DictConfig, root: Path, last: tuple[str, int] | None, log: Path) -> dict[str, int] | None:

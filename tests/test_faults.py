@@ -26,9 +26,10 @@ from safetensors.torch import load_file
 
 from dcal import checkpoint, engine
 from dcal.checkpoint import save_checkpoint
-from dcal.dataset.images import ImageDataset
+from dcal.dataset.images import ImageDataset, worker_deaths
+from dcal.dataset.record import DataError
 from dcal.model import DCAL
-from dcal.run import WriteError
+from dcal.run import WriteError, writing
 from dcal.task import fgvc
 from dcal.train import main
 
@@ -148,6 +149,8 @@ def test_ctrl_c(root: Path, row: list[str], monkeypatch: pytest.MonkeyPatch, cap
         # a sweep: the second job must not be begun
         fails(root, row, capfd, "-m", "train.checkpoint_minutes=60", "seed=0,1", code=130)
     assert steps(root) == [2] and len(list(root.rglob("seed=*"))) == 1
+    (note,) = root.glob("sweeps/*/points/*.json")
+    assert '"interrupted"' in note.read_text() and not list(root.rglob("failure.txt"))
 
 
 def test_ctrl_c_twice(
@@ -156,6 +159,25 @@ def test_ctrl_c_twice(
     with at_call(monkeypatch, engine, "update", 3, send(signal.SIGINT, signal.SIGINT)):
         fails(root, row, capfd, code=130)
     assert steps(root) == [1, 2]
+
+
+def test_time_limit(
+    root: Path, row: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a handler like submitit's; with its own in test_multirun.py."""
+
+    def requeue(*_: object) -> None:
+        assert steps(root) == [3]
+        raise SystemExit(144)
+
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setattr("dcal.train.adopt_batch_system", lambda: None)
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with at_call(monkeypatch, engine, "update", 3, send(signal.SIGUSR2)):
+            fails(root, row, capfd, "train.checkpoint_minutes=60", code=144)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def test_disk_full(
@@ -256,6 +278,12 @@ def test_data_worker_dies(
     assert steps(root)
     train(root)
     assert finished(root)
+
+
+def test_data_worker_dies_while_a_file_is_written(root: Path, row: list[str]) -> None:
+    with pytest.raises(DataError) as raised, worker_deaths(), writing(root / "model.safetensors"):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert all(words in str(raised.value) for words in row)
 
 
 def test_clock_set_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

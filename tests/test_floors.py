@@ -36,7 +36,7 @@ FLOORS = (
     "embed trained pictures condition",
     "graph",
     # entry points: none imports another
-    "train evaluate results bench predict extract query explain export doctor worker",
+    "train evaluate results bench predict extract query explain export doctor",
 )
 
 

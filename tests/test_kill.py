@@ -16,7 +16,7 @@ def test_killed_runs_equal_one_in_peace() -> None:
     seed = str(int.from_bytes(os.urandom(2), "big"))  # other moments every time
     words = [sys.executable, str(harness), "--kills", "4", "--seed", seed, "quick"]
     environment = {**os.environ, "PYTHONPATH": str(harness.parents[1])}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"
     assert "4 kills" in done.stdout and "all equal" in done.stdout
 

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from commands import run_command
+from commands import killed, one_thread, run_command
 from omegaconf import OmegaConf
 from test_config import composed
 
@@ -24,6 +19,8 @@ from dcal import build
 from dcal.multirun import table
 from dcal.train import main, train
 
+HERE = Path(__file__).resolve().parent
+LIMIT = "+hydra.callbacks.limit._target_=limit.Limit"
 TINY = ("experiment=tiny/fgvc", "train.progress=false")
 
 
@@ -54,42 +51,14 @@ def notes(runs: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("points/*.json"))]
 
 
-def killed(call: Callable[[], object], when: Callable[[], bool]) -> None:
-    """Runs `call` in a fork, which spares the imports, and kills it as soon as `when` says so."""
-
-    def alone() -> None:
-        os.setsid()
-        torch.set_num_threads(1)  # the threads of this process are not there after a fork
-        call()
-
-    process = multiprocessing.get_context("fork").Process(target=alone)
-    process.start()
-    deadline = time.monotonic() + 120
-    while not when():
-        assert process.is_alive() and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.002)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-
-
 def test_eight_points_killed_twice_are_complete_the_third_time(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the forks: sums over several threads differ in their last bits
-    try:
-        runs, alone = tmp_path / "sweep", tmp_path / "alone"
-        points = [(attention, seed) for attention in ("none", "glca", "pwca", "dcal") for seed in (0, 1)]
-        words = ["attention=none,glca,pwca,dcal", "seed=0,1", "train.checkpoint_minutes=0", "train.batch_size=8"]
-
-        def midway(finished: int) -> bool:
-            """So many are finished, and another one has a checkpoint."""
-            done = len(list(runs.glob("tiny/fgvc/*/*/result.json")))
-            begun = {path.parent.parent for path in runs.glob("tiny/fgvc/*/*/checkpoints/[0-9]*")}
-            return done >= finished and any(not (run / "result.json").exists() for run in begun)
-
-        for finished in (1, 4):
-            killed(lambda: sweep(runs, *words), lambda enough=finished: midway(enough))
-            assert finished <= len(results(runs)) < 8
+    runs, alone = tmp_path / "sweep", tmp_path / "alone"
+    points = [(attention, seed) for attention in ("none", "glca", "pwca", "dcal") for seed in (0, 1)]
+    words = ["attention=none,glca,pwca,dcal", "seed=0,1", "train.checkpoint_minutes=0", "train.batch_size=8"]
+    with one_thread():
+        for step, finished in ((6, 1), (14, 4)):  # a point has four steps; in the midst of the next one
+            killed(lambda: sweep(runs, *words), step)
+            assert len(results(runs)) == finished
         before = set(results(runs))
         assert sweep(runs, *words) == 0
         found = results(runs)
@@ -99,10 +68,8 @@ def test_eight_points_killed_twice_are_complete_the_third_time(tmp_path: Path) -
         for attention, seed in points:
             point = [f"attention={attention}", f"seed={seed}"]
             train(composed(*TINY, "name=tiny/fgvc", f"run.root={alone}", *point, *words[2:]))
-        assert found == results(alone)
-        assert len({result["weights"] for result in found.values()}) == 8, "attention and seed decide"
-    finally:
-        torch.set_num_threads(threads)
+    assert found == results(alone)
+    assert len({result["weights"] for result in found.values()}) == 8, "attention and seed decide"
 
 
 def test_a_point_that_fails_does_not_stop_the_others(
@@ -144,27 +111,22 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert not list(tmp_path.glob("**/failure.txt")) and len(results(tmp_path)) == 4
 
 
-def test_a_request_to_stop_ends_the_sweep(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Ctrl-C in the first point must not begin the second."""
-    words = ["seed=0,1", "attention=none", "train.epochs=500"]
-    command = [sys.executable, "-m", "dcal.train", "-m", *TINY, f"run.root={tmp_path}", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("tiny/fgvc/*/*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT
-    assert [note["status"] for note in notes(tmp_path)] == ["interrupted"]
-    assert len(list(tmp_path.glob("tiny/fgvc/*/*"))) == 1 and not list(tmp_path.glob("**/failure.txt"))
-
-
-def test_a_finished_point_is_skipped_without_the_heavy_imports(tmp_path: Path) -> None:
-    assert sweep(tmp_path, "seed=0", "attention=none") == 0
+def test_a_finished_point_is_skipped_without_the_heavy_imports(fgvc_run: Path) -> None:
     code = "import sys; sys.modules['torch'] = None; sys.modules['wandb'] = None; from dcal.train import main; main()"
-    words = ["-m", *TINY, "seed=0,0,0,0", "attention=none", f"run.root={tmp_path}"]
+    words = ["-m", *TINY, "seed=0,0,0,0", f"run.root={fgvc_run.parents[3]}"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before") == 4 + 4 + 1  # each point, each line of the table, the sum
+
+
+def test_who_comes_second_finds_the_run_finished(
+    fgvc_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Another process may finish a run between this one's first look and its hold of the run."""
+    before = (fgvc_run / "result.json").stat().st_mtime_ns
+    monkeypatch.setattr(build, "build", None)
+    train(composed(*TINY, "name=tiny/fgvc", f"run.root={fgvc_run.parents[3]}"))
+    assert str(fgvc_run) in capfd.readouterr().out and (fgvc_run / "result.json").stat().st_mtime_ns == before
 
 
 def test_table() -> None:
@@ -183,36 +145,44 @@ def plugin(name: str) -> None:
     pytest.importorskip(f"hydra_plugins.{name}", reason=f"{name} is not installed, see docs/sweeps.md")
 
 
-def shell(runs: Path, *words: str, code: int) -> str:
-    """A sweep in a process of its own, for launchers that start others."""
-    command = [sys.executable, "-m", "dcal.train", "-m", *TINY, f"run.root={runs}", "attention=none", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
-        ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]),
+        (
+            "hydra_submitit_launcher",
+            [
+                "hydra/launcher=submitit_local",
+                "hydra.launcher.timeout_min=60",
+                LIMIT,
+            ],
+        ),
     ],
 )
-def test_launchers(name: str, words: list[str], tmp_path: Path) -> None:
+def test_launchers(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One point ends well, one fails; under submitit the first comes to a time limit in its third step."""
     plugin(name)
-    said = shell(tmp_path, "train.batch_size=16,4096", *words, code=1)  # more than there are images
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent), *sys.path]))
+    words = ["attention=none", "train.checkpoint_minutes=60", *words]
+    assert sweep(tmp_path, "train.batch_size=8,4096", *words) == 1  # more than there are images
+    said = capfd.readouterr().out
     assert "2 points: 1 finished, 1 failed" in said and "train.batch_size=4096" in said
     assert [note["status"] for note in notes(tmp_path)] == ["finished", "failed"]
     assert len(results(tmp_path)) == 1 and len(list(tmp_path.glob("tiny/fgvc/*/*/failure.txt"))) == 1
+    if "submitit" in name:
+        logs = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/.submitit/*/*_0_log.*"))
+        assert "stopped by SIGUSR2" in logs and "continuing at epoch 1, step 3" in logs
 
 
-def test_optuna(tmp_path: Path) -> None:
+def test_optuna(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plugin("hydra_optuna_sweeper")
     options = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=3"]
     options += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"]
-    said = shell(tmp_path, "optimizer.lr=interval(1e-4,1e-3)", *options, code=0)
-    assert "3 points: 3 finished" in said
+    assert sweep(tmp_path, "attention=none", "optimizer.lr=interval(1e-4,1e-3)", *options) == 0
+    assert "3 points: 3 finished" in capfd.readouterr().out
     values = [note["value"] for note in notes(tmp_path)]
     best = OmegaConf.load(max((tmp_path / "sweeps").iterdir()) / "optimization_results.yaml")
     assert best.best_value == max(values)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, run_command
+from commands import killed, one_thread, refused, run_command
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -76,12 +76,8 @@ def run(folder: Path | str, runs: Path, *more: str, code: int = 0) -> subprocess
 
 def run_inside(folder: Path | str, runs: Path, *more: str) -> None:
     """The same without a process of its own, which would take seconds to start."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as there: sums over several threads differ in their last bits
-    try:
+    with one_thread():
         run_command(main, *command(folder, runs, *more)[3:])
-    finally:
-        torch.set_num_threads(threads)
 
 
 def start(folder: Path, runs: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -140,21 +136,14 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(
 
 
 def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     slow = ["train.checkpoint_minutes=0", "train.epochs=3"]  # a checkpoint after every step
     run_inside(folder, whole, *slow)
-    process = start(folder, killed, *slow)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("tiny/*/*/checkpoints/0000000[89]")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not results(killed)
-    run_inside(folder, killed, *slow)
-    assert results(killed)[0]["metrics"] == results(whole)[0]["metrics"]
-    weights = [next(runs.glob("tiny/*/*/last.safetensors")).read_bytes() for runs in (whole, killed)]
+    killed(lambda: run_inside(folder, broken, *slow), step=9)
+    assert not results(broken)
+    run_inside(folder, broken, *slow)
+    assert results(broken)[0]["metrics"] == results(whole)[0]["metrics"]
+    weights = [next(runs.glob("tiny/*/*/last.safetensors")).read_bytes() for runs in (whole, broken)]
     assert weights[0] == weights[1]
 
 
@@ -169,6 +158,11 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(folder: Path, tmp_
         (["task.rerank=true"], "task=reid"),
         (["train.batch_size=4096"], "train.batch_size"),
         (["train.accumulate=9"], "train.accumulate"),
+        (["train.eval_every=0"], "train.eval_every=0: must be at least 1"),
+        (["train.clip_grad=0"], "train.clip_grad=0"),
+        (["train.ema_decay=1"], "train.ema_decay=1"),
+        (["seed=-1"], "seed=-1"),
+        (["wandb.mode=offline", "wandb.project='a:b'"], "wandb.mode=offline: Invalid project name"),
         (["optimizer.lr=1e30", "train.clip_grad=null"], "optimizer.lr"),
         (["device=cuda"], "device=cuda"),
     ],
@@ -208,17 +202,21 @@ def test_a_truncated_image_is_named_or_skipped(folder: Path, tmp_path: Path, cap
     assert len(results(tmp_path)) == 1
 
 
-def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(folder: Path, tmp_path: Path) -> None:
-    first = start(folder, tmp_path, "train.epochs=2000", "train.workers=1")
+def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = start(folder, tmp_path, "train.epochs=99999", "train.workers=1")
     try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("tiny/*/*/metrics.jsonl")) and time.monotonic() < deadline:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("tiny/*/*/metrics.jsonl")):
+            assert first.poll() is None and time.monotonic() < deadline, "no epoch was finished"
             time.sleep(0.05)
-        second = run(folder, tmp_path, "train.epochs=2000", "train.workers=1", code=1)
-        assert f"process {first.pid}" in second.stderr
+        words = command(folder, tmp_path, "train.epochs=99999", "train.workers=1")[3:]
+        assert f"process {first.pid}" in refused(main, *words, capfd=capfd)
     finally:
         os.killpg(first.pid, signal.SIGTERM)  # as a batch system does: the data workers get it, too
-        assert first.wait(60) == 128 + signal.SIGTERM
+        code = first.wait(300)
+    assert code == 128 + signal.SIGTERM
     # that a checkpoint is of the very step at which a signal came is in test_faults.py, where the step can be chosen
     saved = max(int(path.parent.name) for path in tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json"))
     (log,) = tmp_path.glob("tiny/*/*/metrics.jsonl")

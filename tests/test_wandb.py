@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import yaml
 from commands import refused, run_command
 from wandb_server import KEY, Sent, Server, serving
 
-from dcal import engine
+from dcal import engine, tracking
 from dcal.restore import restore
 from dcal.stop import Interrupted
 from dcal.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
+WANDB = shutil.which("wandb", path=Path(sys.executable).parent) or "wandb"
 TINY = ("experiment=tiny/fgvc", "attention=glca", "train.progress=false", "train.epochs=2")
 
 
@@ -47,16 +48,25 @@ def train(runs: Path, *words: str) -> Path:
     return result.parent
 
 
-def breaks_off(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """In the second epoch."""
+def in_second_epoch(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """Does something before its evaluation."""
     evaluate, calls = engine.evaluate, iter(range(9))
 
-    def broken(*args: Any) -> Any:
+    def evaluated(*args: Any) -> Any:
         if next(calls) == 1:
-            raise error
+            do()
         return evaluate(*args)
 
-    monkeypatch.setattr(engine, "evaluate", broken)
+    monkeypatch.setattr(engine, "evaluate", evaluated)
+
+
+def breaks_off(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """In the second epoch."""
+
+    def fail() -> None:
+        raise error
+
+    in_second_epoch(monkeypatch, fail)
 
 
 def check_history(sent: Sent, directory: Path) -> None:
@@ -105,8 +115,9 @@ def test_online(
 def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     breaks_off(monkeypatch, Interrupted(15))
     with pytest.raises(SystemExit):
-        train(tmp_path, "wandb.mode=online")
+        train(tmp_path, "wandb.mode=online", "name='one: two/three'")  # more than the client takes for an id
     (sent,) = server.runs.values()
+    assert sent.name.endswith("-one- two-three-0") and "one: two/three" in sent.fields["displayName"]
     assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
 
 
@@ -120,7 +131,7 @@ def test_offline_runs_are_synced(server: Server, tmp_path: Path, monkeypatch: py
     directory = train(tmp_path, *words)
     assert len(list(directory.glob("wandb/offline-run-*"))) == 2 and not server.runs
     command = ["make", "sync", f"VENV={sys.prefix}", f"RUNS={tmp_path}", "-o", f"{sys.prefix}/.dcal-installed"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (sent,) = server.runs.values()
     check_history(sent, directory)
@@ -140,6 +151,25 @@ def test_without_a_network_the_run_goes_on_offline(
     assert list(directory.glob("wandb/offline-run-*/*.wandb"))
 
 
+def test_a_server_that_goes_away_does_not_stop_the_training(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the second epoch. What it has not got is told, kept, and sent to it by `wandb sync` when it is back."""
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 1.0)
+    with monkeypatch.context() as patch:
+        in_second_epoch(patch, server.vanish)
+        directory = train(tmp_path, "wandb.mode=online")
+    said = "".join(capfd.readouterr())
+    (kept,) = directory.glob("wandb/run-*")
+    assert "server has gone away" in said and f"wandb sync {kept}" in said
+    assert len(next(iter(server.runs.values())).history) < 2
+    with serving() as back:
+        environment = {**os.environ, "WANDB_BASE_URL": back.url}
+        done = subprocess.run([WANDB, "sync", kept], env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        check_history(next(iter(back.runs.values())), directory)
+
+
 def test_online_without_a_key_says_so(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,8 +186,8 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path) -> None:
     server.sweep = {"config": yaml.dump({"command": command, "program": "dcal-train"})}
     server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}, {"seed": 1}]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    agent = [shutil.which("wandb", path=Path(sys.executable).parent) or "wandb", "agent", "somebody/dcal/sweep-0"]
-    done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
+    agent = [WANDB, "agent", "somebody/dcal/sweep-0"]
+    done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
     for result in map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json"))):

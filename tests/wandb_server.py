@@ -70,6 +70,13 @@ class Server(ThreadingHTTPServer):
         self.sweep: Answer = {}
         """`config` (YAML) and `points`: the parameters of runs that an agent has still to start."""
         self.lock = threading.Lock()
+        self.gone = False
+
+    def vanish(self) -> None:
+        """Answers nobody any more, those neither with whom it is talking."""
+        self.gone = True
+        self.shutdown()
+        self.server_close()
 
     def graphql(self, query: str, given: Answer) -> Answer:
         operation = re.match(r"\s*(?:query|mutation) (\w+)", query)
@@ -223,6 +230,12 @@ OPERATIONS: dict[str, Callable[[Server, Answer], Answer]] = {
 class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+
+    def parse_request(self) -> bool:
+        if self.server.gone:
+            self.close_connection = True
+            return False
+        return super().parse_request()
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -51,7 +51,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
 
 @first_only
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes `folder/<step>` whole and drops all but the newest two, and what a killed process has left half-written.
+    """Writes `folder/<step>` whole and drops all but the newest two.
 
     Raises:
         WriteError: the disk is full or not writable; older checkpoints are untouched.
@@ -59,8 +59,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
     target, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}"
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        remove_remains(folder)
         try:
             temporary.mkdir()
             save_weights(temporary / "model.safetensors", weights)
@@ -83,13 +82,24 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning."""
+    """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning.
+
+    What a killed process has left half-written is removed.
+    """
+    remove_remains(folder)
     for candidate in reversed(list_checkpoints(folder)):
         try:
             return read_checkpoint(candidate)
         except DamagedCheckpoint as error:
             log.warning("%s: going back to the one before", error)
     return None
+
+
+@first_only
+def remove_remains(folder: Path) -> None:
+    """Removes what is no whole checkpoint, whoever has left it."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
 """How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
-RESERVED = re.compile("[:;,#?/'\"]")
-"""What an id of W&B may not contain, and the name of a run may."""
+RESERVED = re.compile(r"[^\w.-]")
+"""What an id of W&B may not contain, or only in escapes, and the name of a run may."""
 ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
 """The part of a run directory from which other commands can open the run."""
 
@@ -66,7 +66,7 @@ def _finish(run: Run, tracked: Any, exit_code: int) -> None:
     except TimeoutError:
         log.warning(
             "wandb: the server has gone away or is slow, not everything was sent within %g s. It is kept; upload it "
-            "later with: wandb sync %s",
+            "later with: wandb sync --include-online %s",
             FINISH_SECONDS,
             Path(tracked.dir).parent,
         )

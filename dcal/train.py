@@ -149,7 +149,7 @@ def _sources() -> list[str]:
     hydra = HydraConfig.get()
     given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
-    return ["--config-name", hydra.job.config_name, *(f"--config-dir={path}" for path in given), *searched]
+    return ["--config-name", str(hydra.job.config_name), *(f"--config-dir={path}" for path in given), *searched]
 
 
 def summary(result: dict[str, Any], run: Run) -> str:

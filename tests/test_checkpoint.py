@@ -27,6 +27,18 @@ def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000002", "00000003"]
 
 
+def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "00000001").rename(tmp_path / ".00000001.replaced")  # between the two renames
+    save(tmp_path, 1)
+    assert load_latest(tmp_path) is not None
+    for name in (".00000001.replaced", ".00000002.4711"):  # after the last checkpoint of a run
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    assert load_latest(tmp_path) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "training_state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, file: str, damage: str) -> None:

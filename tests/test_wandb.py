@@ -117,7 +117,7 @@ def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monke
     with pytest.raises(SystemExit):
         train(tmp_path, "wandb.mode=online", "name='one: two/three'")  # more than the client takes for an id
     (sent,) = server.runs.values()
-    assert sent.name.endswith("-one- two-three-0") and "one: two/three" in sent.fields["displayName"]
+    assert sent.name.endswith("-one--two-three-0") and "one: two/three" in sent.fields["displayName"]
     assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
 
 
@@ -161,12 +161,15 @@ def test_a_server_that_goes_away_does_not_stop_the_training(
         directory = train(tmp_path, "wandb.mode=online")
     said = "".join(capfd.readouterr())
     (kept,) = directory.glob("wandb/run-*")
-    assert "server has gone away" in said and f"wandb sync {kept}" in said
+    assert "server has gone away" in said and f"wandb sync --include-online {kept}" in said
     assert len(next(iter(server.runs.values())).history) < 2
     with serving() as back:
         environment = {**os.environ, "WANDB_BASE_URL": back.url}
-        done = subprocess.run([WANDB, "sync", kept], env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [WANDB, "sync", "--include-online", kept], env=environment, capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert back.runs, done.stdout + done.stderr
         check_history(next(iter(back.runs.values())), directory)
 
 

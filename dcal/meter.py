@@ -38,14 +38,14 @@ class Meter:
         self.cfg, self.batches, self.records = cfg, batches, records
         self.sums: dict[str, Tensor] = {}
         self.steps = 0
-        self.images, self.epoch_seconds = 0, 0.0
+        self.images, self.epoch_seconds = 0, 0.0  # of the epoch, in all its sessions
         self.started = self.saved = self.epoch_started = time.monotonic()
         self.pending: tuple[Tensor, Tensor, int] | None = None
         self.bar: tqdm[Any] | None = None
 
     def watch(self, batches: Iterable[dict[str, Tensor]], epoch: int, first: int) -> Iterator[dict[str, Tensor]]:
         """The batches under a progress bar that shows images per second and the loss."""
-        self.epoch_started, self.images = time.monotonic(), 0
+        self.epoch_started = time.monotonic() - self.epoch_seconds
         with tqdm(
             total=self.batches * self.cfg.batch_size,
             initial=first * self.cfg.batch_size,
@@ -68,6 +68,7 @@ class Meter:
         self.pending = losses["loss"], batch["index"], step
         self.steps += 1
         self.images += len(batch["label"])
+        self.epoch_seconds = time.monotonic() - self.epoch_started
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
         if self.bar is not None:
@@ -99,7 +100,7 @@ class Meter:
         names = {name: f"train/{name}" if name in own else f"train/loss_{name}" for name in self.sums}
         values = {names[name]: (total / self.steps).item() for name, total in self.sums.items()}
         values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
-        self.sums, self.steps = {}, 0
+        self.sums, self.steps, self.images, self.epoch_seconds = {}, 0, 0, 0.0
         return values
 
     @first_only
@@ -126,9 +127,11 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """The sums of an epoch that is cut short, for a checkpoint."""
-        return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "steps": self.steps}
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        return {"sums": sums, "steps": self.steps, "images": self.images, "seconds": self.epoch_seconds}
 
     def restore(self, state: Mapping[str, Any], seconds: float) -> None:
         """Goes on from `state`, `seconds` into the run."""
         self.sums, self.steps = dict(state["sums"]), state["steps"]
+        self.images, self.epoch_seconds = state.get("images", 0), state.get("seconds", 0.0)  # 0: an older checkpoint
         self.started = time.monotonic() - seconds

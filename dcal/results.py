@@ -7,6 +7,7 @@ Tables, figures and pages are functions of the JSON files alone, so that a reade
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +19,7 @@ from dcal.report.document import document
 from dcal.report.folder import read_folder
 from dcal.report.page import fill, html
 from dcal.report.plot import draw
-from dcal.report.records import BadRun, collect, load, load_all, merge, parse, read_yaml, save
+from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.report.text import markdown
 from dcal.run import write_atomically
@@ -52,21 +53,32 @@ def job(config: DictConfig) -> None:
     names = collect_into(out, Path(config.runs), config.device)
     results = load_all(out)
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
+    if config.tables and not path.is_file():
+        raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
-    tables = [make_table(spec, results, config.resamples) for spec in listed]
-    texts = {table.spec.name: markdown(table) for table in tables}
+    tables = [table for spec in listed if (table := described(spec, results, config.resamples)) is not None]
+    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
     for page in map(Path, config.pages):
         rewrite(page, texts)
     for table in tables:
         publish(table, Path(config.figures), Path(config.html))
     # what has just been collected is worth a look before anybody has described a table for it
-    unlisted = [name for name in names if not any(spec.takes(name) for spec in listed)]
+    unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
     own = [make_table(Spec(name, [name]), results, config.resamples) for name in unlisted]
     for table in own:
         publish(table, Path(config.html), Path(config.html))
     for table in [*tables, *own]:
         if any(table.spec.takes(name) for name in names):
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+
+
+def described(spec: Spec, results: Mapping[str, Results], resamples: int) -> Table | None:
+    """The table of a description; None, with a word about it, where the runs do not fit the description any more."""
+    try:
+        return make_table(spec, results, resamples)
+    except ValueError as problem:
+        print(f"left as it is: {problem}", file=sys.stderr)
+        return None
 
 
 REPORT_KEYS = ("report", "device", "resamples")
@@ -116,7 +128,7 @@ def publish(table: Table, figures: Path, pages: Path) -> None:
     write_atomically(pages / f"{table.spec.name}.html", html(table, picture))
 
 
-def rewrite(page: Path, texts: dict[str, str]) -> None:
+def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
     """Fills the marked places of a file, if there is one and anything changes."""
     if page.is_file():
         old = page.read_text(encoding="utf-8")

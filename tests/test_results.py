@@ -118,6 +118,16 @@ def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
     assert len({r["items"]["digest"] for r in records}) == 1
 
 
+def test_an_epoch_without_a_speed_counts_with_the_usual_one(tmp_path: Path) -> None:
+    """Runs of older versions that were stopped in an evaluation have one."""
+    file = write_run(tmp_path, 0, 4) / "metrics.jsonl"
+    file.write_text(file.read_text().replace("50.0", "0.0"))
+    ((record,),) = collect(tmp_path)[0].values()
+    assert (record["train_seconds"], record["images_per_second"]) == (2 * 100 / 100, 100)
+    file.write_text(file.read_text().replace("100.0", "0.0"))
+    assert "images_per_second" in collect(tmp_path)[1][0]
+
+
 def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0)
     result = json.loads((folder / "result.json").read_text())
@@ -136,6 +146,17 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     assert record["items"]["count"] == 2
     assert decode(record["items"]["mAP"]).tolist() == [1.0, 0.25]
     assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
+
+
+def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", 0, 0)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"headline": "mAP", "metrics": {"mAP": 0.0, "rank1": 0.0}}))
+    nothing = {"average_precision": np.zeros(3), "first_rank": np.zeros(3), "valid": np.zeros(3, dtype=bool)}
+    np.savez(folder / "items.npz", index=np.arange(3), label=np.zeros(3), **nothing)
+    job(configure(tmp_path))
+    table = make_table(Spec("any", ["*"]), load_all(tmp_path / "results"), resamples=50)
+    assert "| all | 0.00 | – |" in markdown(table)
 
 
 @pytest.mark.parametrize("file", ["result.json", "config_resolved.yaml", "versions.json", "metrics.jsonl", "items.npz"])
@@ -213,6 +234,25 @@ def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
         make_table(Spec("mixed", ["*"], by=["dataset"]), load_all(runs.parent / "results"))
 
 
+def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when somebody tries a key on a recipe whose table knows nothing of it."""
+    folder = runs.parent
+    (folder / "README.md").write_text(PAGE)
+    job(configure(folder))
+    before = (folder / "README.md").read_text()
+    other = write_run(runs / "more", 0, 3)
+    config = (other / "config_resolved.yaml").read_text().replace("top_ratio: 0.1", "top_ratio: 0.5")
+    (other / "config_resolved.yaml").write_text(config)
+    (other / "result.json").write_text((other / "result.json").read_text().replace("id-dcal", "id-half"))
+    capsys.readouterr()
+    job(configure(folder))
+    told = capsys.readouterr()
+    assert "left as it is: tables.yaml, birds: the row 'dcal' mixes runs that differ in attention.glca.top" in told.err
+    assert (folder / "README.md").read_text() == before
+    assert "| dcal, 0.5 |" in told.out and "| none, 0.1 |" in told.out
+    assert (folder / "html" / "fgvc-birds.html").is_file()
+
+
 @pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
 def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
     root = experiments_dir().parent
@@ -225,8 +265,10 @@ def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
     assert fill(text, {spec.name: markdown(make_table(spec, results)) for spec in wanted}) == text
 
 
-def test_wrong_descriptions_are_named() -> None:
+def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"birds: unknown \['agianst'\]"):
         specs({"birds": {"runs": "x", "agianst": {}}})
+    with pytest.raises(ValueError, match=r"tables=.*tabels\.yaml: no such file"):
+        job(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
     with pytest.raises(ValueError, match=r"results:brids .*tables.yaml has birds"):
         fill("<!-- results:brids -->\n<!-- /results -->", {"birds": ""})

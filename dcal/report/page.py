@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -20,8 +21,10 @@ img { max-width: 100% } pre { background: #f4f4f4; padding: .8em; overflow-x: au
 MARKED = re.compile(r"(?P<open><!-- results:(?P<name>[\w-]+) -->\n).*?(?P<close><!-- /results -->)", re.DOTALL)
 
 
-def fill(text: str, tables: dict[str, str]) -> str:
+def fill(text: str, tables: Mapping[str, str | None]) -> str:
     """Replaces what stands between `<!-- results:NAME -->` and `<!-- /results -->` by the table of that name.
+
+    Where that is None, the page keeps what it has.
 
     Raises:
         ValueError: there is no table of that name.
@@ -30,7 +33,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
     def replace(match: re.Match[str]) -> str:
         if match["name"] not in tables:
             raise ValueError(f"<!-- results:{match['name']} -->: tables.yaml has {', '.join(tables) or 'no table'}")
-        return f"{match['open']}{tables[match['name']]}\n{match['close']}"
+        new = tables[match["name"]]
+        return match[0] if new is None else f"{match['open']}{new}\n{match['close']}"
 
     return MARKED.sub(replace, text)
 

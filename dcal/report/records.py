@@ -137,12 +137,19 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def speed(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Seconds of training over all sessions, without evaluation, and images per second: an epoch's median."""
+    """Seconds of training over all sessions, without evaluation, and images per second: an epoch's median.
+
+    A speed of 0 is none: older versions forgot it when a run was stopped in the evaluation and resumed.
+    """
     steps = [0, *(line["step"] for line in lines)]
     rates = [line["train/images_per_second"] for line in lines]
     images = [(after - before) * batch_size for before, after in itertools.pairwise(steps)]
-    seconds = sum(number / rate for number, rate in zip(images, rates, strict=True))
-    return {"train_seconds": round(seconds, 1), "images_per_second": round(statistics.median(rates), 1)}
+    measured = [rate for rate in rates if rate]
+    if not measured:
+        raise KeyError("train/images_per_second")
+    usual = statistics.median(measured)
+    seconds = sum(number / (rate or usual) for number, rate in zip(images, rates, strict=True))
+    return {"train_seconds": round(seconds, 1), "images_per_second": round(usual, 1)}
 
 
 def curve(lines: list[dict[str, Any]], headline: str) -> dict[str, list[float | None]]:
@@ -185,7 +192,7 @@ def read_items(path: Path) -> dict[str, Any]:
         return {
             "count": len(order),
             "digest": digest,
-            **{key: encode(values[order]) for key, values in sorted(outcomes.items())},
+            **{key: encode(values[order]) for key, values in sorted(outcomes.items()) if len(order)},
         }
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise BadRun(f"{path}: cannot be read ({error})") from None

@@ -73,7 +73,7 @@ def build(config: DictConfig) -> Setup:
     if processes > 1 and not sharded:
         network = features = replicate(model, features)
     part_ways(cfg.seed, rank)
-    return Setup(
+    setup = Setup(
         task,
         data,
         loader,
@@ -90,6 +90,24 @@ def build(config: DictConfig) -> Setup:
         build_mixup(task, data.num_classes),
         twin,
     )
+    check_splits(setup)
+    return setup
+
+
+def check_splits(setup: Setup) -> None:
+    """Refuses data that the task cannot be judged on, before it is trained on for hours.
+
+    Raises:
+        ValueError: saying which split is missing.
+    """
+    catalog = setup.data.catalog
+    for split in setup.task.splits(setup.validation):
+        if split not in catalog.splits:
+            raise ValueError(
+                f"task={setup.task.name} is judged on the split {split}, which {catalog.name} lacks (it has "
+                f"{', '.join(catalog.splits)}): take the task that fits the data set, or hold out training data "
+                "(dataset.val_fraction, dataset.val_ids)"
+            )
 
 
 def share_of_batch(batch_size: int, instances: int, processes: int) -> int:
@@ -167,6 +185,10 @@ def check_train(cfg: Config) -> None:
         raise ValueError(
             f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
             f"not have that many parts{' for each of the processes' if processes > 1 else ''}"
+        )
+    if (cfg.task.mixup or cfg.task.cutmix) and cfg.train.batch_size % 2:
+        raise ValueError(
+            f"train.batch_size={cfg.train.batch_size}: task.mixup and task.cutmix blend pairs; make it even"
         )
     if cfg.launch.strategy not in STRATEGIES:
         raise ValueError(f"launch.strategy={cfg.launch.strategy!r}: choose one of {', '.join(STRATEGIES)}")

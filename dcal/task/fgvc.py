@@ -42,8 +42,14 @@ class FGVC(TaskOptions):
         super().__post_init__()
         if self.rerank:
             raise ValueError("task.rerank=true ranks a gallery: it needs task=reid")
+        if self.metric != "cosine":
+            raise ValueError(f"task.metric={self.metric} ranks a gallery: it needs task=reid")
         if self.side_information != "none":
             raise ValueError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
+
+    def splits(self, split: str) -> tuple[str, ...]:
+        """The splits of the data set that an evaluation of `split` reads."""
+        return (split,)
 
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -55,8 +56,8 @@ def infer_batches(
                 continue
             features[branch] = torch.stack([getattr(output.features, branch).float() for output in outputs]).mean(0)
             if not features_only:
-                scores = torch.stack([getattr(output, branch).float().softmax(-1) for output in outputs]).mean(0)
-                logits[branch] = scores.log()
+                scores = torch.stack([getattr(output, branch).float().log_softmax(-1) for output in outputs])
+                logits[branch] = scores.logsumexp(0) - math.log(len(outputs))
         chosen = outputs[0].selected
         selected = None if chosen is None else chosen.cpu()
         yield Inferred(_on_cpu(logits), _on_cpu(features), selected, batch["label"], batch["camera"], batch["index"])

@@ -35,6 +35,11 @@ class TaskOptions:
     def __post_init__(self) -> None:
         if not self.inference or any(branch not in BRANCHES for branch in self.inference):
             raise ValueError(f"task.inference={list(self.inference)}: choose from {', '.join(BRANCHES)}")
+        if len(set(self.inference)) < len(self.inference):
+            raise ValueError(f"task.inference={list(self.inference)}: names a branch twice")
+        for key in ("mixup", "cutmix"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"task.{key}={getattr(self, key)}: must be 0 (off) or more")
         if self.triplet["weight"] and self.instances < 2:
             raise ValueError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
 

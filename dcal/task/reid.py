@@ -51,6 +51,11 @@ class ReID(TaskOptions):
         if self.side_information not in sides:
             raise ValueError(f"task.side_information={self.side_information!r}: choose one of {', '.join(sides)}")
 
+    def splits(self, split: str) -> tuple[str, ...]:
+        """The splits of the data set that an evaluation of `split` reads."""
+        prefix = "" if split == "test" else f"{split}_"
+        return f"{prefix}query", f"{prefix}gallery"
+
     def evaluate(
         self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
     ) -> Evaluation:
@@ -59,16 +64,15 @@ class ReID(TaskOptions):
         Args:
             split: `test` for `query` and `gallery`, `val` for `val_query` and `val_gallery`.
         """
-        prefix = "" if split == "test" else f"{split}_"
         query, gallery = (
             infer(
                 model,
-                data.eval_loader(prefix + part, batch_size, workers, *place()),
+                data.eval_loader(part, batch_size, workers, *place()),
                 device,
                 self.flip_test,
                 features_only=True,
             )
-            for part in ("query", "gallery")
+            for part in self.splits(split)
         )
         q, g = (combined_features(seen.features, self.inference) for seen in (query, gallery))
         tracks = tracks_of(data, split, gallery.index)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -168,6 +170,17 @@ class TestDecoding:
         assert result.shape == (40, 50, 3)
         assert np.abs(result - np.asarray(Image.open(path).convert("RGB")).astype(int)).max() <= 3
 
+    def test_16_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
+        grey = pixels(0)[..., 0]
+        for suffix in ("png", "tif"):
+            Image.fromarray(grey * np.uint16(257)).save(tmp_path / f"a.{suffix}")
+            assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), np.stack([grey] * 3, 2))
+        cv2.imwrite(str(tmp_path / "a.png"), pixels(0)[..., ::-1] * np.uint16(257))
+        assert np.array_equal(read_image(tmp_path / "a.png"), pixels(0))
+        Image.fromarray(grey / np.float32(255)).save(tmp_path / "a.tiff")
+        with pytest.raises(DataError, match=r"a\.tiff: has 32 bits per pixel"):
+            read_image(tmp_path / "a.tiff")
+
     def test_a_wrong_extension_does_not_matter(self, tmp_path: Path) -> None:
         Image.fromarray(pixels(0)).save(tmp_path / "a.png")
         (tmp_path / "a.png").rename(tmp_path / "a.jpg")
@@ -281,6 +294,9 @@ class TestSplits:
             assert [sum(record.label == label for record in split) for split in (train, val)] == [4, 2]
         assert data.records("test") == catalog.splits["test"]
         assert make_data(catalog, val_fraction=0.3).records("val") == val
+        single = Catalog("tiny", {**catalog.splits, "train": catalog.splits["train"][:5]}, list("abcde"))
+        with pytest.raises(ValueError, match=r"dataset\.val_fraction=0\.3: every class of tiny has one training image"):
+            make_data(single, val_fraction=0.3)
 
     def test_train_fraction_keeps_every_class_and_is_nested(self, catalog: Catalog) -> None:
         subsets = [set(make_data(catalog, train_fraction=f).records("train")) for f in (0.01, 0.5, 0.9, 1.0)]
@@ -302,7 +318,8 @@ class TestSplits:
         assert some.items() < more.items() and some == wrong(0.2)
         assert set(wrong(0.97).values()) == set(range(5))
         with pytest.raises(ValueError, match=r"dataset\.label_noise=0\.5: tiny has one class"):
-            make_data(Catalog("tiny", catalog.splits, ["a"]), label_noise=0.5)
+            one = {split: [replace(r, label=0) for r in records] for split, records in catalog.splits.items()}
+            make_data(Catalog("tiny", one, ["a"]), label_noise=0.5)
 
     def test_val_ids_are_other_people(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").touch()
@@ -322,6 +339,11 @@ class TestSplits:
         assert {record.view for record in query} == {0}
         for wanted in query:  # every query has a match under another camera
             assert any(r.label == wanted.label and r.camera != wanted.camera for r in gallery)
+        blind = [replace(record, camera=-1) for record in records if record.label or record.camera == 0]
+        splits = {"train": blind, "query": blind[:1], "gallery": blind[1:]}
+        data = make_data(Catalog("people", splits, list("abcdefghijkl")), val_ids=11)  # all but 0, seen once
+        query, gallery = data.records("val_query"), data.records("val_gallery")
+        assert data.class_names == ["a"] and len(query) == 11 and len(gallery) == len(blind) - 12
 
 
 @pytest.mark.parametrize(
@@ -350,6 +372,8 @@ def test_bad_options_are_named(catalog: Catalog, options: dict[str, Any], messag
 def test_missing_images_and_splits_are_named(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="no split 'val': tiny has train, test"):
         make_data(catalog).records("val")
+    with pytest.raises(DataError, match=r"04\.jpg: its label is 4, but the 4 classes of tiny count from 0"):
+        make_data(replace(catalog, class_names=list("abcd")))
     catalog.splits["test"][0].path.unlink()
     with pytest.raises(DataError, match=r"30\.jpg: no such file.*dataset\.root=somewhere"):
         make_data(catalog, root="somewhere")

@@ -51,6 +51,10 @@ reader takes splits and labels from the set's own files and sorts what a file sy
 the same on every machine. What is missing or malformed is one sentence that names the file, the key and the
 remedy.
 
+**Images.** Files of any size and colour mode that Pillow reads become RGB: grey is repeated, alpha and the lower
+8 of 16 bits are dropped. An orientation in the EXIF data is ignored, as torchvision's and timm's loaders do: turn
+the pixels themselves of pictures from a telephone. Hidden files and folders are passed over.
+
 **Counts.** A run logs how many images it read, and how many there should be. Classification sets may be
 subsets. The known re-identification sets are compared with the official counts, and refused if they differ,
 since figures would not compare: `dataset.allow_mismatch=true` reads them all the same, with a warning.
@@ -86,7 +90,7 @@ def options(name: str) -> list[str]:
     block = re.search(r"^reader:\n((?:  .*\n)+)", text, re.MULTILINE)
     assert block
     found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE)
-    kept = [entry for entry in found if entry[0] not in ("_target_", "root", "allow_mismatch")]
+    kept = [entry for entry in found if entry[0] not in ("_target_", "root")]
     return [f"- `dataset.reader.{key}={value}`{f': {words}' if words else ''}" for key, value, words in kept]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 from collections import Counter
@@ -12,10 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import get_method
-from omegaconf import OmegaConf
 
-from dcal.config import DatasetConfig
 from dcal.dataset import reid, reid_identity, reid_protocol
 from dcal.dataset.loader import Data
 from dcal.dataset.record import Catalog, DataError
@@ -50,7 +46,10 @@ def test_market1501_has_the_official_counts(data_root: Path, caplog: pytest.LogC
     assert "train 751 ids, 12936 images, 6 cameras" in caplog.text and "3819 junk" in caplog.text
     assert {s: len(r) for s, r in catalog.splits.items()} == {"train": 12936, "query": 3368, "gallery": 19732}
     assert catalog.protocol["gallery"] == {"identities": 751, "images": 15913, "cameras": 6}
+    assert catalog.protocol["train"] == {"identities": 751, "images": 12936, "cameras": 6}
+    assert catalog.protocol["query"] == {"identities": 750, "images": 3368, "cameras": 6}
     assert (catalog.protocol["gallery_junk"], catalog.protocol["distractors"]) == (3819, 2798)
+    assert catalog.protocol["mismatch"] == []
     labels = [record.label for record in catalog.splits["train"]]
     assert sorted(set(labels)) == list(range(751)) and catalog.num_classes == 751
     assert catalog.class_names[0] == "2"
@@ -67,6 +66,7 @@ def test_msmt17_lists_have_the_official_counts(data_root: Path, train: str, imag
     assert catalog.protocol["query"] == {"identities": 3060, "images": 11659, "cameras": 15}
     assert catalog.protocol["gallery"] == {"identities": 3060, "images": 82161, "cameras": 15}
     assert (catalog.protocol["version"], catalog.protocol["train_lists"]) == ("V1", train)
+    assert catalog.protocol["mismatch"] == []
     first = catalog.splits["gallery"][0]
     assert first.path.parts[-3:] == ("test", "0000", "0000_008_01_0303morning_0019_2.jpg")
     assert (first.label, first.camera) == (0, 1)
@@ -77,6 +77,7 @@ def test_occluded_duke_lists_have_the_official_counts(data_root: Path) -> None:
     assert catalog.protocol["train"] == {"identities": 702, "images": 15618, "cameras": 8}
     assert catalog.protocol["query"] == {"identities": 519, "images": 2210, "cameras": 8}
     assert catalog.protocol["gallery"] == {"identities": 1110, "images": 17661, "cameras": 8}
+    assert catalog.protocol["mismatch"] == []
 
 
 def test_veri_has_the_official_counts_and_its_own_ground_truth(data_root: Path) -> None:
@@ -86,7 +87,7 @@ def test_veri_has_the_official_counts_and_its_own_ground_truth(data_root: Path) 
     assert catalog.protocol["train"] == {"identities": 576, "images": 37778, "cameras": 20}
     assert catalog.protocol["query"] == {"identities": 200, "images": 1678, "cameras": 19}
     assert catalog.protocol["gallery"] == {"identities": 200, "images": 11579, "cameras": 19}
-    assert catalog.protocol["evaluation"] == "image_to_image"
+    assert (catalog.protocol["evaluation"], catalog.protocol["mismatch"]) == ("image_to_image", [])
     assert set(names(catalog, "query")) <= set(names(catalog, "gallery"))
     ids, cams = (
         torch.tensor([getattr(record, field) for record in catalog.splits["gallery"]]) for field in ("label", "camera")
@@ -240,6 +241,9 @@ def people(root: Path, folder: str = "") -> Path:
 def test_identity_folder_splits_by_name(tmp_path: Path) -> None:
     people(tmp_path)
     touch(tmp_path / "-1", ["x_c1_0.jpg"])
+    (tmp_path / "anna/camera 2").mkdir()  # deeper folders are of the same person, hidden ones nobody's
+    (tmp_path / "anna/anna_c2_1.jpg").rename(tmp_path / "anna/camera 2/anna_c2_1.JPG")
+    touch(tmp_path, [".cache/x_c1_0.jpg", "bert/._bert_c1_0.jpg"])
     catalog = read_identity_folder(tmp_path, camera=r"_c(\d)", test_fraction=0.5)
     assert catalog.num_classes == 3 and len(catalog.splits["train"]) == 12
     # the first image under each camera is a query, the other one is in the gallery
@@ -304,22 +308,6 @@ def test_identity_csv(tmp_path: Path) -> None:
     assert catalog.class_names == ["7"]
 
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "dataset"
-OPTIONS = (
-    "market1501", "msmt17", "veri", "dukemtmc", "occluded_duke", "vehicleid",
-    "identity_folder", "identity_csv",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_configuration_fits_schema_and_reader(option: str) -> None:
-    raw = OmegaConf.load(CONF / f"{option}.yaml")
-    config = OmegaConf.merge(OmegaConf.structured(DatasetConfig), raw)
-    assert set(raw) == set(config)  # all keys given, or switching options would leave some behind
-    reader = OmegaConf.to_container(raw.reader, resolve=False)
-    inspect.signature(get_method(reader.pop("_target_"))).bind(**reader)
-
-
 # --- faults
 
 
@@ -361,10 +349,10 @@ def test_faults_in_known_sets_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("path,id,split", "a.jpg,1,train"), "no column camera"),
+        (("path,id,split", "a.jpg,1,train"), "column camera is missing"),
         ((*ROWS, "a.jpg,1,2,test"), "line 6: .*split is one of train, query, gallery"),
         ((*ROWS, "a.jpg,,2,train"), "line 6: .*none may be empty"),
-        ((*ROWS, "e.jpg,1,2,train"), "1 listed images are missing, first e.jpg"),
+        ((*ROWS, "e.jpg,1,2,train"), "1 listed images are missing, first e.jpg; the paths in images.csv count from"),
         (ROWS[:2], "the split 'query' is empty"),
     ],
 )

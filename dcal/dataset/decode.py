@@ -1,10 +1,10 @@
 """From an image file to pixels, as the field's loaders see it, with damage detected instead of painted over.
 
 OpenCV decodes, because it is the fastest; where it is known to differ from Pillow, which the field's loaders
-use (CMYK, palettes, alpha, 16 bits), or where the file does not end as it should, Pillow does. Depending on
-its version, OpenCV returns a truncated JPEG as an image with a grey rest and says nothing. So a file whose
-end marker is missing goes to Pillow, which refuses it when pixels are missing, and lets it pass when
-something merely follows the marker.
+use (CMYK, palettes, alpha), or where the file does not end as it should, Pillow does. Depending on its version,
+OpenCV returns a truncated JPEG as an image with a grey rest and says nothing. So a file whose end marker is
+missing goes to Pillow, which refuses it when pixels are missing, and lets it pass when something merely follows
+the marker.
 
 A JPEG holds its image as 8 x 8 blocks of frequencies, so it can be decoded at 1/2, 1/4 or 1/8 of its size for a
 fraction of the cost. Averaging in the frequency domain is not the bilinear filter that follows, so pixels differ by a
@@ -46,7 +46,7 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
     """Decodes an image file.
 
     An orientation in the EXIF data is ignored, as torchvision's and timm's loaders do: annotations refer to
-    the stored pixels. Alpha is dropped.
+    the stored pixels. Alpha is dropped, and of 16 bits the lower 8.
 
     Args:
         cover: (height, width) in pixels that suffice: a JPEG that is twice as large or more, in both directions,
@@ -56,7 +56,7 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
         uint8 RGB (H, W, 3).
 
     Raises:
-        DataError: the file is missing, unreadable, truncated or no image.
+        DataError: the file is missing, unreadable, truncated, no image, or has 32 bits per pixel.
     """
     try:
         data = path.read_bytes()
@@ -69,11 +69,21 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[divisor])
                 if pixels is not None:
                     return pixels  # type: ignore[return-value]
+            if image.mode[0] in "IF":
+                return _from_deep_grey(image, path)
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: is no image, or one of an unknown kind") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is damaged ({error})") from error
+
+
+def _from_deep_grey(image: Image.Image, path: Path) -> Pixels:
+    """The upper 8 of the 16 bits of a grey image; Pillow's own conversion turns everything above 255 white."""
+    grey = np.asarray(image)
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise DataError(f"{path}: has 32 bits per pixel, of which the range is not known; convert it to 8 or 16 bits")
+    return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _divisor(image: Image.Image, cover: tuple[int, int]) -> int:

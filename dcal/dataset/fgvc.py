@@ -8,14 +8,20 @@ these sets are of little help: they want folders of their own naming, and give n
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
-from dcal.dataset.files import Entry, find_root, look_up, make_catalog, read_lines, read_table
+from dcal.dataset.files import (
+    Entry,
+    find_root,
+    images_below,
+    look_up,
+    make_catalog,
+    read_lines,
+    read_rows,
+    read_table,
+)
 from dcal.dataset.record import Catalog, DataError, Part
 
 CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
@@ -108,21 +114,26 @@ def read_image_folder(root: str | Path | None) -> Catalog:
     Raises:
         DataError: `train`, or both others, are missing or empty.
     """
-    folder = find_root(root, "an image folder", "train", "")
+    wanted = "train/<class>/ and in test/<class>/ or val/<class>/"
+    if root is None:
+        raise DataError(f"dataset.root is not set: give a folder with images in {wanted}")
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"dataset.root={root}: no such folder; give one with images in {wanted}")
     entries = [
         Entry(split, path, class_folder.name)
         for split in ("train", "val", "test")
         if (folder / split).is_dir()
         for class_folder in sorted((folder / split).iterdir())
-        if class_folder.is_dir()
-        for path in sorted(class_folder.rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
+        if class_folder.is_dir() and not class_folder.name.startswith(".")
+        for path in images_below(class_folder)
     ]
     found = {entry.split for entry in entries}
     if "train" not in found or len(found) < 2:
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
         raise DataError(
-            f"dataset.root={root}: expected images in train/<class>/ and in test/<class>/ or val/<class>/; "
-            f"found some in {', '.join(sorted(found)) or 'none of them'}"
+            f"dataset.root={root}: expected images in {wanted}; found some in "
+            f"{', '.join(sorted(found)) or 'none of them'} (the folder holds {there}, ...)"
         )
     if "test" not in found:
         entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in entries]
@@ -141,22 +152,14 @@ def read_csv(root: str | Path | None) -> Catalog:
     """
     file = _find_csv(root)
     entries = []
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        table = csv.DictReader(stream)
-        missing = {"path", "label", "split"} - set(table.fieldnames or ())
-        if missing:
+    for line, row in read_rows(file, ("path", "label", "split")):
+        path, label, split = row.values()
+        if not path or not label or split not in ("train", "val", "test"):
             raise DataError(
-                f"{file}: column {', '.join(sorted(missing))} is missing; the first line must name the "
-                "columns path, label and split, separated by commas"
+                f"{file}: line {line}: path '{path}', label '{label}', split '{split}'; all "
+                "three are needed, and split is one of train, val, test"
             )
-        for row in table:
-            path, label, split = row["path"], row["label"], row["split"]
-            if not path or not label or split not in ("train", "val", "test"):
-                raise DataError(
-                    f"{file}: line {table.line_num}: path '{path}', label '{label}', split '{split}'; all "
-                    "three are needed, and split is one of train, val, test"
-                )
-            entries.append(Entry(split, file.parent / path, label))
+        entries.append(Entry(split, file.parent / path, label))
     if not any(entry.split == "test" for entry in entries):
         raise DataError(f"{file}: has no row with split 'test'")
     return make_catalog(file.stem, entries, None, None)

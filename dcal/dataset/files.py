@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import glob
+import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.io import loadmat
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dcal.dataset.record import Catalog, DataError, Part, Record
 
@@ -36,7 +40,7 @@ def make_catalog(
         official: published number of images by split; becomes part of the protocol beside this copy's.
 
     Raises:
-        DataError: a class has no name, or images but none to train on.
+        DataError: a class has no name, or images but none to train on; or there is one class only.
     """
     entries = list(entries)
     labels = _numbered(entry.key for entry in entries)
@@ -44,6 +48,8 @@ def make_catalog(
     if unseen:
         raise DataError(f"{name}: class '{unseen[0]}' has images in other splits, but none in 'train'")
     unnamed = sorted(set(labels) - set(names)) if names is not None else []
+    if len(labels) == 1:
+        raise DataError(f"{name}: all images are of one class, '{entries[0].key}': there is nothing to tell apart")
     if unnamed:
         raise DataError(f"{name}: images have class '{unnamed[0]}', but the list of classes does not")
     splits: dict[str, list[Record]] = {}
@@ -71,6 +77,15 @@ def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> P
         if (candidate / marker).exists():
             return candidate
     raise DataError(f"dataset.root={root}: holds no {marker}, so it is no complete copy of {name}")
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder at any depth, sorted.
+
+    Hidden files and folders (`._1.jpg` of a Mac, `.ipynb_checkpoints`) are passed over, links to folders followed.
+    """
+    found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))
+    return sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
 
 
 def read_lines(file: Path, name: str) -> list[str]:
@@ -105,6 +120,27 @@ def read_table(file: Path, name: str) -> dict[str, str]:
             raise DataError(f"{file}: line {number} ('{line}') {problem}; expected lines 'id value'")
         table[parts[0]] = parts[1]
     return table
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and these columns of each row of a CSV table, whose first line names its columns.
+
+    Raises:
+        DataError: it is no UTF-8 text, or lacks a column.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is no UTF-8 text ({error}); save the table as UTF-8") from None
+    table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    missing = [column for column in columns if column not in (table.fieldnames or ())]
+    if missing:
+        raise DataError(
+            f"{file}: column {', '.join(missing)} is missing; the first line must name the columns "
+            f"{', '.join(columns)}, separated by commas"
+        )
+    for row in table:
+        yield table.line_num, {column: (row[column] or "").strip() for column in columns}
 
 
 def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from dcal.dataset.files import images_below
 from dcal.dataset.images import ImageDataset, Loader
 from dcal.dataset.record import DataError, Record
 from dcal.dataset.transform import eval_transform
@@ -103,7 +104,7 @@ def numbers_in(paths: Sequence[Path], pattern: str, key: str, required: bool = T
 def _files(path: Path, key: str) -> list[Path]:
     """The files that one path, glob or list stands for."""
     if path.is_dir():
-        found = [file for file in _matching(f"{glob.escape(str(path))}/**/*") if file.suffix.lower() in IMG_EXTENSIONS]
+        found = images_below(path)
         problem = f"no image below this folder (none of {' '.join(IMG_EXTENSIONS)})"
     elif path.is_file() and path.suffix.lower() == ".txt":
         found, problem = _listed(path, key), "lists no path"

@@ -36,7 +36,8 @@ class Data:
 
     Raises:
         ValueError: an option has no valid value; the message starts with its key.
-        DataError: a split is empty, its first image is missing, or the copy is not the official one.
+        DataError: a split is empty, its first image is missing, a label is out of range, or the copy is not the
+            official one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Data:
             True: train_transform(image_size, resize, augment),
             False: eval_transform(image_size, resize),
         }
+        _check_labels(reader)
         _check_files(reader, root)
         _check_official(reader, allow_mismatch)
         if val_fraction:
@@ -202,6 +204,18 @@ class Data:
                 on_bad_image=self._on_bad_image,
             )
         return self._datasets[split, training]
+
+
+def _check_labels(catalog: Catalog) -> None:
+    """Those of queries and galleries are identities, of which any number will do."""
+    for split, records in catalog.splits.items():
+        if split == "train" or "query" not in catalog.splits:
+            wrong = next((record for record in records if not 0 <= record.label < catalog.num_classes), None)
+            if wrong is not None:
+                raise DataError(
+                    f"{wrong.path}: its label is {wrong.label}, but the {catalog.num_classes} classes of "
+                    f"{catalog.name} count from 0"
+                )
 
 
 def _check_files(catalog: Catalog, root: str | Path | None) -> None:

@@ -6,16 +6,15 @@ all names of the set are numbered in order, numbers first.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from dcal.dataset.files import images_below, read_rows
 from dcal.dataset.record import Catalog, DataError
-from dcal.dataset.reid_protocol import IMAGE_SUFFIXES, Sighting, build_catalog, require_images
+from dcal.dataset.reid_protocol import Sighting, build_catalog, require_images
 
 LOG = logging.getLogger(__name__)
 SPLITS = ("train", "query", "gallery")
@@ -121,11 +120,11 @@ def int_or_zero(name: str) -> int:
 
 
 def identity_folders(folder: Path) -> dict[str, list[Path]]:
-    """Sorted images by identity; folders without images are passed over."""
+    """Sorted images by identity, from deeper folders, too; hidden folders and those without images are passed over."""
     found = {}
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            images = sorted(path for path in entry.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if entry.is_dir() and not entry.name.startswith("."):
+            images = images_below(entry)
             if images:
                 found[entry.name] = images
     if not found:
@@ -169,18 +168,6 @@ def shared(seen: Mapping[str, Iterable[Sighting]]) -> int:
     return len(both)
 
 
-def read_rows(table: Path) -> list[dict[str, str]]:
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table}: is no UTF-8 text ({error}); save the table as UTF-8") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{table}: no column {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    return [{key: (row[key] or "").strip() for key in COLUMNS} for row in reader]
-
-
 def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Catalog:
     """A table with the columns path, id, camera and split, in any order; other columns are passed over.
 
@@ -205,14 +192,15 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
             f"{table}: no such file; dataset.root must hold the table dataset.reader.file={file} "
             f"with the columns {', '.join(COLUMNS)}"
         )
-    rows = read_rows(table)
-    for line, row in enumerate(rows, 2):
+    rows = []
+    for line, row in read_rows(table, COLUMNS):
         if row["split"] not in SPLITS or not row["path"] or not row["id"]:
             raise DataError(
                 f"{table}: line {line}: path={row['path']!r}, id={row['id']!r}, split={row['split']!r}; "
                 f"none may be empty, and split is one of {', '.join(SPLITS)}"
             )
-    require_images(folder, (row["path"] for row in rows))
+        rows.append(row)
+    require_images(folder, (row["path"] for row in rows), f"the paths in {table.name} count from this folder")
     number = numbers(row["id"] for row in rows)
     cameras = numbers(row["camera"] or "-1" for row in rows)
     seen: dict[str, list[Sighting]] = {split: [] for split in SPLITS}

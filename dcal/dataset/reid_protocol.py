@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
 from dcal.dataset.files import find_root
 from dcal.dataset.record import Catalog, DataError, Record
 
 LOG = logging.getLogger(__name__)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 JUNK_POLICY = "id -1 is junk: kept in the gallery records, ignored by the evaluation, never trained on"
 CAMERA_POLICY = "gallery images of the query's identity and camera are ignored"
 
@@ -61,13 +62,15 @@ def list_images(folder: Path) -> list[str]:
         DataError: if there is no image.
     """
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES))
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and e.name[0] != ".")
     if not names:
         raise DataError(f"{folder}: no image in it; check dataset.root")
     return names
 
 
-def require_images(folder: Path, names: Iterable[str]) -> None:
+def require_images(
+    folder: Path, names: Iterable[str], remedy: str = "dataset.root must be the complete official download"
+) -> None:
     """Raises DataError if a listed file is missing; lists each folder once instead of asking per file."""
     present: dict[str, set[str]] = {}
     missing = []
@@ -79,10 +82,7 @@ def require_images(folder: Path, names: Iterable[str]) -> None:
         if tail not in present[head]:
             missing.append(name)
     if missing:
-        raise DataError(
-            f"{folder}: {len(missing)} listed images are missing, first {missing[0]}; "
-            "dataset.root must be the complete official download"
-        )
+        raise DataError(f"{folder}: {len(missing)} listed images are missing, first {missing[0]}; {remedy}")
 
 
 def parse_all(
@@ -136,7 +136,6 @@ def build_catalog(
         protocol: what else decides the figures (version, lists), added to the fingerprint.
         identity_names: name by annotated number, where identities are called otherwise than by it.
         official: published counts by split; None where there are none.
-        allow_mismatch: warn of other counts instead of refusing them.
 
     Raises:
         DataError: a split is empty.

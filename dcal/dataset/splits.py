@@ -23,7 +23,7 @@ def hold_out_fraction(catalog: Catalog, fraction: float) -> Catalog:
     `val`.
 
     Raises:
-        ValueError: the set has a split `val` already, or is one for retrieval.
+        ValueError: the set has a split `val` already, is one for retrieval, or has no image to spare.
     """
     if "query" in catalog.splits:
         raise ValueError(
@@ -35,6 +35,8 @@ def hold_out_fraction(catalog: Catalog, fraction: float) -> Catalog:
     held = set()
     for order in _orders(train):
         held.update(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
+    if not held:
+        raise ValueError(f"dataset.val_fraction={fraction}: every class of {catalog.name} has one training image only")
     splits = {
         **catalog.splits,
         "train": [record for index, record in enumerate(train) if index not in held],
@@ -55,8 +57,8 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
     """Moves `count` whole identities from `train` to the new splits `val_query` and `val_gallery`.
 
     The first image of an identity under each camera is a query, the others are the gallery. Only identities
-    qualify for which every query has a match under another camera. They keep their labels; what stays is
-    numbered afresh.
+    qualify for which every query has a match under another camera, or whose cameras are unknown. They keep their
+    labels; what stays is numbered afresh.
 
     Raises:
         ValueError: too few identities qualify, none would be left for training, or the set is not one for
@@ -68,12 +70,18 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
     by_camera: dict[int, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in train:
         by_camera[record.label][record.camera].append(record)
-    # two cameras must have an image left for the gallery, or the query of one of them finds none
-    fit = [label for label, views in sorted(by_camera.items()) if sum(len(v) > 1 for v in views.values()) > 1]
+    # two cameras must have an image left for the gallery, or the query of one of them finds none; unknown ones (-1)
+    # differ from each other
+    fit = [
+        label
+        for label, views in sorted(by_camera.items())
+        if sum(len(v) > 1 for v in views.values()) > 1 or len(views.get(-1, ())) > 1
+    ]
     if count > len(fit) or count >= len(by_camera):
         raise ValueError(
             f"dataset.val_ids={count}: only {len(fit)} of the {len(by_camera)} training identities of "
-            f"{catalog.name} have two images under each of two cameras, and some must stay for training"
+            f"{catalog.name} have two images under each of two cameras (or two of unknown cameras), and some must stay "
+            "for training"
         )
     held = set(np.random.default_rng(_SEED).permutation(fit)[:count].tolist())
     left = [label for label in sorted(by_camera) if label not in held]

@@ -1,4 +1,4 @@
-"""Top-k accuracy, negative log-likelihood and calibration of class probabilities."""
+"""Top-k accuracy and negative log-likelihood of class probabilities."""
 
 from __future__ import annotations
 

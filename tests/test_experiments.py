@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pages import documented
@@ -65,28 +69,49 @@ def check_signatures(config: DictConfig) -> None:
         for value in node.values():
             walk(value)
 
-    walk(OmegaConf.to_container(config, resolve=True))
+    walk(OmegaConf.to_container(config))
 
 
-def swept(name: str) -> dict[str, list[str]]:
-    """The parameters of an ablation, each as its list of overrides; the first of the seed only."""
+@pytest.mark.parametrize("group", ["attention", "backbone", "dataset", "optimizer", "task"])
+def test_every_option_of_a_group(group: str) -> None:
+    for option in group_options(group):
+        check_signatures(OmegaConf.load(config_dir() / group / f"{option}.yaml"))
+
+
+def sweep_of(name: str) -> dict[str, list[Override]]:
+    """The parameters of an ablation, each as the overrides of its points."""
     params = OmegaConf.load(experiments_dir() / "ablation" / f"{name}.yaml").hydra.sweeper.params
+    parse = OverridesParser.create().parse_override
     found = {}
     for key, values in params.items():
-        (override,) = OverridesParser.create().parse_overrides([f"{key}={values}"])
-        points = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(values)]
-        found[str(key)] = [f"{key}={value}" for value in points]
+        override = parse(f"{key}={values}")
+        words = override.sweep_string_iterator() if override.is_sweep_override() else [values]
+        found[str(key)] = [parse(f"{key}={word}") for word in words]
     return found
 
 
-def points(name: str) -> Iterator[list[str]]:
-    """Points of a sweep that show each value of each parameter, seeds apart."""
-    params = swept(name)
+def points(params: Mapping[str, Sequence[Override]]) -> Iterator[list[Override]]:
+    """Points of a sweep that show each value of each parameter."""
     first = [values[0] for values in params.values()]
     yield first
-    for number, (key, values) in enumerate(params.items()):
-        for value in values[1:] if key != "seed" else ():
+    for number, values in enumerate(params.values()):
+        for value in values[1:]:
             yield [*first[:number], value, *first[number + 1 :]]
+
+
+def recipes_for(ablation: str) -> list[str]:
+    """The recipes that the header of an ablation names, or all."""
+    text = (experiments_dir() / "ablation" / f"{ablation}.yaml").read_text(encoding="utf-8")
+    named = re.search(r"^# For: ([^(\n]+)", text, re.MULTILINE)
+    patterns = [word.strip() for word in named[1].split(",")] if named else ["*"]
+    assert all(any(fnmatch(recipe, pattern) for recipe in RECIPES) for pattern in patterns), patterns
+    return [recipe for recipe in RECIPES if any(fnmatch(recipe, pattern) for pattern in patterns)]
+
+
+def overridden_groups(file: Path) -> set[str]:
+    """The groups in which a recipe or an ablation makes another choice."""
+    entries = OmegaConf.load(file).get("defaults", [])
+    return {str(key).removeprefix("override /") for entry in entries if isinstance(entry, DictConfig) for key in entry}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -98,30 +123,45 @@ def test_recipes(recipe: str) -> None:
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_ablations(ablation: str) -> None:
-    params = swept(ablation)
+    """Every point composes, fits the code and is a run of its own; the recipes take turns."""
+    params = sweep_of(ablation)
     assert "seed" in params, "an ablation declares its seeds"
-    ids = set()
-    for point in points(ablation):
-        config = composed(f"ablation={ablation}", "experiment=fgvc/cub100_deit_tiny", *point)
+    recipes = recipes_for(ablation)
+    recipe = recipes[ABLATIONS.index(ablation) % len(recipes)]
+
+    @cache
+    def chosen(*groups: str) -> DictConfig:
+        config = composed(f"experiment={recipe}", f"ablation={ablation}", *groups)
         assert HydraConfig.get().mode.name == "MULTIRUN"
+        return config
+
+    ids = set()
+    for point in points(params):
+        groups = [str(override.input_line) for override in point if group_options(override.key_or_group)]
+        config = copy.deepcopy(chosen(*groups))
+        OmegaConf.set_struct(config, True)
+        for override in point:  # as Hydra does it, which would compose anew for each
+            if not group_options(override.key_or_group):
+                OmegaConf.update(config, override.key_or_group, override.value())
         check_signatures(config)
-        ids.add(config_id(config))
-    assert len(ids) == 1 + sum(len(values) - 1 for key, values in params.items() if key != "seed")
+        ids.add((config_id(config), config.seed))
+    assert len(ids) == 1 + sum(len(values) - 1 for values in params.values())
 
 
-@pytest.mark.parametrize("ablation", sorted(set(ABLATIONS) - {"regularisers", "learning_rate"}))
-def test_ablations_fit_both_tasks(ablation: str) -> None:
-    first = next(iter(points(ablation)))
-    check_signatures(composed(f"ablation={ablation}", "experiment=reid/market1501_deit_tiny", *first))
-
-
-def test_every_variant_changes_something() -> None:
-    plain = config_id(composed("attention=none"))
-    assert all(
-        config_id(composed("attention=none", f"variant={name}")) != plain
-        for name in VARIANTS
-        if name != "regulariser/none"
+def test_any_recipe_goes_with_any_ablation() -> None:
+    """They make other choices in different groups, and the options of a group share their keys (test_config.py)."""
+    recipes, ablations = (
+        set().union(*(overridden_groups(experiments_dir() / group / f"{name}.yaml") for name in names))
+        for group, names in (("experiment", RECIPES), ("ablation", ABLATIONS))
     )
+    ablations |= {key for name in ABLATIONS for key in sweep_of(name) if group_options(key)}
+    assert recipes == {"backbone", "dataset", "task", "optimizer"} and ablations == {"attention", "variant"}
+
+
+def test_every_variant_is_swept_over() -> None:
+    """So that `test_ablations` composes it and sees that it makes a difference."""
+    swept = {override.value() for name in ABLATIONS for override in sweep_of(name).get("variant", ())}
+    assert swept == set(VARIANTS)
 
 
 PAPER = {

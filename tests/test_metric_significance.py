@@ -57,6 +57,18 @@ def test_difference_covers_seeds_too() -> None:
     assert (found.mean, found.seeds, found.wins) == (pytest.approx(0.02), 3, 2)
 
 
+def test_items_and_seeds_are_crossed() -> None:
+    """All seeds are judged on the same resampled items: every choice of items meets every choice of seeds."""
+    by_seed_SN = np.array([[0.9, -0.5, 0.1], [0.6, -0.9, 0.35]])
+    means = resampled_means(np.concatenate([by_seed_SN, np.zeros((2, 3))]), resamples=40_000)
+    found = paired_difference(by_seed_SN.mean(1), np.zeros(2), means[:, :2], means[:, 2:])
+    choices = itertools.product(itertools.product(range(2), repeat=2), itertools.product(range(3), repeat=3))
+    exact = np.array([by_seed_SN[np.ix_(seeds, items)].mean() for seeds, items in choices])
+    assert found.p == pytest.approx(2 * min((exact <= 0).mean(), (exact >= 0).mean()), abs=0.015)
+    for end, share in ((found.low, 0.025), (found.high, 0.975)):
+        assert (exact <= end + 1e-9).mean() >= share - 0.005 and (exact < end - 1e-9).mean() <= share + 0.005
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 4),

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from pages import documented
 
 from dcal.cli import group_options, suggest
-from dcal.config import register
+from dcal.config import Config, register
 from dcal.paths import config_dir, experiments_dir
 from dcal.run import config_id
 
@@ -74,8 +74,9 @@ def check_signatures(config: DictConfig) -> None:
 
 @pytest.mark.parametrize("group", ["attention", "backbone", "dataset", "optimizer", "task"])
 def test_every_option_of_a_group(group: str) -> None:
+    schema = OmegaConf.structured(Config)
     for option in group_options(group):
-        check_signatures(OmegaConf.load(config_dir() / group / f"{option}.yaml"))
+        check_signatures(OmegaConf.merge(schema[group], OmegaConf.load(config_dir() / group / f"{option}.yaml")))
 
 
 def sweep_of(name: str) -> dict[str, list[Override]]:

@@ -130,10 +130,11 @@ def read_image_folder(root: str | Path | None) -> Catalog:
     ]
     found = {entry.split for entry in entries}
     if "train" not in found or len(found) < 2:
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        there = sorted(path.name for path in folder.iterdir())
+        shown = ", ".join(there[:5]) + (", ..." if there[5:] else "")
         raise DataError(
             f"dataset.root={root}: expected images in {wanted}; found some in "
-            f"{', '.join(sorted(found)) or 'none of them'} (the folder holds {there}, ...)"
+            f"{', '.join(sorted(found)) or 'none of them'} (the folder holds {shown or 'nothing'})"
         )
     if "test" not in found:
         entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in entries]

@@ -70,7 +70,8 @@ class AttentionRollout:
     ```
 
     Each forward pass replaces the record of the one before. Fused attention stays on; blocks whose fused
-    attention was switched off have it on while the context is open.
+    attention was switched off have it on while the context is open. What `torch.compile` has compiled runs
+    uncompiled there: it would pass the recording by.
 
     Args:
         vit: a supported timm Vision Transformer, see `dcal.attention.support.check_supported`.
@@ -95,6 +96,8 @@ class AttentionRollout:
     def __enter__(self) -> AttentionRollout:
         if self._handles:
             raise RuntimeError("this AttentionRollout is already open")
+        self._traces = [None] * len(self._blocks)
+        self._eager = torch.compiler.set_stance("force_eager")  # dynamo does not guard on hooks
         self._fused = [bool(block.attn.fused_attn) for block in self._blocks]
         for index, block in enumerate(self._blocks):
             block.attn.fused_attn = True
@@ -107,6 +110,7 @@ class AttentionRollout:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._eager.__exit__(kind, error, trace)
         for block, fused in zip(self._blocks, self._fused, strict=True):
             block.attn.fused_attn = fused
 

@@ -35,9 +35,9 @@ class DCAL(nn.Module):
     Args:
         vit: a supported timm ViT; its weights become the self-attention branch, shared with PWCA.
         num_classes: classes, or training identities.
-        glca: `blocks` (0 switches the branch off), `top_ratio`, `selection`, `readout`, `init`.
+        glca: `blocks` (1 if not given, 0 for off), `top_ratio`, `selection`, `readout`, `init`; None for off.
         pwca: `blocks` (the last that many of the backbone; None for all, 0 for off), `stream`, `pairing`,
-            `pairing_ratio`, `curriculum`.
+            `pairing_ratio`, `curriculum`; None for off.
         head_fusion: `mean`, `max` or `min` over heads in the rollout.
         bnneck: BNNeck in every head, as Re-ID has it.
         side_information: number of cameras (or camera-view pairs) that get a learned embedding; 0 for none.
@@ -70,8 +70,8 @@ class DCAL(nn.Module):
         self.head = Head(channels, num_classes, bnneck)
         self.side = nn.Parameter(torch.zeros(side_information, 1, channels)) if side_information else None
 
-        glca = dict(glca or {"blocks": 0})
-        self.glca_blocks = _in_range("attention.glca.blocks", glca.pop("blocks"), self.depth - 1)
+        glca = {"blocks": 0} if glca is None else dict(glca)
+        self.glca_blocks = _in_range("attention.glca.blocks", glca.pop("blocks", 1), self.depth - 1)
         self.glca: GlobalLocalCrossAttention | None = None
         if self.glca_blocks:
             last = list(vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ class DCAL(nn.Module):
             self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **glca)
             self.glca_head = Head(channels, num_classes, bnneck)
 
-        pwca = dict(pwca or {"blocks": 0})
+        pwca = {"blocks": 0} if pwca is None else dict(pwca)
         blocks = pwca.pop("blocks", None)
         self.pwca_blocks = _in_range("attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth)
         self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))

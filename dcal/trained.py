@@ -99,6 +99,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
 
         Raises:
             DataError: a file that is no image.
+            ValueError: an array of another type or shape.
         """
         several = [pictures] if isinstance(pictures, (Image.Image, np.ndarray, str, Path)) else pictures
         pixels_BHW3 = np.stack([self._transform(image=self._pixels(picture))["image"] for picture in several])
@@ -197,7 +198,11 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
     def _pixels(self, picture: Picture) -> NDArray[np.uint8]:
         if isinstance(picture, (str, Path)):
             return read_image(Path(picture), self._cover)
-        return np.array(picture.convert("RGB") if isinstance(picture, Image.Image) else picture)
+        if isinstance(picture, Image.Image):
+            return np.array(picture.convert("RGB"))
+        if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise ValueError(f"pictures: arrays are uint8 RGB (H, W, 3), not {picture.dtype} {picture.shape}")
+        return picture
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> TrainedDCAL:

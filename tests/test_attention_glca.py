@@ -61,7 +61,15 @@ def test_readouts() -> None:
         for readout in ("cls", "mean", "cls_mean")
     }
     torch.testing.assert_close(features["cls_mean"], (features["cls"] + features["mean"]) / 2)
-    assert DCAL(tiny_vit(DEIT), 5, glca={"blocks": 1}).glca.readout == "cls_mean"
+    defaults = DCAL(tiny_vit(DEIT), 5, glca={}, pwca={})
+    assert (defaults.glca_blocks, defaults.glca.readout, defaults.pwca_blocks) == (1, "cls_mean", 3)
+    assert DCAL(tiny_vit(DEIT), 5).branches == ("sa",)
+
+
+def test_options_are_checked_without_a_model_around_it() -> None:
+    vit = tiny_vit(DEIT)
+    with pytest.raises(ValueError, match=r"attention.head_fusion='sum': choose one of mean, max, min"):
+        GlobalLocalCrossAttention(vit.blocks[-1:], vit.norm, head_fusion="sum")
 
 
 def test_has_blocks_norm_and_classifier_of_its_own() -> None:

@@ -61,6 +61,9 @@ def test_pictures_may_be_files_images_or_arrays(reid_run: Path, tmp_path: Path) 
     )  # rows of a product may round apart
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(model.embed(pixels), features[:1])
+    for other in (pixels / np.float32(255), pixels[..., 0], pixels[None]):
+        with pytest.raises(ValueError, match=r"arrays are uint8 RGB \(H, W, 3\), not"):
+            model.preprocess(other)
     with pytest.raises(ValueError, match="re-identifies"):
         model.predict(pixels)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dcal.attention.intercept import Attend
 from dcal.attention.kernel import Trace, attention
-from dcal.attention.rollout import num_selected, rollout_row
+from dcal.attention.rollout import HEAD_FUSIONS, num_selected, rollout_row
 from dcal.attention.rows import gather_rows, project_keys_values, rope_rows, run_rows
 
 SELECTIONS = ("rollout", "last", "random", "all")
@@ -62,12 +62,13 @@ class GlobalLocalCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         for key, value, options in (
-            ("selection", selection, SELECTIONS),
-            ("readout", readout, READOUTS),
-            ("init", init, INITS),
+            ("glca.selection", selection, SELECTIONS),
+            ("glca.readout", readout, READOUTS),
+            ("glca.init", init, INITS),
+            ("head_fusion", head_fusion, HEAD_FUSIONS),
         ):
             if value not in options:
-                raise ValueError(f"attention.glca.{key}={value!r}: choose one of {', '.join(options)}")
+                raise ValueError(f"attention.{key}={value!r}: choose one of {', '.join(options)}")
         num_selected(top_ratio, 1)
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks)
         self.norm = copy.deepcopy(norm)

@@ -19,6 +19,7 @@ from dcal.cli import hydra_command, reported
 from dcal.cost import pipeline
 from dcal.cost.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.dataset.record import DataError
+from dcal.device import Device
 from dcal.measure import CLOCKS
 
 PARTS = ("cells", "figure", "rollout", "pipeline")
@@ -54,7 +55,7 @@ def choose_device(options: Config) -> torch.device:
     """The device, with the number of CPU threads set.
 
     Raises:
-        ValueError: no such clock, or the clock of one thread for several.
+        ValueError: no such clock or device, or the clock of one thread for several.
     """
     if options["clock"] not in CLOCKS:
         raise ValueError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
@@ -62,8 +63,7 @@ def choose_device(options: Config) -> torch.device:
         raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    cuda = options["device"] == "cuda" or (options["device"] == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if cuda else "cpu")
+    return Device(options["device"], "fp32", (0.0,), (1.0,)).torch
 
 
 def run(options: Config) -> Config:

@@ -91,6 +91,13 @@ def test_without_the_tests_folder_the_literal_column_is_empty(monkeypatch: pytes
         ({"attention": ["both"]}, "attention='both'"),
         ({"clock": "sun"}, "clock='sun': choose one of wall, cpu"),
         ({"clock": "cpu", "threads": 2}, "set threads=1"),
+        ({"device": "gpu"}, "device='gpu': choose one of auto, cpu, cuda"),
+        ({"sizes": 224}, r"sizes=\[224\]: give \[height, width\]"),
+        ({"sizes": [[64, 64], 32]}, r"sizes=32: give \[height, width\]"),
+        ({"compile": "maybe"}, "compile='maybe': choose from false, true"),
+        ({"repeats": 0}, "repeats=0: give a whole number"),
+        ({"batch_size": 8}, "batch_size=8: set batch_size.infer"),
+        ({"backbones": "vit_unknown"}, "'vit_unknown' is not a timm model"),
     ],
 )
 def test_bad_values_are_named(changes: dict[str, Any], message: str) -> None:

@@ -53,12 +53,25 @@ def cells(options: Config) -> list[Config]:
         ValueError: an unknown value; the message names its key.
     """
     values = {name: options[key] if isinstance(options[key], list) else [options[key]] for key, name in AXES.items()}
-    if not isinstance(values["size"][0], list):
+    if not any(isinstance(size, list) for size in values["size"]):
         values["size"] = [values["size"]]
-    for key, name, known in (("precisions", "precision", PRECISIONS), ("modes", "mode", MODES)):
+    for size in values["size"]:
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise ValueError(f"sizes={size}: give [height, width] in pixels, or a list of these")
+    for key, name, known in (
+        ("precisions", "precision", PRECISIONS),
+        ("modes", "mode", MODES),
+        ("compile", "compile", (False, True)),
+    ):
         for value in values[name]:
             if value not in known:
-                raise ValueError(f"{key}={value!r}: choose from {', '.join(known)}")
+                raise ValueError(f"{key}={value!r}: choose from {', '.join(str(one).lower() for one in known)}")
+    if not isinstance(options["batch_size"], dict):
+        raise ValueError(f"batch_size={options['batch_size']!r}: set batch_size.infer, batch_size.train or both")
+    counts = {f"batch_size.{mode}": count for mode, count in options["batch_size"].items()}
+    for key, count in {**counts, "repeats": options["repeats"], "num_classes": options["num_classes"]}.items():
+        if not (isinstance(count, int) and count > 0):
+            raise ValueError(f"{key}={count!r}: give a whole number of at least 1")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 
@@ -89,8 +102,8 @@ def run_cell(cell: Config, options: Config, device: torch.device) -> Config:
 def build_models(cell: Config, options: Config) -> dict[str, nn.Module]:
     """The variants that the cell compares, on the CPU; `literal` only in a checkout, without compilation."""
     name, classes, size = cell["backbone"], options["num_classes"], tuple(cell["size"])
-    plain = timm.create_model(name, num_classes=classes, img_size=size)
     dcal = create_dcal_model(name, classes, size, options["top_ratio"], cell["attention"], stream=options["stream"])
+    plain = timm.create_model(name, num_classes=classes, img_size=size)
     models: dict[str, nn.Module] = {"plain": plain, "dcal": dcal}
     reference = literal_reference() if options["literal"] and not cell["compile"] else None
     if reference is not None:

@@ -181,19 +181,22 @@ def test_online_without_a_key_says_so(
     assert "wandb.mode=online" in said and "wandb login" in said
 
 
-def test_an_agent_of_a_sweep(server: Server, tmp_path: Path) -> None:
-    """Two points, one of which was finished before the sweep asked for it."""
+def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that it starts, and one that was finished before the sweep asked for it."""
     words = [*TINY, f"run.root={tmp_path}", "wandb.mode=online"]
-    run_command(main, *words, "seed=1", "wandb.mode=disabled")
     command = ["${env}", sys.executable, "-m", "dcal.train", *words, "${args_no_hyphens}"]
     server.sweep = {"config": yaml.dump({"command": command, "program": "dcal-train"})}
-    server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}, {"seed": 1}]
+    server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     agent = [WANDB, "agent", "somebody/dcal/sweep-0"]
     done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep-0")  # as the agent does
+    monkeypatch.setenv("WANDB_RUN_ID", "drawn-1")
+    wandb.teardown()  # the client reads them once
+    run_command(main, *words, "seed=0", "optimizer.lr=0.0005")
     assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
-    for result in map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json"))):
-        sent = server.runs["drawn-0" if result["seed"] else "drawn-1"]
+    (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))
+    for sent in server.runs.values():
         assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
         assert sent.summary["val/top1"] == result["metrics"]["top1"]

@@ -61,8 +61,12 @@ def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> 
     lines = []
     for name, value in metrics.items():
         known = (before or {}).get(name)
-        beside = "" if known is None else ("  = result.json" if known == value else f"  result.json: {known:.6f}")
-        lines.append(f"{name:<{width}}  {value:>12.6f}{beside}")
+        shown, beside = f"{value:.6f}", ""
+        if known is not None:
+            beside = "  = result.json" if known == value else f"  result.json: {known:.6f}"
+            if beside.endswith(shown):  # digits that are not shown differ
+                beside += f" ({value - known:+.0e})"
+        lines.append(f"{name:<{width}}  {shown:>12}{beside}")
     return "\n".join(lines)
 
 

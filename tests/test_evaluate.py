@@ -11,7 +11,7 @@ import pytest
 from commands import refused, run_command
 from omegaconf import OmegaConf
 
-from dcal.evaluate import main
+from dcal.evaluate import main, report
 
 
 def evaluated(run: Path, out: Path, *words: str) -> dict[str, float]:
@@ -34,6 +34,12 @@ def test_gives_the_numbers_of_the_run(task: str, request: pytest.FixtureRequest,
         assert set(again) == set(before)
         for key in before:
             np.testing.assert_array_equal(again[key], before[key])
+
+
+def test_a_difference_is_told_even_where_it_is_not_among_the_digits_shown() -> None:
+    lines = report({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, {"a": 0.5, "b": 0.25, "c": 0.5 - 3e-8}).splitlines()
+    told = [line.removeprefix(f"{name}      0.500000") for name, line in zip("abcd", lines, strict=True)]
+    assert told == ["  = result.json", "  result.json: 0.250000", "  result.json: 0.500000 (+3e-08)", ""]
 
 
 def test_one_branch_is_what_the_run_says_of_it(fgvc_run: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from dcal.rank import first_only
@@ -46,7 +47,8 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
     """
     plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
     with whole_file(path) as temporary:
-        save_file(plain, temporary, dict(metadata or {}))
+        # not `save_file`, whose files nobody but the owner may read
+        temporary.write_bytes(serialize(plain, dict(metadata or {})))
 
 
 @first_only

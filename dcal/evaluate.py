@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dcal.cli import hydra_command, reported
@@ -21,7 +22,18 @@ def job(config: DictConfig) -> None:
     from dcal.dataset.record import DataError
     from dcal.restore import RunError
 
+    reported(check_dataset_keys, (ValueError,), config.debug)
     reported(lambda: evaluate(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def check_dataset_keys() -> None:
+    """Raises a ValueError if a key of the data set was typed that is the run's in any case."""
+    from dcal.restore import SEEN_AS_IN_THE_RUN, WHOLE
+
+    for word in HydraConfig.get().overrides.task:
+        group, _, key = word.lstrip("+~").partition("=")[0].partition(".")
+        if group == "dataset" and key.partition(".")[0] in (*SEEN_AS_IN_THE_RUN, *WHOLE):
+            raise ValueError(f"{word}: images are seen as in the run, and none are held out; leave it out")
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:

@@ -96,6 +96,12 @@ def restore(
     return Restored(folder, config, card["class_names"], task, model.eval(), place, file)
 
 
+SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
+"""Keys of a data set in which another one follows the run: its images are for the run's model."""
+WHOLE = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
+"""Another data set is not trained on: nothing is held out or left out."""
+
+
 def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> Data:
     """The run's data set, or another one.
 
@@ -111,9 +117,7 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     changes = given(dataset or {})
     node = OmegaConf.merge(own, changes)
     if "reader" in changes:
-        kept = {key: own[key] for key in ("image_size", "resize", "augment", "decode")}
-        held_out = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
-        node = OmegaConf.merge(changes, kept, held_out)
+        node = OmegaConf.merge(changes, {key: own[key] for key in SEEN_AS_IN_THE_RUN}, WHOLE)
     if node.root is None and own.root is not None:
         raise ValueError("dataset.root: say where the data set lies")
     data: Data = make(OmegaConf.create({"dataset": OmegaConf.to_container(node, resolve=False)}).dataset)

@@ -27,6 +27,12 @@ def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000002", "00000003"]
 
 
+def test_weights_can_be_read_by_whom_the_log_can(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    checkpoint.save_weights(tmp_path / "last.safetensors", {"w": torch.ones(1)})
+    assert (tmp_path / "last.safetensors").stat().st_mode == (tmp_path / "metrics.jsonl").stat().st_mode
+
+
 def test_what_a_kill_leaves_is_removed_by_the_next_start(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "00000001").rename(tmp_path / ".00000001.replaced")  # between the two renames

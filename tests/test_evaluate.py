@@ -72,6 +72,8 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     assert "kept only with a validation split" in refused(main, f"run={fgvc_run}", "weights=best", capfd=capfd)
     assert "did you mean weights" in refused(main, f"run={fgvc_run}", "wights=best", capfd=capfd)
     assert "no split 'val'" in refused(main, f"run={fgvc_run}", "split=val", capfd=capfd)
+    other = [f"run={fgvc_run}", "dataset=synthetic_birds", "dataset.image_size=[64,64]"]
+    assert "dataset.image_size=[64,64]: images are seen as in the run" in refused(main, *other, capfd=capfd)
     broken = tmp_path / "seed=0"
     shutil.copytree(fgvc_run, broken)
     (broken / "last.safetensors").write_bytes(b"no weights")

@@ -184,7 +184,7 @@ def test_disk_full(
     root: Path, row: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    for number, (owner, name) in enumerate(((checkpoint.torch, "save"), (checkpoint, "save_file"))):
+    for number, (owner, name) in enumerate(((checkpoint.torch, "save"), (checkpoint, "serialize"))):
         with at_call(monkeypatch, owner, name, 2, failure(full)):
             fails(root / str(number), row, capfd)
         assert steps(root / str(number)) == [1]

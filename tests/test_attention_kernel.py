@@ -97,8 +97,9 @@ def test_rows_of_extreme_scores_and_zeros_in_r_are_no_trouble(cpu_flash: bool) -
     assert (q @ k.mT * trace.scale).abs().max() > 1000  # far beyond what exp can hold
     r = torch.rand(1, 30)
     r[:, ::3] = 0
-    product = row_times_attention(r, trace)
-    assert (product.double() - expected_product(r, trace)).abs().max() < 1e-3 and product.isfinite().all()
+    product, expected = row_times_attention(r, trace), expected_product(r, trace)
+    # scores of 10^4 are known to 10^-3 in float32, and the exponential makes that a relative error
+    assert (product.double() - expected).abs().max() < 1e-2 * expected.max() and product.isfinite().all()
 
 
 def test_memory_is_linear_in_the_tokens() -> None:

@@ -9,12 +9,13 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import CompactHydraException, HydraException
@@ -79,6 +80,12 @@ def help_text(config_name: str) -> str:
 def at_home(argument: str) -> str:
     """The override with its `~/` expanded, which shells do not do behind `key=`."""
     return re.sub(r"^([^=]+=)~(?=/|$)", lambda match: match[1] + str(Path.home()), argument)
+
+
+def typed() -> Iterator[tuple[str, str]]:
+    """The overrides of the command line: each as it was typed, and its key."""
+    for word in HydraConfig.get().overrides.task:
+        yield word, word.lstrip("+~").partition("=")[0]
 
 
 TEXT = re.compile(r"[/\\]|.\[|\.[A-Za-z]\w*(,|]|$)")

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dcal.cli import hydra_command, reported
+from dcal.cli import hydra_command, reported, typed
 
 
 def main() -> None:
@@ -30,9 +29,9 @@ def check_dataset_keys() -> None:
     """Raises a ValueError if a key of the data set was typed that is the run's in any case."""
     from dcal.restore import SEEN_AS_IN_THE_RUN, WHOLE
 
-    for word in HydraConfig.get().overrides.task:
-        group, _, key = word.lstrip("+~").partition("=")[0].partition(".")
-        if group == "dataset" and key.partition(".")[0] in (*SEEN_AS_IN_THE_RUN, *WHOLE):
+    of_the_run = {f"dataset.{key}" for key in (*SEEN_AS_IN_THE_RUN, *WHOLE)}
+    for word, key in typed():
+        if ".".join(key.split(".")[:2]) in of_the_run:
             raise ValueError(f"{word}: images are seen as in the run, and none are held out; leave it out")
 
 

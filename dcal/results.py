@@ -10,10 +10,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dcal.cli import hydra_command, reported
+from dcal.cli import hydra_command, reported, typed
 from dcal.paths import experiments_dir
 from dcal.report.document import document
 from dcal.report.folder import read_folder
@@ -38,9 +37,8 @@ def typed_job(config: DictConfig) -> None:
 
 def check_report_keys(config: DictConfig) -> None:
     """Raises a ValueError if a key was typed that has no effect on a report."""
-    typed = HydraConfig.get().overrides.task if config.report is not None else []
-    idle = [word for word in typed if word.lstrip("+~").partition("=")[0] not in REPORT_KEYS]
-    if idle:
+    idle = [word for word, key in typed() if key not in REPORT_KEYS]
+    if idle and config.report is not None:
         raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
 
 

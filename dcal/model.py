@@ -108,8 +108,9 @@ class DCAL(nn.Module):
 
     @property
     def new_parameters(self) -> set[str]:
-        """Names of the parameters that no backbone checkpoint holds: heads, GLCA, side embedding."""
-        return {name for name, _ in self.named_parameters() if not name.startswith("vit.")}
+        """Names of the parameters that no backbone checkpoint holds: heads, side embedding, GLCA if it is no copy."""
+        known = ("vit.", "glca.") if self.glca and self.glca.pretrained else ("vit.",)
+        return {name for name, _ in self.named_parameters() if not name.startswith(known)}
 
     def draw_partners(
         self,

@@ -417,8 +417,11 @@ def test_branches_and_new_parameters() -> None:
     assert model.branches == ("sa", "glca", "pwca")
     assert tiny_model(glca={"blocks": 0}, pwca={"blocks": 0}).branches == ("sa",)
     backbone = {f"vit.{name}" for name, _ in model.vit.named_parameters()}
-    assert model.new_parameters == {name for name, _ in model.named_parameters()} - backbone
-    assert {name.split(".")[0] for name in model.new_parameters} == {"head", "glca", "glca_head"}
+    fresh = tiny_model(glca={"blocks": 1, "init": "fresh"})
+    assert fresh.new_parameters == {name for name, _ in model.named_parameters()} - backbone
+    assert {name.split(".")[0] for name in fresh.new_parameters} == {"head", "glca", "glca_head"}
+    # a copy of pre-trained blocks is not new: ten times the learning rate would wipe what it knows
+    assert {name.split(".")[0] for name in model.new_parameters} == {"head", "glca_head"}
 
 
 def test_partners_are_drawn_where_they_are_needed() -> None:

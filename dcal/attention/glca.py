@@ -79,7 +79,8 @@ class GlobalLocalCrossAttention(nn.Module):
             readout,
             head_fusion,
         )
-        if init == "fresh":
+        self.pretrained = init == "copy"
+        if not self.pretrained:
             self.blocks.apply(_reset)
 
     @property

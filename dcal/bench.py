@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.cli import hydra_command, reported
 from dcal.cost import pipeline
 from dcal.cost.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
+from dcal.cost.processes import run_in_processes
 from dcal.dataset.record import DataError
 from dcal.device import Device
 from dcal.measure import CLOCKS
@@ -80,7 +81,7 @@ def run(options: Config) -> Config:
     report: Config = {"environment": environment(device), "options": options, **{part: [] for part in PARTS}}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
     for cell in chosen if "cells" in wanted else ():
-        report["cells"].append(run_cell(cell, options, device))
+        report["cells"].append(run_in_processes(cell, options, device))
         print("  ".join(table_row(report["cells"][-1])), flush=True)
     if "figure" in wanted:
         common = {"backbone": figure["backbone"], "precision": figure["precision"], "mode": "infer", "compile": False}

@@ -82,6 +82,21 @@ def test_without_the_tests_folder_the_literal_column_is_empty(monkeypatch: pytes
     assert set(cell["seconds"]) == {"plain", "dcal"} and model.table_row(cell)[8] == "n/a"
 
 
+def test_a_cell_in_several_processes_is_the_median_over_them() -> None:
+    cell = bench.run(options(modes="infer", processes=3, literal=False))["cells"][0]
+    each = cell["seconds b/a of each"]
+    assert len(each) == len(set(each)) == 3 and cell["seconds b/a"] == sorted(each)[1]
+    assert cell["time ratio / FLOP ratio"] == pytest.approx(cell["seconds b/a"] / cell["flops b/a"])
+    assert "seconds c/b" not in cell and "seconds c/b of each" not in cell
+    column = model.COLUMNS.split().index("b/a")
+    assert model.table_row(cell)[column] == f"{sorted(each)[1]:.2f} ({min(each):.2f}-{max(each):.2f})"
+
+
+def test_an_error_in_a_fresh_process_reaches_the_user() -> None:
+    with pytest.raises(ValueError, match="'vit_unknown' is not a timm model"):
+        bench.run(options(backbones="vit_unknown", processes=2))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -96,6 +111,7 @@ def test_without_the_tests_folder_the_literal_column_is_empty(monkeypatch: pytes
         ({"sizes": [[64, 64], 32]}, r"sizes=32: give \[height, width\]"),
         ({"compile": "maybe"}, "compile='maybe': choose from false, true"),
         ({"repeats": 0}, "repeats=0: give a whole number"),
+        ({"processes": 0}, "processes=0: give a whole number"),
         ({"batch_size": 8}, "batch_size=8: set batch_size.infer"),
         ({"backbones": "vit_unknown"}, "'vit_unknown' is not a timm model"),
     ],

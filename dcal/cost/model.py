@@ -40,6 +40,8 @@ AXES = {
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MODES = ("infer", "train")
 RATIOS = {"b/a": ("dcal", "plain"), "c/b": ("literal", "dcal")}
+TIMED = ("seconds b/a", "seconds c/b", "time ratio / FLOP ratio")
+"""Ratios of a row that are measured, and differ from process to process."""
 COLUMNS = (
     "backbone size precision compile attention mode plain_ms dcal_ms literal_ms b/a c/b "
     "FLOPs_b/a time/FLOPs saved_MB saved_b/a"
@@ -69,7 +71,7 @@ def cells(options: Config) -> list[Config]:
     if not isinstance(options["batch_size"], dict):
         raise ValueError(f"batch_size={options['batch_size']!r}: set batch_size.infer, batch_size.train or both")
     counts = {f"batch_size.{mode}": count for mode, count in options["batch_size"].items()}
-    for key, count in {**counts, "repeats": options["repeats"], "num_classes": options["num_classes"]}.items():
+    for key, count in {**counts, **{key: options[key] for key in ("repeats", "processes", "num_classes")}}.items():
         if not (isinstance(count, int) and count > 0):
             raise ValueError(f"{key}={count!r}: give a whole number of at least 1")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
@@ -207,6 +209,9 @@ def table_row(row: Config) -> list[str]:
     height, width = row["size"]
     name = [row["backbone"], f"{height}x{width}", row["precision"], "yes" if row["compile"] else "no"]
     times = [number(row["seconds"].get(variant), 1e3, 1) for variant in ("plain", "dcal", "literal")]
-    ratios = [row.get(key) for key in ("seconds b/a", "seconds c/b", "flops b/a", "time ratio / FLOP ratio")]
+    ratios = [row.get(key) for key in ("seconds c/b", "flops b/a", "time ratio / FLOP ratio")]
+    over_plain, each = number(row["seconds b/a"]), row.get("seconds b/a of each")
+    if each:
+        over_plain += f" ({min(each):.2f}-{max(each):.2f})"
     saved = [number(row["saved_bytes"].get("dcal"), 1e-6, 0), number(row.get("saved_bytes b/a"))]
-    return [*name, row["attention"], row["mode"], *times, *map(number, ratios), *saved]
+    return [*name, row["attention"], row["mode"], *times, over_plain, *map(number, ratios), *saved]

@@ -109,7 +109,7 @@ class DCAL(nn.Module):
     @property
     def new_parameters(self) -> set[str]:
         """Names of the parameters that no backbone checkpoint holds: heads, side embedding, GLCA if it is no copy."""
-        known = ("vit.", "glca.") if self.glca and self.glca.pretrained else ("vit.",)
+        known = ("vit.", "glca.") if self.glca and self.glca.copied else ("vit.",)
         return {name for name, _ in self.named_parameters() if not name.startswith(known)}
 
     def draw_partners(

@@ -79,8 +79,8 @@ class GlobalLocalCrossAttention(nn.Module):
             readout,
             head_fusion,
         )
-        self.pretrained = init == "copy"
-        if not self.pretrained:
+        self.copied = init == "copy"
+        if not self.copied:
             self.blocks.apply(_reset)
 
     @property

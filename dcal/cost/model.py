@@ -40,8 +40,6 @@ AXES = {
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MODES = ("infer", "train")
 RATIOS = {"b/a": ("dcal", "plain"), "c/b": ("literal", "dcal")}
-TIMED = ("seconds b/a", "seconds c/b", "time ratio / FLOP ratio")
-"""Ratios of a row that are measured, and differ from process to process."""
 COLUMNS = (
     "backbone size precision compile attention mode plain_ms dcal_ms literal_ms b/a c/b "
     "FLOPs_b/a time/FLOPs saved_MB saved_b/a"

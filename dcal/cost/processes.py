@@ -9,12 +9,14 @@ from __future__ import annotations
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Any
 
 import torch
 
-from dcal.cost.model import TIMED, Config, run_cell
+from dcal.cost.model import Config, run_cell
 from dcal.memory import keep_freed_memory
+
+TIMED = ("seconds b/a", "seconds c/b", "time ratio / FLOP ratio")
+"""Ratios of a row that are measured, and differ from process to process."""
 
 
 def run_in_processes(cell: Config, options: Config, device: torch.device) -> Config:
@@ -31,7 +33,7 @@ def run_in_processes(cell: Config, options: Config, device: torch.device) -> Con
 def combined(rows: list[Config]) -> Config:
     """One row of several of the same cell: medians of times and ratios; `"<ratio> of each"` lists them by process."""
     times = {name: statistics.median(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
-    row: dict[str, Any] = {**rows[0], "seconds": times}
+    row: Config = {**rows[0], "seconds": times}
     for key in TIMED:
         if key in row:
             row[key] = statistics.median(one[key] for one in rows)

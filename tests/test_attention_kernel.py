@@ -99,7 +99,7 @@ def test_rows_of_extreme_scores_and_zeros_in_r_are_no_trouble(cpu_flash: bool) -
     r[:, ::3] = 0
     product, expected = row_times_attention(r, trace), expected_product(r, trace)
     # scores of 10^4 are known to 10^-3 in float32, and the exponential makes that a relative error
-    assert (product.double() - expected).abs().max() < 1e-2 * expected.max() and product.isfinite().all()
+    assert (product.double() - expected).abs().max() < 2e-3 * expected.max() and product.isfinite().all()
 
 
 def test_memory_is_linear_in_the_tokens() -> None:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from dcal.paths import experiments_dir
 from dcal.report.page import fill
 from dcal.report.records import collect, decode, encode, load, load_all, parse, read_yaml
-from dcal.report.table import Spec, make_table, specs
+from dcal.report.table import Spec, label_of, make_table, specs
 from dcal.report.text import markdown
 from dcal.results import job
 
@@ -228,6 +228,16 @@ def test_without_a_description_rows_are_what_differs(runs: Path) -> None:
     assert "95 % interval" in markdown(table)
 
 
+@pytest.mark.parametrize(
+    ("attention", "label"),
+    [("none", "none"), ("pwca", "pwca, clean"), ("glca", "glca, cls"), ("dcal", "dcal, cls, clean")],
+)
+def test_options_of_a_branch_that_is_off_are_no_part_of_a_label(attention: str, label: str) -> None:
+    options = {"attention.glca.readout": "cls", "attention.pwca.stream": "clean"}
+    record = {"config": {"attention": attention, **options}, "cfg_id": "any"}
+    assert label_of(record, ["attention", *options]) == label
+
+
 def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
     job(configure(runs.parent))
     with pytest.raises(ValueError, match="differ in attention: name them in `by`"):
@@ -249,7 +259,7 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     told = capsys.readouterr()
     assert "left as it is: tables.yaml, birds: the row 'dcal' mixes runs that differ in attention.glca.top" in told.err
     assert (folder / "README.md").read_text() == before
-    assert "| dcal, 0.5 |" in told.out and "| none, 0.1 |" in told.out
+    assert "| dcal, 0.5 |" in told.out and "| none |" in told.out
     assert (folder / "html" / "fgvc-birds.html").is_file()
 
 

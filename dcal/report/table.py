@@ -158,9 +158,15 @@ def differing(records: Sequence[Record]) -> list[str]:
 
 
 def label_of(record: Record, by: Sequence[str]) -> str:
-    """The values of the keys, e.g. `dcal, 0.0004`."""
+    """The values of the keys, e.g. `dcal, 0.0004`; not those of a branch that is off, which decide nothing."""
     config = {**record["config"], "cfg_id": record["cfg_id"]}
-    return ", ".join(show(config.get(key)) for key in by) or "all"
+    return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
+
+
+def is_idle(key: str, config: Mapping[str, Any]) -> bool:
+    """Whether the key is an option of a branch that this `attention` has not."""
+    without = {"attention.glca.": ("none", "pwca"), "attention.pwca.": ("none", "glca")}
+    return any(key.startswith(branch) and config["attention"] in off for branch, off in without.items())
 
 
 def show(value: Any) -> str:

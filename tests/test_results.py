@@ -230,10 +230,19 @@ def test_without_a_description_rows_are_what_differs(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("attention", "label"),
-    [("none", "none"), ("pwca", "pwca, clean"), ("glca", "glca, cls"), ("dcal", "dcal, cls, clean")],
+    [
+        ("none", "none"),
+        ("pwca", "pwca, clean, equal"),
+        ("glca", "glca, cls, equal"),
+        ("dcal", "dcal, cls, clean, equal"),
+    ],
 )
 def test_options_of_a_branch_that_is_off_are_no_part_of_a_label(attention: str, label: str) -> None:
-    options = {"attention.glca.readout": "cls", "attention.pwca.stream": "clean"}
+    options = {
+        "attention.glca.readout": "cls",
+        "attention.pwca.stream": "clean",
+        "task.loss_weighting": "equal",
+    }
     record = {"config": {"attention": attention, **options}, "cfg_id": "any"}
     assert label_of(record, ["attention", *options]) == label
 

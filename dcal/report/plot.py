@@ -63,9 +63,7 @@ def draw_cost(axes: Any, table: Table, metric: str) -> None:
     for number, row in enumerate(table.rows, 1):
         cost = median(1000 / record["images_per_second"] for record in row.records)
         axes.plot(cost, 100 * row.headline, "o", color="#4269d0", alpha=0.6)
-        axes.annotate(
-            f"({number})", (cost, 100 * row.headline), xytext=(4, 3), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(f"({number})", (cost, 100 * row.headline), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.margins(0.1)
     axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)
     axes.set_ylabel(f"{metric} (%)", fontsize=8)

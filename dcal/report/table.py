@@ -158,15 +158,19 @@ def differing(records: Sequence[Record]) -> list[str]:
 
 
 def label_of(record: Record, by: Sequence[str]) -> str:
-    """The values of the keys, e.g. `dcal, 0.0004`; not those of a branch that is off, which decide nothing."""
+    """The values of the keys, e.g. `dcal, 0.0004`; not those that decide nothing without a branch that is off."""
     config = {**record["config"], "cfg_id": record["cfg_id"]}
     return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
 
 
 def is_idle(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether the key is an option of a branch that this `attention` has not."""
-    without = {"attention.glca.": ("none", "pwca"), "attention.pwca.": ("none", "glca")}
-    return any(key.startswith(branch) and config["attention"] in off for branch, off in without.items())
+    """Whether the key is an option of a branch that this `attention` has not, or weighs a single loss."""
+    without = {
+        "attention.glca.": ("none", "pwca"),
+        "attention.pwca.": ("none", "glca"),
+        "task.loss_weighting": ("none",),
+    }
+    return any(key.startswith(option) and config["attention"] in off for option, off in without.items())
 
 
 def show(value: Any) -> str:

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from dcal.paths import experiments_dir
 from dcal.report.page import fill
 from dcal.report.records import collect, decode, encode, load, load_all, parse, read_yaml
-from dcal.report.table import Spec, label_of, make_table, specs
+from dcal.report.table import Spec, label_of, make_table, specs, with_sa
 from dcal.report.text import markdown
 from dcal.results import job
 
@@ -245,6 +245,12 @@ def test_options_of_a_branch_that_is_off_are_no_part_of_a_label(attention: str, 
     }
     record = {"config": {"attention": attention, **options}, "cfg_id": "any"}
     assert label_of(record, ["attention", *options]) == label
+
+
+@pytest.mark.parametrize(("attention", "metrics"), [("none", {"mAP": 0.5, "mAP_sa": 0.5}), ("dcal", {"mAP": 0.5})])
+def test_where_sa_is_alone_its_figures_are_the_headline(attention: str, metrics: dict[str, float]) -> None:
+    record = {"config": {"attention": attention}, "headline": "mAP", "metrics": {"mAP": 0.5}, "items": {"count": 0}}
+    assert with_sa(record) == {**record, "metrics": metrics}
 
 
 def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:

@@ -23,6 +23,13 @@ from dcal.metric.significance import (
 )
 from dcal.report.records import Record, Results, decode
 
+IDLE = {
+    "attention.glca.": ("none", "pwca"),
+    "attention.pwca.": ("none", "glca"),
+    "task.loss_weighting": ("none",),
+}
+"""Beginning of a key → the `attention` under which it decides nothing."""
+
 
 @dataclass
 class Spec:
@@ -134,7 +141,7 @@ def make_table(spec: Spec, results: Mapping[str, Results], resamples: int = 10_0
 
 
 def with_sa(record: Record) -> Record:
-    """The record with its headline as SA's, too, where only SA is there at test time: Re-ID does not repeat it."""
+    """The record with its headline as SA's, too, where the model has no GLCA: Re-ID's evaluation does not repeat it."""
     if record["config"]["attention"] not in ("none", "pwca"):
         return record
     headline = record["headline"]
@@ -178,12 +185,7 @@ def label_of(record: Record, by: Sequence[str]) -> str:
 
 def is_idle(key: str, config: Mapping[str, Any]) -> bool:
     """Whether the key is an option of a branch that this `attention` has not, or weighs a single loss."""
-    without = {
-        "attention.glca.": ("none", "pwca"),
-        "attention.pwca.": ("none", "glca"),
-        "task.loss_weighting": ("none",),
-    }
-    return any(key.startswith(option) and config["attention"] in off for option, off in without.items())
+    return any(key.startswith(option) and config["attention"] in off for option, off in IDLE.items())
 
 
 def show(value: Any) -> str:

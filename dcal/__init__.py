@@ -34,24 +34,24 @@ _MODULE_OF = {
     "AttentionRollout": "dcal.attention.rollout",
     "GlobalLocalCrossAttention": "dcal.attention.glca",
     "PairWiseCrossAttention": "dcal.attention.pwca",
-    "TrainedDCAL": "dcal.trained",
+    "TrainedDCAL": "dcal.inference.pretrained",
     "TripletLoss": "dcal.loss",
     "UncertaintyLoss": "dcal.loss",
     "evaluate_retrieval": "dcal.metric.retrieval",
     "k_reciprocal_rerank": "dcal.metric.rerank",
-    "load": "dcal.trained",
+    "load": "dcal.inference.pretrained",
 }
 
 if TYPE_CHECKING:
     from dcal.attention.glca import GlobalLocalCrossAttention
     from dcal.attention.pwca import PairWiseCrossAttention
     from dcal.attention.rollout import AttentionRollout
+    from dcal.inference.pretrained import TrainedDCAL, load
     from dcal.loss import TripletLoss, UncertaintyLoss
     from dcal.metric.rerank import k_reciprocal_rerank
     from dcal.metric.retrieval import evaluate_retrieval
     from dcal.model import DCAL, create_dcal_model
     from dcal.output import Output
-    from dcal.trained import TrainedDCAL, load
 else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any
 
     def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from dcal.paths import config_dir, experiments_dir
+from dcal.utils.paths import config_dir, experiments_dir
 
 
 @dataclass
@@ -196,7 +196,7 @@ def check_targets(config: DictConfig) -> None:
     """Refuses a configuration that would run other code than the targets that `conf/` names.
 
     For a configuration that somebody else may have written: one that was read from a run or a file. A prefix such as
-    `dcal.` would be no barrier: `dcal.checkpoint.os.system` is reached through the imports of a module.
+    `dcal.` would be no barrier: `dcal.training.checkpoint.os.system` is reached through the imports of a module.
 
     Raises:
         ValueError: a `_target_` that is not in `conf/`; the message names its key.

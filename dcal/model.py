@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
-from dcal.attention.kernel import Trace, attention_with_trace
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
 from dcal.attention.pwca import PairWiseCrossAttention
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
+from dcal.attention.trace import Trace, attention_with_trace
 from dcal.backbone import create_backbone, embed, final_norm
-from dcal.distributed import agreed, gather, own
-from dcal.head import Head
+from dcal.distributed.collectives import agreed, gather, own
+from dcal.heads import Head
 from dcal.output import Branches, Output
 
 SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding

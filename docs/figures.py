@@ -102,9 +102,9 @@ def readout() -> Figure:
 def rollout(directory: Path) -> Figure:
     """What one map of attention shows, what the rollout over the blocks before GLCA shows, and what GLCA selects."""
     import dcal
-    from dcal.attention.kernel import attention_rows
-    from dcal.dataset.synthetic_birds import read_synthetic_birds
-    from dcal.figure import shaded, upsample
+    from dcal.attention.trace import attention_rows
+    from dcal.dataset.synthetic.birds import read_synthetic_birds
+    from dcal.visualize.examples import shaded, upsample
 
     model = dcal.load(directory, device="cpu")
     records = read_synthetic_birds(None).splits["test"][5::214]

@@ -22,10 +22,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from dcal import engine
-from dcal.cli import config_folders, quoted, suggest
+from dcal.commands.app import config_folders, quoted, suggest
 from dcal.config import register
-from dcal.paths import config_dir, experiments_dir
+from dcal.training import trainer as engine
+from dcal.utils.paths import config_dir, experiments_dir
 
 
 def run_command(main: Callable[[], object], *words: str) -> None:

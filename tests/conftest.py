@@ -65,7 +65,7 @@ def reid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(task: str, root: Path) -> Path:
     from commands import run_command
 
-    from dcal.train import main
+    from dcal.commands.train import main
 
     run_command(main, f"experiment=tiny/{task}", f"run.root={root}", "train.figures=true")
     (result,) = root.glob("**/result.json")

@@ -35,14 +35,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-import dcal.build
-import dcal.engine
-import dcal.restore  # imported here once rather than by every child
-import dcal.tracking
+import dcal.inference.restore  # imported here once rather than by every child
+import dcal.training.build
+import dcal.training.trainer
+import dcal.training.wandb_run
+from dcal.commands.train import train
 from dcal.config import register
-from dcal.device import Device
-from dcal.paths import config_dir
-from dcal.train import train
+from dcal.utils.device import Device
+from dcal.utils.paths import config_dir
 
 COMMON = [
     "name=killed",
@@ -106,7 +106,7 @@ class Witness:
 
     def watch(self) -> None:
         """Puts itself where things happen; for good, so only in a child."""
-        update, normalise = dcal.engine.update, Device.normalise
+        update, normalise = dcal.training.trainer.update, Device.normalise
 
         def step(*args: Any) -> Any:
             self.in_step = True
@@ -119,7 +119,7 @@ class Witness:
             self.see("step" if self.in_step else "evaluation")
             return normalise(*args)
 
-        dcal.engine.update, Device.normalise = step, batch  # type: ignore[assignment, method-assign]
+        dcal.training.trainer.update, Device.normalise = step, batch  # type: ignore[assignment, method-assign]
         sys.addaudithook(self.hear)
 
     def hear(self, event: str, args: tuple[Any, ...]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from dcal import engine
-from dcal.run import Run
+from dcal.run.directory import Run
+from dcal.training import trainer as engine
 
 
 class Limit(Callback):

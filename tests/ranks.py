@@ -18,15 +18,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.build import build
 from dcal.config import register
-from dcal.distributed import assembled, joined, size
-from dcal.engine import evaluate
+from dcal.distributed.collectives import assembled, joined, size
 from dcal.metric.retrieval import evaluate_retrieval
-from dcal.parallel import whole
-from dcal.paths import config_dir
-from dcal.setup import Setup
-from dcal.step import update
+from dcal.training.build import build
+from dcal.training.parallel import whole
+from dcal.training.state import Setup
+from dcal.training.step import update
+from dcal.training.trainer import evaluate
+from dcal.utils.paths import config_dir
 
 COMMON = ["seed=3", "optimizer=sgd", "optimizer.lr=0.05", "train.batch_size=8", "train.eval_batch_size=3"]
 FGVC = ["experiment=tiny/fgvc", "task.mixup=0.5"]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from dcal.attention.kernel import full_precision
 from dcal.attention.pairing import Partners
+from dcal.attention.trace import full_precision
 from dcal.model import DCAL
 from dcal.output import Branches, Output
 

@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dcal.cli import group_options, suggest
+from dcal.commands.app import group_options, suggest
 from dcal.config import check_targets, register
-from dcal.paths import config_dir
-from dcal.run import config_id
+from dcal.run.directory import config_id
+from dcal.utils.paths import config_dir
 
 GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")
 
@@ -83,7 +83,7 @@ def test_right_overrides_pass() -> None:
     ("key", "value"),
     [
         ("dataset.reader._target_", "os.system"),
-        ("dataset.reader._target_", "dcal.checkpoint.os.system"),  # by way of what a module of ours imports
+        ("dataset.reader._target_", "dcal.training.checkpoint.os.system"),  # by way of what a module of ours imports
         ("dataset.reader._target_", "${dataset.root}"),
         ("dataset.reader.extra", [{"deep": {"_target_": "builtins.eval", "_args_": ["1"]}}]),
         ("dataset.reader.extra", "${oc.create:'{_target_: os.system, command: ls}'}"),
@@ -100,7 +100,7 @@ def test_a_config_from_elsewhere_runs_no_other_code(key: str, value: Any) -> Non
 
 def test_wrong_type_names_the_key(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dcal.train", "train.epochs=abc", f"run.root={tmp_path}"],
+        [sys.executable, "-m", "dcal.commands.train", "train.epochs=abc", f"run.root={tmp_path}"],
         capture_output=True,
         text=True,
     )

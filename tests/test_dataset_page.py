@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dcal.cli import group_options
-from dcal.dataset import fgvc, fgvc_mat, reid, reid_vehicle
-from dcal.dataset.reid_protocol import CAMERA_POLICY, JUNK_POLICY, Counts
-from dcal.paths import config_dir
+from dcal.commands.app import group_options
+from dcal.dataset.readers import fgvc, fgvc_mat, reid_vehicle
+from dcal.dataset.readers import reid_person as reid
+from dcal.dataset.readers.reid_protocol import CAMERA_POLICY, JUNK_POLICY, Counts
+from dcal.utils.paths import config_dir
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "datasets.md"
 IMAGES: dict[str, Mapping[str, int]] = {

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, links
 
 import dcal
-from dcal.cli import group_options, known_keys, suggest
+from dcal.commands.app import group_options, known_keys, suggest
 
 EXECUTED = ("README.md", "tutorial.md")
 """Pages whose Python runs, block after block in one namespace. That of the others, which need a run, must parse."""
@@ -43,7 +43,7 @@ def write_file(fence: Fence, folder: Path) -> bool:
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name in EXECUTED], ids=name_of)
 def test_python_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of `text` is what the Python before it printed. The commands of the tutorial run, too."""
-    from dcal import train
+    from dcal.commands import train
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

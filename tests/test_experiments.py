@@ -22,10 +22,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pages import documented
 
-from dcal.cli import group_options, suggest
+from dcal.commands.app import group_options, suggest
 from dcal.config import Config, register
-from dcal.paths import config_dir, experiments_dir
-from dcal.run import config_id
+from dcal.run.directory import config_id
+from dcal.utils.paths import config_dir, experiments_dir
 
 RECIPES = group_options("experiment")
 ABLATIONS = group_options("ablation")
@@ -234,7 +234,7 @@ def test_wandb_sweeps_give_commands_that_compose(file: Path, monkeypatch: pytest
 
 def test_smoke_ablation_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One command runs the sweep, the next makes its table."""
-    from dcal import train
+    from dcal.commands import train
     from dcal.report.records import collect
 
     words = ["ablation=components", "experiment=tiny/fgvc", "seed=0", f"run.root={tmp_path / 'runs'}"]

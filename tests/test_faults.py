@@ -24,14 +24,15 @@ import torch
 from commands import run_command
 from safetensors.torch import load_file
 
-from dcal import checkpoint, engine
-from dcal.checkpoint import save_checkpoint
+from dcal.commands.train import main
 from dcal.dataset.images import ImageDataset, worker_deaths
 from dcal.dataset.record import DataError
 from dcal.model import DCAL
-from dcal.run import WriteError, writing
+from dcal.run.directory import WriteError, writing
 from dcal.task import fgvc
-from dcal.train import main
+from dcal.training import checkpoint
+from dcal.training import trainer as engine
+from dcal.training.checkpoint import save_checkpoint
 
 TESTS = Path(__file__).parent
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| `(.+?)` \|$", (TESTS.parent / "docs/faults.md").read_text(), re.M)
@@ -171,7 +172,7 @@ def test_time_limit(
         raise SystemExit(144)
 
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    monkeypatch.setattr("dcal.train.adopt_batch_system", lambda: None)
+    monkeypatch.setattr("dcal.commands.train.adopt_batch_system", lambda: None)
     before = signal.signal(signal.SIGUSR2, requeue)
     try:
         with at_call(monkeypatch, engine, "update", 3, send(signal.SIGUSR2)):

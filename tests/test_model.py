@@ -15,9 +15,9 @@ from reference import LiteralDCAL
 from tiny import MEMBERS, images_for, scramble, tiny_model, tiny_vit
 from torch import Tensor, nn
 
-from dcal import measure
 from dcal.attention.pairing import Partners
 from dcal.attention.pwca import STREAMS
+from dcal.bench import measure
 from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL, create_dcal_model
 from dcal.output import Output

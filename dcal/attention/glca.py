@@ -20,10 +20,10 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from dcal.attention.intercept import Attend
-from dcal.attention.kernel import Trace, attention
 from dcal.attention.rollout import HEAD_FUSIONS, num_selected, rollout_row
 from dcal.attention.rows import gather_rows, project_keys_values, rope_rows, run_rows
+from dcal.attention.timm_blocks import Attend
+from dcal.attention.trace import Trace, attention
 
 SELECTIONS = ("rollout", "last", "random", "all")
 READOUTS = ("cls", "mean", "cls_mean")

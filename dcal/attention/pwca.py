@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcal.attention.intercept import Attend
-from dcal.attention.kernel import Trace, attention, attention_with_trace
 from dcal.attention.rows import project_keys_values, run_prefix
+from dcal.attention.timm_blocks import Attend
+from dcal.attention.trace import Trace, attention, attention_with_trace
 
 STREAMS = ("clean", "symmetric", "figure")
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dcal.attention.intercept import intercept
-from dcal.attention.kernel import (
+from dcal.attention.support import check_supported
+from dcal.attention.timm_blocks import intercept
+from dcal.attention.trace import (
     Trace,
     attention_rows,
     attention_with_trace,
@@ -27,7 +28,6 @@ from dcal.attention.kernel import (
     fuse_heads,
     row_times_attention,
 )
-from dcal.attention.support import check_supported
 
 HEAD_FUSIONS = ("mean", "max", "min")
 

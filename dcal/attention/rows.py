@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from dcal.attention.intercept import Attend, intercept
-from dcal.attention.kernel import attention
+from dcal.attention.timm_blocks import Attend, intercept
+from dcal.attention.trace import attention
 
 
 def run_block(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcal.metric.significance import interval, resampled_means
+from dcal.metric.statistics import interval, resampled_means
 
 CURVES = ("deletion", "insertion")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcal.distributed import gather_items, place
+from dcal.distributed.collectives import gather_items, place
 from dcal.metric.ranking import Gallery, PerQuery, from_ranks, positive_ranks
 
 METRICS = ("cosine", "euclidean")

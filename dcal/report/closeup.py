@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcal.report.classes import class_accuracies, confusion_matrix, examples_of, most_confused
-from dcal.report.experiment import Experiment, Variant
-from dcal.report.folder import RunFiles
-from dcal.report.gallery import Gallery
-from dcal.report.names import plain
+from dcal.metric.classes import class_accuracies, class_title, confusion_matrix, examples_of, most_confused
+from dcal.report.comparison import Experiment, Variant
 from dcal.report.picture import Matrix, Picture, matrix, picture
+from dcal.report.run_files import RunFiles
+from dcal.visualize.gallery import Gallery
 
 EXAMPLES = 24
 PAIRS = 8
@@ -124,7 +123,7 @@ def kept(run: RunFiles, row: int, alt: str) -> Picture | None:
 def class_names(run: RunFiles) -> list[str]:
     """Names by label; where the run does not keep them, numbers."""
     if run.class_names:
-        return [plain(name) for name in run.class_names]
+        return [class_title(name) for name in run.class_names]
     count = 1 + int(max(run.items["label"].max(), run.items["prediction"].max()))
     return [f"class {number}" for number in range(count)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from dcal.report.text import spread
+from dcal.report.format import spread
 
 BRANCHES = {"": "combined", "sa": "SA", "glca": "GLCA", "pwca": "PWCA"}
 """By suffix of a metric's name. PWCA has losses only."""
@@ -42,9 +42,3 @@ def metric_values(name: str, values: Sequence[float]) -> str:
     if name != "nll":
         return spread(values)
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def plain(name: str) -> str:
-    """A class name without number and underscores: `001.Black_footed_Albatross` is Black footed Albatross."""
-    head, _, rest = name.partition(".")
-    return (rest if rest and head.isdigit() else name).replace("_", " ")

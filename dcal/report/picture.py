@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcal.report.gallery import Gallery
+from dcal.visualize.gallery import Gallery
 
 RIGHT_RGB, WRONG_RGB = (66, 105, 208), (214, 69, 65)  # to be seen on light and on dark
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from dcal.report.format import TITLES
 from dcal.report.table import Row, Table
-from dcal.report.text import TITLES
 
 HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
 

@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.run import IDENTITY, NOT_IDENTITY, write_atomically
+from dcal.run.directory import IDENTITY, NOT_IDENTITY, write_atomically
 
 Record = dict[str, Any]
 Results = dict[str, Any]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any, NamedTuple
 
-from dcal.report.experiment import Experiment, Variant
+from dcal.report.comparison import Experiment, Variant
+from dcal.report.format import commit_of, distinct
 from dcal.report.records import common
 from dcal.report.table import show
-from dcal.report.text import commit_of, distinct
 
 NOT_SETTINGS = ("seed", "name", "wandb.", "run.")
 """What names a run or says where it goes."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcal.metric.significance import (
+from dcal.metric.statistics import (
     Difference,
     Floats,
     Interval,

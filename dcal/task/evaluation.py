@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dcal.rank import first_only
-from dcal.run import whole_file
+from dcal.distributed.env import first_only
+from dcal.run.directory import whole_file
 
 
 class Evaluation(NamedTuple):

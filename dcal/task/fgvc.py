@@ -9,19 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dcal.dataset.loader import Data
-from dcal.device import Device
-from dcal.distributed import place
-from dcal.figure import draw_examples, keep_gallery, log_classes, log_examples, look, pick_examples
+from dcal.dataset.data import Data
+from dcal.distributed.collectives import place
+from dcal.metric.classes import class_title, examples_of, most_confused
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
-from dcal.report.classes import examples_of, most_confused
-from dcal.report.gallery import FILE
-from dcal.report.names import plain
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
 from dcal.task.options import TaskOptions
 from dcal.task.selection import judge_selection
+from dcal.utils.device import Device
+from dcal.visualize.examples import draw_examples, keep_gallery, log_classes, log_examples, look, pick_examples
+from dcal.visualize.gallery import FILE
 
 GALLERY_SHOWN = 24
 CONFUSED_SHOWN = 8
@@ -114,7 +113,7 @@ class FGVC(TaskOptions):
 
 def short(name: str, length: int = 22) -> str:
     """A class name that fits under a small picture: `001.Black_footed_Albatross` → `Black footed Albatross`."""
-    whole = plain(name)
+    whole = class_title(name)
     return whole if len(whole) <= length else whole[: length - 1] + "…"
 
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dcal.device import Device
-from dcal.distributed import gather_items
+from dcal.distributed.collectives import gather_items
 from dcal.model import DCAL
 from dcal.output import join_features
+from dcal.utils.device import Device
 
 BRANCHES = ("sa", "glca")
 

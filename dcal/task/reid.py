@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dcal.dataset.loader import Data
-from dcal.device import Device
-from dcal.distributed import place
-from dcal.figure import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
+from dcal.dataset.data import Data
+from dcal.distributed.collectives import place
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, judge
 from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import breakdown, evaluate_retrieval
 from dcal.model import DCAL
-from dcal.report.gallery import FILE
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
 from dcal.task.options import TaskOptions
+from dcal.utils.device import Device
+from dcal.visualize.examples import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
+from dcal.visualize.gallery import FILE
 
 LISTED = 10
 LISTS_KEPT = 12

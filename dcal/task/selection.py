@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dcal.backbone import patch_boxes
-from dcal.dataset.landmark import Landmarks
-from dcal.dataset.loader import Data
+from dcal.dataset.data import Data
+from dcal.dataset.keypoints import Landmarks
 from dcal.metric.part_hit import selection_metrics
 from dcal.model import DCAL
 from dcal.task.inference import Inferred

@@ -1,0 +1,1 @@
+"""The entry points of the ten commands; none imports another."""

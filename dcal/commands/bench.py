@@ -1,0 +1,131 @@
+"""`dcal-bench`: what DCAL costs, measured on the machine at hand.
+
+The parts: `cells`, `figure` and `rollout` compare the model with the plain backbone, see `dcal.bench.model`; `pipeline`
+compares the way from image files to batches with those of timm and torchvision, see `dcal.bench.pipeline`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import timm
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.bench import pipeline
+from dcal.bench.measure import CLOCKS
+from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
+from dcal.bench.processes import run_in_processes
+from dcal.commands.app import hydra_command, reported
+from dcal.dataset.record import DataError
+from dcal.utils.device import Device
+
+PARTS = ("cells", "figure", "rollout", "pipeline")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Rows under a header, columns aligned."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def environment(device: torch.device) -> Config:
+    """What the numbers were measured with."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def choose_device(options: Config) -> torch.device:
+    """The device, with the number of CPU threads set.
+
+    Raises:
+        ValueError: no such clock or device, or the clock of one thread for several.
+    """
+    if options["clock"] not in CLOCKS:
+        raise ValueError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
+    if options["clock"] == "cpu" and options["threads"] != 1:
+        raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    return Device(options["device"], "fp32", (0.0,), (1.0,)).torch
+
+
+def run(options: Config) -> Config:
+    """Measures the wanted parts; returns what the JSON file holds.
+
+    Raises:
+        ValueError: an option has no valid value; the message names its key.
+    """
+    wanted = options["measure"] if isinstance(options["measure"], list) else [options["measure"]]
+    for part in wanted:
+        if part not in PARTS:
+            raise ValueError(f"measure={part!r}: choose from {', '.join(PARTS)}")
+    chosen, device, figure = cells(options), choose_device(options), options["figure"]
+    report: Config = {"environment": environment(device), "options": options, **{part: [] for part in PARTS}}
+    print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
+    for cell in chosen if "cells" in wanted else ():
+        report["cells"].append(run_in_processes(cell, options, device))
+        print("  ".join(table_row(report["cells"][-1])), flush=True)
+    if "figure" in wanted:
+        common = {"backbone": figure["backbone"], "precision": figure["precision"], "mode": "infer", "compile": False}
+        report["figure"] = [
+            run_cell(
+                {**common, "attention": "glca", "size": [side, side]}, {**options, "batch_size": {"infer": 1}}, device
+            )
+            for side in figure["sizes"]
+        ]
+    if "rollout" in wanted:
+        report["rollout"] = [rollout_memory(side, device) for side in options["rollout"]["sizes"]]
+    if "pipeline" in wanted:
+        report["pipeline"] = pipeline.measure_pipeline(
+            options["pipeline"], options["repeats"], CLOCKS[options["clock"]]
+        )
+    return report
+
+
+def job(config: DictConfig) -> None:
+    """Measures, prints the tables, writes the JSON file and the figure."""
+    options: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    out = Path(options["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    report = run(options)
+    if report["cells"]:
+        print("\n" + table(COLUMNS.split(), map(table_row, report["cells"])))
+    if report["rollout"]:
+        rows = [[f"{value:.0f}" for value in row.values()] for row in report["rollout"]]
+        print("\nextra memory of the rollout, one image\n" + table(report["rollout"][0], rows))
+    if report["pipeline"]:
+        files = ", ".join(f"{key} {value}" for key, value in report["pipeline"]["files"].items())
+        print(f"\nfrom image files ({files}) to batches, one core")
+        print(table(pipeline.COLUMNS.split(), pipeline.table_rows(report["pipeline"])))
+    if report["figure"]:
+        figure = options["figure"]
+        draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
+    (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
+
+
+def main() -> None:
+    """Entry point of `dcal-bench`."""
+    hydra_command(lambda config: reported(lambda: job(config), (ValueError, OSError, DataError), debug=False), "bench")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""`dcal-doctor`: is everything there that a training needs, and what has become of a run?
+
+    dcal-doctor                                     this machine and the defaults
+    dcal-doctor experiment=fgvc/cub100_deit_tiny dataset.root=CUB backbone.checkpoint=WEIGHTS
+                                                    what `dcal-train` with the same words needs
+    dcal-doctor run=outputs/synthetic_birds/1a2b3c4d/seed=0
+                                                    one run: finished, running, interrupted or failed, and is it whole
+
+Every line says OK, WARN or FAIL, and what to do; the exit code is 1 if one says FAIL.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig
+
+from dcal.commands.app import hydra_command
+from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
+from dcal.run.directory import Run, git_state
+
+GIB = 1024**3
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def main() -> None:
+    """Entry point of `dcal-doctor`."""
+    words = sys.argv[1:]
+    runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+    elif runs:
+        directory = Path(runs[-1]).expanduser()
+        raise SystemExit(report([("run", lambda: state(directory)), ("weights", lambda: weights(directory))]))
+    else:
+        # a check leaves no folder behind, and of an ablation it looks at what the points have in common
+        sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
+        hydra_command(job, "train")
+
+
+def job(config: DictConfig) -> None:
+    """All checks of a configuration.
+
+    Raises:
+        SystemExit: 1 if one fails.
+    """
+    checks: list[tuple[str, Check]] = [
+        ("install", installation),
+        ("device", lambda: device(config)),
+        ("precision", lambda: precision(config)),
+        ("data", lambda: dataset(config)),
+        ("model", lambda: model(config)),
+        ("settings", lambda: settings(config)),
+        ("workers", lambda: workers(config)),
+        ("wandb", lambda: wandb_access(config)),
+        ("disk", lambda: disk(config)),
+    ]
+    code = report(checks)
+    if code:
+        raise SystemExit(code)
+
+
+def report(checks: Iterable[tuple[str, Check]]) -> int:
+    """Runs the checks, prints what each finds, and returns the exit code. What a check raises is a finding, too."""
+    levels = []
+    told: set[str] = set()
+    for topic, check in checks:
+        try:
+            found = list(check())
+        except Exception as error:
+            found = [Finding(FAIL, topic, str(error) or type(error).__name__)]
+        for finding in found:
+            if finding.text in told:  # an earlier check has met with it
+                continue
+            told.add(finding.text)
+            print(f"{finding.level:<4}  {finding.topic:<10}  {finding.text}", flush=True)
+            if finding.remedy:
+                print(f"{'':18}→ {finding.remedy}")
+            levels.append(finding.level)
+    print(", ".join(f"{levels.count(level)} {level}" for level in (OK, WARN, FAIL) if level in levels))
+    return int(FAIL in levels)
+
+
+def installation() -> Iterator[Finding]:
+    """Python, the required packages in their ranges, and which code runs."""
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    from packaging.requirements import Requirement
+
+    yield Finding(OK, "python", f"{platform.python_version()} at {sys.executable}")
+    try:
+        required = [Requirement(text) for text in requires("dcal") or ()]
+    except PackageNotFoundError:
+        yield Finding(WARN, "install", "dcal runs from a folder and is not installed", "pip install -e . there")
+        required = []
+    wanted = [requirement for requirement in required if requirement.marker is None]
+    shown = ("torch", "timm", "hydra-core", "wandb", "albumentations")
+    found: dict[str, str] = {}
+    for name in (*shown, *(requirement.name for requirement in wanted)):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    for requirement in wanted:
+        name = requirement.name
+        if name not in found:
+            yield Finding(FAIL, "install", f"{name} is missing", f"pip install '{requirement}'")
+        elif not requirement.specifier.contains(found[name], prereleases=True):
+            text = f"{name} is {found[name]}, not {requirement.specifier}"
+            yield Finding(FAIL, "install", text, f"pip install '{requirement}'")
+    yield Finding(OK, "install", ", ".join(f"{name} {found[name]}" for name in shown if name in found))
+    git = git_state()
+    if git["commit"]:
+        changed = ", with changes that are not committed" if git["dirty"] else ""
+        yield Finding(OK, "code", f"commit {git['commit'][:8]}{changed}")
+
+
+def device(config: DictConfig) -> Iterator[Finding]:
+    """What a training computes on."""
+    import torch
+
+    from dcal.utils.device import Device
+
+    where = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3).torch
+    if where.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        yield Finding(OK, "device", f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free")
+        return
+    yield Finding(OK, "device", f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    if torch.version.cuda is None and shutil.which("nvidia-smi"):
+        yield Finding(WARN, "device", "there is a GPU, but this torch is built for the CPU", "install a CUDA torch")
+    if config.train.compile and not shutil.which(os.environ.get("CXX", "g++")):
+        yield Finding(FAIL, "device", "train.compile=true needs a C++ compiler", "install g++, or train.compile=false")
+
+
+def precision(config: DictConfig) -> Iterator[Finding]:
+    """Is the chosen precision faster than fp32 here?"""
+    import torch
+
+    from dcal.bench.measure import interleaved_medians
+    from dcal.utils.device import Device
+
+    place, name = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3), config.train.precision
+    if place.dtype is None:
+        yield Finding(OK, "precision", "fp32")
+        return
+    exact = torch.randn(768, 768, device=place.torch)
+    short = exact.to(place.dtype)
+    times = interleaved_medians({"fp32": lambda: exact @ exact, name: lambda: short @ short}, 5, 0.01, place.torch)
+    ratio = times["fp32"] / times[name]
+    if ratio < 1:
+        yield Finding(
+            WARN, "precision", f"matrix products in {name} are {1 / ratio:.1f} times slower than in fp32",
+            "train.precision=fp32",
+        )  # fmt: skip
+    else:
+        yield Finding(OK, "precision", f"matrix products in {name} are {ratio:.1f} times faster than in fp32")
+
+
+def dataset(config: DictConfig) -> Iterator[Finding]:
+    """The reader's own checks, the counts, and one image of each split."""
+    from dcal.training.build import make
+
+    data = make(config.dataset)
+    catalog = data.catalog
+    counts = ", ".join(f"{split} {len(records)}" for split, records in catalog.splits.items())
+    yield Finding(OK, "data", f"{catalog.name}: images in {counts}; {data.num_classes} classes or identities to learn")
+    for split in catalog.splits:
+        data.image(split, 0)
+
+
+def model(config: DictConfig) -> Iterator[Finding]:
+    """The backbone with its weights at the image size of the configuration."""
+    from dcal.training.build import make
+
+    height, width = config.dataset.image_size
+    vit = make(config.backbone)(image_size=(height, width))
+    millions = sum(parameter.numel() for parameter in vit.parameters()) / 1e6
+    backbone = config.backbone
+    hub = "weights from timm's hub" if backbone.pretrained else "from scratch"
+    origin = f"weights from {backbone.checkpoint}" if backbone.checkpoint else hub
+    yield Finding(OK, "model", f"{backbone.name} at {height}×{width}, {millions:.1f} M parameters, {origin}")
+
+
+def settings(config: DictConfig) -> Iterator[Finding]:
+    """Can a training be put together: branches, losses, batches and optimizer as they are configured?"""
+    from dcal.training.build import build
+
+    setup = build(config)
+    yield Finding(OK, "settings", f"{len(setup.loader)} batches of {config.train.batch_size} images in an epoch")
+
+
+def workers(config: DictConfig) -> Iterator[Finding]:
+    """Enough cores and shared memory for the processes that load images?"""
+    count, cores = config.train.workers, os.cpu_count() or 1
+    if count > cores:
+        yield Finding(WARN, "workers", f"train.workers={count} on {cores} cores", f"train.workers={cores}")
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free / GIB if shared.is_dir() else None
+    if count and free is not None and free < 0.5:
+        yield Finding(
+            WARN, "workers", f"only {free:.2f} GiB of shared memory: workers may die of a bus error",
+            "docker run --shm-size=2g, or train.workers=0",
+        )  # fmt: skip
+    elif count <= cores:
+        yield Finding(OK, "workers", f"train.workers={count} on {cores} cores")
+
+
+def wandb_access(config: DictConfig) -> Iterator[Finding]:
+    """The mode, and for an online one the key and the server."""
+    import wandb
+
+    mode = config.wandb.mode
+    if mode != "online":
+        note = "; `make sync` uploads them" if mode == "offline" else ""
+        yield Finding(OK, "wandb", f"wandb.mode={mode}{note}")
+        return
+    # W&B reads its environment once per process
+    url = urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url)
+    if not _has_key(url.hostname or ""):
+        yield Finding(FAIL, "wandb", "wandb.mode=online, but there is no key", "wandb login, or wandb.mode=offline")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        yield Finding(
+            WARN, "wandb", f"{url.geturl()} cannot be reached ({error}): the run would be logged offline",
+            "wandb.mode=offline spares the waiting",
+        )  # fmt: skip
+        return
+    yield Finding(OK, "wandb", f"wandb.mode=online at {url.geturl()}")
+
+
+def _has_key(host: str) -> bool:
+    """Where W&B looks for a key: the environment, then what `wandb login` has written."""
+    try:
+        return bool(os.environ.get("WANDB_API_KEY")) or netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def disk(config: DictConfig) -> Iterator[Finding]:
+    """Is there room for a run where runs go, and may one write there?"""
+    from dcal.training.build import make
+
+    root = Run(config).directory
+    folder = next(parent for parent in (root, *root.parents) if parent.is_dir())
+    if not os.access(folder, os.W_OK):
+        yield Finding(FAIL, "disk", f"run.root={config.run.root}: {folder} is read-only", "run.root=another folder")
+        return
+    bare = config.backbone.copy()
+    bare.checkpoint, bare.pretrained = None, False
+    vit = make(bare)(image_size=tuple(config.dataset.image_size))
+    parameters = sum(parameter.numel() for parameter in vit.parameters()) * 1.2  # and the branches
+    copies = 3 * 4 + 3  # three checkpoints at the worst moment: weights, two moments, average; last, best, one in work
+    need, free = 4 * copies * parameters / GIB, shutil.disk_usage(folder).free / GIB
+    text = f"{free:.1f} GiB free at {folder}; a run needs about {need:.1f}"
+    level = FAIL if free < need else WARN if free < 5 * need else OK
+    yield Finding(
+        level, "disk", text, "" if level == OK else "run.root=another disk, or delete checkpoints/ of old runs"
+    )
+
+
+if __name__ == "__main__":
+    main()

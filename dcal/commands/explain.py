@@ -1,0 +1,224 @@
+"""`dcal-explain`: what a run looks at in images, what distracts it, and whether its maps are faithful."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from dcal.commands.app import hydra_command, reported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dcal.inference.restore import Restored
+    from dcal.metric.faithfulness import Curves
+
+BATCH = 16
+"""Images at once: their attention maps are kept for a moment."""
+
+
+def main() -> None:
+    """Entry point of `dcal-explain`."""
+    hydra_command(job, "explain")
+
+
+def job(config: DictConfig) -> None:
+    """One explanation, reported in one sentence if it cannot be had."""
+    from dcal.dataset.record import DataError
+    from dcal.inference.restore import RunError
+
+    reported(lambda: explain(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def explain(config: DictConfig) -> None:
+    """Draws a figure per image, or measures faithfulness, or both."""
+    from dcal.inference.restore import restore
+
+    check(config)
+    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    if config.faithfulness is not None and restored.task.name != "fgvc":
+        raise ValueError(
+            "faithfulness: follows the probability of a class, and re-identification has none; "
+            "give images= to see what the run looks at"
+        )
+    out = Path(config.out).expanduser()
+    if config.images is not None:
+        explain_images(restored, config, out)
+    if config.faithfulness is not None:
+        measure(restored, config, out)
+
+
+def check(config: DictConfig) -> None:
+    """Refuses what cannot be meant before anything is loaded.
+
+    Raises:
+        ValueError: nothing is asked for, a key is of no use without another, or a number is out of its range.
+    """
+    if config.images is None and config.faithfulness is None:
+        raise ValueError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
+    if config.pair is not None and config.images is None:
+        raise ValueError(f"pair={config.pair}: needs images= that it distracts from")
+    for key in ("top", "faithfulness", "steps"):
+        if config[key] is not None and config[key] < 1:
+            raise ValueError(f"{key}={config[key]}: must be at least 1")
+
+
+def explain_images(restored: Restored, config: DictConfig, out: Path) -> None:
+    """Writes a figure for each image that can be read, streaming; says how many could not."""
+    from tqdm import tqdm
+
+    from dcal.dataset.image_files import find_images
+    from dcal.inference.restore import open_images
+    from dcal.visualize.attention_maps import attention_maps, distraction
+    from dcal.visualize.explain_figure import Sheet, draw_sheet
+
+    paths = find_images(config.images)
+    distractor = None if config.pair is None else one_image(restored, config.pair)
+    loader = open_images(restored, paths, BATCH)
+    base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    with tqdm(total=len(paths), desc="explain", unit="image", disable=None) as bar:
+        for batch in loader:
+            images = batch["image"]
+            maps = attention_maps(restored.model, images, restored.device)
+            guesses = predictions(restored, images, config.top)
+            for row, index in enumerate(batch["index"].tolist()):
+                glca, selected = (None if part is None else part[row] for part in maps[1:])
+                sheet = Sheet(images[row], maps.rollout[row], glca, selected, guesses[row])
+                pair = None
+                if distractor is not None:
+                    pair = distraction(restored.model, images[row], distractor, restored.device)
+                # the suffix stays in the name, so that no two images share a figure
+                target = out / f"{paths[index].absolute().relative_to(base)}.png"
+                draw_sheet(sheet, paths[index].name, target, distractor, pair)
+            bar.update(len(images))
+    print(f"{len(paths) - len(loader.skipped)} figures in {out}")
+    if loader.skipped:
+        print(f"{len(loader.skipped)} of {len(paths)} images could not be read", file=sys.stderr)
+
+
+def one_image(restored: Restored, spec: str) -> Tensor:
+    """The distractor, uint8 (3, H, W).
+
+    Raises:
+        ValueError: it is not one image.
+    """
+    from dcal.dataset.image_files import find_images
+    from dcal.inference.restore import open_images
+
+    paths = find_images(spec, "pair")
+    if len(paths) > 1:
+        raise ValueError(f"pair={spec}: names {len(paths)} images; give one")
+    image: Tensor = next(iter(open_images(restored, paths)))["image"][0]
+    return image
+
+
+def predictions(restored: Restored, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:
+    """For each image the `top` classes with probabilities, by branch and (`both`) combined as in evaluation."""
+    from dcal.task.fgvc import short
+
+    if restored.task.name != "fgvc":
+        return [{} for _ in images]
+    found: list[dict[str, list[tuple[str, float]]]] = [{} for _ in images]
+    for branch, probability_BC in probabilities(restored, restored.device.normalise(images)).items():
+        best = probability_BC.topk(min(top, len(restored.class_names)))
+        for row, (values, labels) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            names = [short(restored.class_names[label], 30) for label in labels]
+            found[row][branch] = list(zip(names, values, strict=True))
+    return found
+
+
+def probabilities(restored: Restored, normalised: Tensor) -> dict[str, Tensor]:
+    """Class probabilities (B, C) of the branches and, first and if they are two, of both combined; on the CPU."""
+    import torch
+
+    from dcal.task.inference import combined_scores
+
+    with torch.no_grad(), restored.device.autocast():
+        output = restored.model(normalised)
+    logs = {name: logits.float().log_softmax(-1).cpu() for name, logits in output.logits().items()}
+    both = combined_scores(logs, restored.task.inference)
+    combined = {"both": both} if len(logs) > 1 else {}
+    return {name: scores.exp() for name, scores in {**combined, **logs}.items()}
+
+
+def measure(restored: Restored, config: DictConfig, out: Path) -> None:
+    """Deletion and insertion over images of a split: `faithfulness.json` and `.png`, and a table."""
+    from dcal.inference.images import chosen
+    from dcal.metric.faithfulness import summary
+    from dcal.run.directory import write_atomically
+    from dcal.visualize.explain_figure import draw_faithfulness
+
+    records = chosen(restored, None, config.split, config.dataset, config.faithfulness)
+    found: dict[str, list[Curves]] = {}
+    for curves_of in faithfulness(restored, records, config.steps):
+        for name, both in curves_of.items():
+            found.setdefault(name, []).append(both)
+    results = summary(found, "random")
+    images = len(found["random"])
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "run": str(restored.directory),
+        "weights": str(restored.weights),
+        "split": config.split,
+        "images": images,
+        "steps": config.steps,
+        "maps": results,
+    }
+    write_atomically(out / "faithfulness.json", json.dumps(content, indent=1) + "\n")
+    draw_faithfulness(results, images, out / "faithfulness.png")
+    print(table(results))
+    print(f"{images} images of split {config.split}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
+
+
+def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
+    """The curves of each map for each image: the probability of the class that the run sees in the whole image."""
+    import torch
+    from tqdm import tqdm
+
+    from dcal.inference.restore import open_images
+    from dcal.metric.faithfulness import curves
+    from dcal.visualize.attention_maps import attention_maps
+
+    with tqdm(total=len(records), desc="faithfulness", unit="image", disable=None) as bar:
+        for batch in open_images(restored, records, BATCH):
+            maps = attention_maps(restored.model, batch["image"], restored.device)
+            normalised = restored.device.normalise(batch["image"])
+            for row, index in enumerate(batch["index"].tolist()):
+                first = next(iter(probabilities(restored, normalised[row : row + 1]).values()))
+                label = int(first.argmax())
+
+                def score(hidden: Tensor, label: int = label) -> Tensor:
+                    return next(iter(probabilities(restored, hidden).values()))[:, label]
+
+                chance = torch.rand(maps.rollout.shape[1:], generator=torch.Generator().manual_seed(index))
+                orders = {"rollout": maps.rollout[row]}
+                if maps.glca is not None:
+                    orders["glca"] = maps.glca[row]
+                orders["random"] = chance
+                yield {name: curves(normalised[row], order, score, steps) for name, order in orders.items()}
+                bar.update()
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """A line per map: the areas with their intervals, and how they differ from a random order."""
+    lines = [f"{'map':<8}  {'deletion AUC':<24}  {'insertion AUC':<24}  minus random: deletion, insertion"]
+    for name, entry in results.items():
+        cells = [described(entry[kind]) for kind in ("deletion", "insertion")]
+        leads = [entry[kind].get("minus_random") for kind in ("deletion", "insertion")]
+        beside = "" if None in leads else ",  ".join(described(lead, "+") for lead in leads)
+        lines.append(f"{name:<8}  {cells[0]:<24}  {cells[1]:<24}  {beside}".rstrip())
+    return "\n".join(lines)
+
+
+def described(entry: Mapping[str, float], sign: str = "") -> str:
+    return f"{entry['auc']:{sign}.4f} [{entry['low']:{sign}.4f}, {entry['high']:{sign}.4f}]"
+
+
+if __name__ == "__main__":
+    main()

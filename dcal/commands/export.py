@@ -1,0 +1,154 @@
+"""`dcal-export`: a trained run for other programs, with its model card, compared with PyTorch before it appears."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from dcal.commands.app import hydra_command, reported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dcal.inference.export_graph import Graph, Parity
+    from dcal.inference.restore import Restored
+
+
+def main() -> None:
+    """Entry point of `dcal-export`."""
+    hydra_command(job, "export")
+
+
+def job(config: DictConfig) -> None:
+    """One export, reported in one sentence if it cannot be had."""
+    from dcal.dataset.record import DataError
+    from dcal.inference.restore import RunError
+
+    reported(lambda: export(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def export(config: DictConfig) -> Path:
+    """Writes the export and returns its folder, which agrees with PyTorch or does not appear at all."""
+    from dcal.inference.export_graph import SAVERS, Graph, compare
+    from dcal.inference.model_card import model_card
+    from dcal.inference.pretrained import CONFIG, of_run
+    from dcal.inference.restore import restore
+
+    check(config, list(SAVERS))
+    restored = restore(config.run, config.weights, "cpu")
+    model = of_run(restored, config.license)
+    graph = Graph(model)
+    target = Path(config.out).expanduser() if config.out else restored.directory / "export" / config.format
+    check_free(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        runner = SAVERS[config.format](graph, folder)
+        parity = compare(graph, runner, batches(config, restored, graph))
+        print(report(parity, config.tolerance))
+        if not parity.differences[graph.outputs[0]] <= config.tolerance:  # also if it is not a number
+            raise ValueError(
+                f"format={config.format}: {graph.outputs[0]} differs from PyTorch by more than "
+                f"tolerance={config.tolerance:g}; nothing was written"
+            )
+        if not (folder / CONFIG).exists():
+            (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+            card = model_card(model.config, config.format, graph.outputs, sentence(parity, graph))
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+    print(f"{target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    if config.repo:
+        try:
+            print(model.push_to_hub(config.repo, private=config.private))
+        except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
+            raise ValueError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
+    return target
+
+
+def check(config: DictConfig, formats: Sequence[str]) -> None:
+    """Refuses what cannot be meant.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if config.format not in formats:
+        raise ValueError(f"format={config.format}: choose one of {', '.join(formats)}")
+    if config.repo and config.format != "hub":
+        raise ValueError(f"repo={config.repo} is pushed to under format=hub only")
+    if not config.batch_sizes or min(config.batch_sizes) < 1:
+        raise ValueError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
+    if config.limit < 1:
+        raise ValueError(f"limit={config.limit}: compare on at least 1 image")
+
+
+def check_free(target: Path) -> None:
+    """Refuses to replace anything but an earlier export.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    from dcal.inference.pretrained import CONFIG
+
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        earlier = "class_names" in json.loads((target / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # TypeError: JSON of a number
+        earlier = False
+    if not earlier:
+        raise ValueError(f"out={target} is there and no earlier export: choose another folder")
+
+
+def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named."""
+    from tqdm import tqdm
+
+    from dcal.inference.export_graph import parts
+    from dcal.inference.images import chosen
+    from dcal.inference.restore import open_images
+
+    real = config.images is not None or config.split is not None
+    records = chosen(restored, config.images, config.split, config.dataset, config.limit) if real else []
+    slices = parts(len(records) if real else config.limit, config.batch_sizes)
+    for number, part in enumerate(tqdm(slices, "compared with PyTorch", unit="batch", leave=False)):
+        if not real:
+            yield graph.example(part.stop - part.start, seed=number)
+            continue
+        for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
+            side = restored.device.side_index(batch)
+            yield (batch["image"].float() / 255.0, *([] if side is None else [side]))
+
+
+def report(parity: Parity, tolerance: float) -> str:
+    """A line per output."""
+    lines = [f"{parity.images} images in batches of {', '.join(map(str, parity.batch_sizes))}"]
+    for number, (name, difference) in enumerate(parity.differences.items()):
+        limit = f" (tolerance {tolerance:g})" if number == 0 else ""
+        lines.append(f"{name:<15} largest difference {difference:.2g}{limit}")
+    if parity.other_patches is not None:
+        lines.append(f"{'selected':<15} other patches in {parity.other_patches} images")
+    if parity.same_top1 is not None:
+        lines.append(f"{'top-1':<15} the same in {parity.same_top1} of {parity.images}")
+    return "\n".join(lines)
+
+
+def sentence(parity: Parity, graph: Graph) -> str:
+    """The same for the card."""
+    name = graph.outputs[0]
+    text = f"On {parity.images} images in batches of {', '.join(map(str, parity.batch_sizes))} the largest absolute "
+    text += f"difference of `{name}` from PyTorch in fp32 was {parity.differences[name]:.1e}"
+    if parity.same_top1 is not None:
+        text += f"; the most probable class was the same in {parity.same_top1} of {parity.images}"
+    return text + "."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""`dcal-predict`: the most probable classes of any images, as a table, CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from omegaconf import DictConfig
+
+from dcal.commands.app import hydra_command, reported
+from dcal.run.directory import whole_file
+
+if TYPE_CHECKING:
+    from dcal.inference.restore import Restored
+
+FORMATS = ("table", "csv", "jsonl")
+
+
+class Guess(NamedTuple):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+def main() -> None:
+    """Entry point of `dcal-predict`."""
+    hydra_command(job, "predict")
+
+
+def job(config: DictConfig) -> None:
+    """One prediction, reported in one sentence if it cannot be had."""
+    from dcal.dataset.record import DataError
+    from dcal.inference.restore import RunError
+
+    reported(lambda: predict(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def predict(config: DictConfig) -> None:
+    """Predicts, image by image, and writes what was asked for."""
+    from dcal.dataset.image_files import find_images
+    from dcal.inference.restore import restore
+
+    kind = chosen_format(config.format, config.out)
+    if config.top < 1:
+        raise ValueError(f"top={config.top}: must be at least 1")
+    paths = find_images(config.images)
+    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    if restored.task.name != "fgvc":
+        raise ValueError(
+            f"run={config.run}: re-identification has no classes to predict; dcal-extract gives the images' features, "
+            "dcal-query finds the nearest among them"
+        )
+    bad: dict[str, str] = {}
+    with opened(config.out) as file:
+        write = WRITERS[kind](file, paths, restored.class_names)
+        for path, guesses in guess(restored, paths, config.top, bad):
+            write(path, guesses, "")
+        for name, reason in bad.items():
+            write(Path(name), [], reason.removeprefix(f"{name}: "))
+    if bad:
+        print(f"{len(bad)} of {len(paths)} images could not be read", file=sys.stderr)
+
+
+def guess(
+    restored: Restored, paths: Sequence[Path], top: int, bad: dict[str, str]
+) -> Iterator[tuple[Path, list[Guess]]]:
+    """The `top` classes of each image, most probable first; reasons of images that cannot be read go to `bad`."""
+    from tqdm import tqdm
+
+    from dcal.inference.restore import open_images
+    from dcal.task.inference import combined_scores, infer_batches
+
+    task, loader = restored.task, open_images(restored, paths)
+    count = min(top, len(restored.class_names))
+    with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
+        for seen in infer_batches(restored.model, loader, restored.device, task.flip_test):
+            scores = combined_scores(seen.logits, task.inference).topk(count)
+            for index, labels, values in zip(seen.index, scores.indices, scores.values.exp(), strict=True):
+                pairs = zip(labels.tolist(), values.tolist(), strict=True)
+                yield paths[int(index)], [Guess(restored.class_names[label], value) for label, value in pairs]
+            bar.update(int(seen.index[-1]) + 1 - bar.n)
+    bad.update(loader.skipped)
+
+
+def chosen_format(name: str | None, out: str | None) -> str:
+    """What is written: the named format, or that of the suffix.
+
+    Raises:
+        ValueError: neither says which of `FORMATS`.
+    """
+    if name is None and out is None:
+        return "table"
+    if name is None:
+        name = Path(str(out)).suffix.removeprefix(".")
+        if name not in FORMATS:
+            raise ValueError(f"out={out}: its suffix must be .csv or .jsonl, or say format={'|'.join(FORMATS)}")
+    if name not in FORMATS:
+        raise ValueError(f"format={name}: choose one of {', '.join(FORMATS)}")
+    return name
+
+
+@contextmanager
+def opened(out: str | None) -> Iterator[TextIO]:
+    """The terminal, or a file that appears once it is whole."""
+    if out is None:
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; Python would complain of it once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(128 + signal.SIGPIPE) from None
+        return
+    path = Path(out).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+Writer = Callable[[Path, Sequence[Guess], str], None]
+"""Writes an image with its guesses, or with the reason why there are none."""
+
+
+def table_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
+    """Aligned columns; the widths are known beforehand, so that lines appear as they are computed."""
+    width, labels = max(len(str(path)) for path in paths), max(map(len, names))
+
+    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
+        lines = [f"{label:<{labels}}  {probability:.4f}" for label, probability in guesses] or [reason]
+        first = [str(path), *[""] * (len(lines) - 1)]
+        file.writelines(f"{left:<{width}}  {line}\n" for left, line in zip(first, lines, strict=True))
+
+    return write
+
+
+def csv_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
+    """A row per image and class: path, rank from 1, label, probability, error."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("path", "rank", "label", "probability", "error"))
+
+    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
+        rows = [(path, rank, *guess, "") for rank, guess in enumerate(guesses, 1)]
+        writer.writerows(rows or [(path, "", "", "", reason)])
+
+    return write
+
+
+def jsonl_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
+    """A line per image: {"path", "top": [{"label", "probability"}]} or {"path", "error"}."""
+
+    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
+        content = {"error": reason} if reason else {"top": [guess._asdict() for guess in guesses]}
+        file.write(json.dumps({"path": str(path), **content}, ensure_ascii=False) + "\n")
+
+    return write
+
+
+WRITERS = {"table": table_writer, "csv": csv_writer, "jsonl": jsonl_writer}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""`dcal-query`: which images of an index are nearest to an image, as a table and as a picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from omegaconf import DictConfig, ListConfig
+
+from dcal.commands.app import hydra_command, reported
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dcal.dataset.record import Record
+    from dcal.inference.index import Index
+    from dcal.inference.restore import Restored
+
+PICTURED = 8
+"""Queries in the picture, at most."""
+
+
+class Found(NamedTuple):
+    """What is nearest to a query, nearest first."""
+
+    query: Record
+    rows: list[int]
+    """Of the index."""
+    similarity: list[float]
+    marks: list[str]
+    """What the protocol makes of each: `right`, `wrong`, `same camera`, `junk`; empty if nothing is known."""
+
+
+def main() -> None:
+    """Entry point of `dcal-query`."""
+    hydra_command(job, "query")
+
+
+def job(config: DictConfig) -> None:
+    """One search, reported in one sentence if it cannot be had."""
+    from dcal.dataset.record import DataError
+    from dcal.inference.restore import RunError
+
+    reported(lambda: query(config), (ValueError, OSError, DataError, RunError), config.debug)
+
+
+def query(config: DictConfig) -> None:
+    """Searches, prints and draws."""
+    from dcal.dataset.image_files import find_images
+    from dcal.dataset.images import one_of
+    from dcal.inference.index import read_index
+    from dcal.inference.restore import restore
+
+    if config.top < 1:
+        raise ValueError(f"top={config.top}: must be at least 1")
+    one_of("same_camera", config.same_camera, ("mark", "drop"))
+    paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
+    file = Path(config.index).expanduser()
+    index = read_index(file, "index")
+    task = {key: index.settings.get(key) for key in ("inference", "flip_test")}
+    restored = restore(config.run, config.weights, config.device, {"task": task, "train": config.train})
+    check_origin(index, restored, file)
+    began = time.monotonic()
+    found = search(restored, index, asked(config, index, paths), config.top, config.same_camera == "drop")
+    taken = time.monotonic() - began
+    for one in found:
+        print(table(one, index))
+    print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
+    if config.picture:
+        draw(found[:PICTURED], index, restored, Path(config.picture).expanduser())
+        print(f"picture  {config.picture}")
+
+
+def check_origin(index: Index, restored: Restored, file: Path) -> None:
+    """Features of two models do not compare.
+
+    Raises:
+        ValueError: the index is of other weights, or its images were resized otherwise.
+    """
+    from dcal.inference.embed import provenance
+    from dcal.inference.index_parts import differences
+
+    now = {key: value for key, value in provenance(restored).items() if key != "run"}
+    other = differences({key: index.settings.get(key) for key in now}, now)
+    if other:
+        raise ValueError(
+            f"index={file}: made by another model, {index.settings.get('run')} ({other}); "
+            "search it with that run and those weights, or make it again with dcal-extract"
+        )
+
+
+def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Record]:
+    """The queries, with camera and label as far as they are known."""
+    from dcal.dataset.image_files import UNKNOWN, numbers_in
+    from dcal.dataset.record import Record
+
+    columns = []
+    for key in ("label", "camera"):
+        given, pattern = config[key], index.settings.get(key)
+        if isinstance(given, int):
+            columns.append([given] * len(paths))
+        elif given is not None:
+            columns.append(numbers_in(paths, given, key))
+        else:
+            columns.append(numbers_in(paths, pattern, key, required=False) if pattern else [UNKNOWN] * len(paths))
+    return [Record(path, label, camera) for path, label, camera in zip(paths, *columns, strict=True)]
+
+
+def search(restored: Restored, index: Index, queries: Sequence[Record], top: int, drop: bool) -> list[Found]:
+    """Embeds the queries and compares each with the whole index."""
+    import torch
+    import torch.nn.functional as F
+
+    from dcal.inference.embed import embed
+    from dcal.metric.nearest import nearest
+    from dcal.metric.ranking import MARKS
+
+    gallery_GD = torch.tensor(index.features, dtype=torch.float32)  # a copy: what parquet gives is read-only
+    if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
+        gallery_GD = F.normalize(gallery_GD)
+    left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
+    found = []
+    for positions, query_BD in embed(restored, queries):
+        for position, query_D in zip(positions.tolist(), query_BD, strict=True):
+            marks_G = judged(queries[position], index)
+            out_1G = torch.isin(marks_G, left_out)[None] if drop else None
+            (similarity_L,), (row_L,) = nearest(query_D[None], gallery_GD, top, out_1G)
+            row_L = row_L[similarity_L > -torch.inf]
+            marks = [("", *MARKS)[mark + 1] for mark in marks_G[row_L].tolist()]
+            found.append(Found(queries[position], row_L.tolist(), similarity_L[: len(row_L)].tolist(), marks))
+    return found
+
+
+def judged(query: Record, index: Index) -> Tensor:
+    """What the protocol makes of each image of the index, as positions in `MARKS`: int64 (G,); -1 where unknown.
+
+    Without labels it cannot tell who is who; then all that is known is which images are of the query's camera.
+    """
+    import torch
+
+    from dcal.metric.ranking import MARKS, judge
+
+    unknown_G = torch.full((len(index.columns.path),), -1)
+    camera_G = unknown_G if index.columns.camera is None else torch.tensor(index.columns.camera)
+    if index.columns.label is not None and query.label >= 0:
+        label_G = torch.tensor(index.columns.label)
+        return judge(torch.tensor([query.label]), torch.tensor([query.camera]), label_G[None], camera_G[None])[0].long()
+    same_G = (camera_G == query.camera) & (query.camera >= 0)
+    return torch.where(same_G, MARKS.index("same camera"), unknown_G)
+
+
+def table(found: Found, index: Index) -> str:
+    """The query and an aligned line for each image that was found; columns that are known."""
+    columns = {
+        "rank": [str(rank) for rank in range(1, len(found.rows) + 1)],
+        "similarity": [f"{value:.4f}" for value in found.similarity],
+        **{
+            name: [str(values[row]) for row in found.rows]
+            for name, values in (("camera", index.columns.camera), ("label", index.columns.label))
+            if values is not None
+        },
+        **({"mark": found.marks} if any(found.marks) else {}),
+        "image": [index.columns.path[row] for row in found.rows],
+    }
+    known = (("camera", found.query.camera), ("label", found.query.label))
+    title = "  ".join([str(found.query.path), *(f"{name} {value}" for name, value in known if value >= 0)])
+    aligned = []
+    for name, values in columns.items():
+        width = max(map(len, [name, *values]))
+        side = "<" if name in ("mark", "image") else ">"
+        aligned.append([f"{cell:{side}{width}}" for cell in [name, *values]])
+    lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+    return "\n".join([title, *lines, ""])
+
+
+def draw(found: Sequence[Found], index: Index, restored: Restored, path: Path) -> None:
+    """Draws a row per query, as a run does for its own; a file that is no longer there is left grey."""
+    import torch
+
+    from dcal.dataset.image_files import image_loader
+    from dcal.visualize.examples import RankedList, draw_ranked_lists
+
+    names = {one.query.path for one in found} | {Path(index.columns.path[row]) for one in found for row in one.rows}
+    paths, size = sorted(names), restored.config.dataset
+    pictures = {path: torch.full((3, *size.image_size), 128, dtype=torch.uint8) for path in paths}
+    for batch in image_loader(paths, size.image_size, size.resize, batch_size=64, decode=size.decode):
+        pictures.update({paths[int(i)]: image for i, image in zip(batch["index"], batch["image"], strict=True)})
+    rows = []
+    for one in found:
+        seen = [pictures[Path(index.columns.path[row])] for row in one.rows]
+        marks = [mark or f"{value:.3f}" for mark, value in zip(one.marks, one.similarity, strict=True)]
+        rows.append(RankedList(pictures[one.query.path], seen, marks))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_ranked_lists(rows, path)
+
+
+if __name__ == "__main__":
+    main()

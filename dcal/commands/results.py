@@ -1,0 +1,140 @@
+"""`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
+
+Tables, figures and pages are functions of the JSON files alone, so that a reader can make them again. With
+`report=DIR` it writes one page about the runs in a folder instead, from all that they keep.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from dcal.commands.app import hydra_command, reported, typed
+from dcal.report.format import markdown
+from dcal.report.html_report import document
+from dcal.report.pages import fill, html
+from dcal.report.plot import draw
+from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save
+from dcal.report.run_files import read_folder
+from dcal.report.table import Spec, Table, make_table, specs
+from dcal.run.directory import write_atomically
+from dcal.utils.paths import experiments_dir
+
+
+def main() -> None:
+    """Entry point of `dcal-results`."""
+    hydra_command(typed_job, "results")
+
+
+def typed_job(config: DictConfig) -> None:
+    """The job of a command line, on which nothing may stand that a report would not listen to."""
+    reported(lambda: check_report_keys(config), (ValueError,), debug=False)
+    reported(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
+
+
+def check_report_keys(config: DictConfig) -> None:
+    """Raises a ValueError if a key was typed that has no effect on a report."""
+    idle = [word for word, key in typed() if key not in REPORT_KEYS]
+    if idle and config.report is not None:
+        raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
+
+
+def job(config: DictConfig) -> None:
+    """Collects, then writes every table, figure and page; or the report that was asked for."""
+    if config.report is not None:
+        write_report(Path(config.report).expanduser(), config)
+        return
+    out = Path(config.out)
+    names = collect_into(out, Path(config.runs), config.device)
+    results = load_all(out)
+    path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
+    if config.tables and not path.is_file():
+        raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
+    listed = specs(parse(path, read_yaml)) if path.is_file() else []
+    tables = [table for spec in listed if (table := described(spec, results, config.resamples)) is not None]
+    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
+    for page in map(Path, config.pages):
+        rewrite(page, texts)
+    for table in tables:
+        publish(table, Path(config.figures), Path(config.html))
+    # what has just been collected is worth a look before anybody has described a table for it
+    unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
+    own = [make_table(Spec(name, [name]), results, config.resamples) for name in unlisted]
+    for table in own:
+        publish(table, Path(config.html), Path(config.html))
+    for table in [*tables, *own]:
+        if any(table.spec.takes(name) for name in names):
+            print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+
+
+def described(spec: Spec, results: Mapping[str, Results], resamples: int) -> Table | None:
+    """The table of a description; None, with a word about it, where the runs do not fit the description any more."""
+    try:
+        return make_table(spec, results, resamples)
+    except ValueError as problem:
+        print(f"left as it is: {problem}", file=sys.stderr)
+        return None
+
+
+REPORT_KEYS = ("report", "device", "resamples")
+"""What a report listens to."""
+
+
+def write_report(root: Path, config: DictConfig) -> None:
+    """Writes `report.html` into a run directory or a folder of runs.
+
+    Raises:
+        ValueError: no finished run is there.
+    """
+    folder = read_folder(root, config.device)
+    for problem in folder.problems:
+        print(problem, file=sys.stderr)
+    file = root / "report.html"
+    write_atomically(file, document(folder, config.resamples))
+    print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def collect_into(out: Path, runs: Path, device: str | None) -> list[str]:
+    """Merges the runs below a folder into the files of `out`; returns the names of those files."""
+    found, problems = collect(runs)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    names = []
+    for name, records in found.items():
+        for record in records:
+            record["device"] = record["device"] or device
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"{name.replace('/', '-')}.json"
+        old = load(file)["runs"] if file.is_file() else []
+        save(merge(name, old, records), file)
+        names.append(file.stem)
+        print(f"{file}: {len(records)} runs collected")
+    return names
+
+
+def publish(table: Table, figures: Path, pages: Path) -> None:
+    """Writes figure and page of a table that has runs."""
+    if not table.rows:
+        return
+    figures.mkdir(parents=True, exist_ok=True)
+    pages.mkdir(parents=True, exist_ok=True)
+    picture = figures / f"{table.spec.name}.png"
+    draw(table, picture)
+    write_atomically(pages / f"{table.spec.name}.html", html(table, picture))
+
+
+def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
+    """Fills the marked places of a file, if there is one and anything changes."""
+    if page.is_file():
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, texts)
+        if new != old:
+            write_atomically(page, new)
+            print(f"{page}: written anew")
+
+
+if __name__ == "__main__":
+    main()

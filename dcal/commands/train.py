@@ -1,0 +1,177 @@
+"""`dcal-train`: trains, evaluates and logs one run (or, with `-m`, one run per point of a sweep).
+
+A finished run is returned as it is, an interrupted one goes on: repeating a command completes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.commands.app import hydra_command, reported
+from dcal.distributed.env import first_only, processes
+from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
+from dcal.run.directory import Run, RunLocked
+from dcal.run.sweep import Outcome, attend
+from dcal.training.wandb_run import answer_agent
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point of `dcal-train`."""
+    hydra_command(job, "train")
+
+
+def job(config: DictConfig) -> float:
+    """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
+    adopt_batch_system()
+    run = Run(config)
+    return attend(run, lambda: complete(run))
+
+
+def complete(run: Run) -> Outcome:
+    """Brings the run to its result, or only looks it up."""
+    result, status = run.result(), "finished before"
+    if result is not None:
+        first_only(print)(f"finished before: {summary(result, run)}")
+        first_only(answer_agent)(run, result["metrics"])
+    else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
+        result = reported(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
+        status = "finished"
+    headline = result["headline"]
+    return Outcome(status, headline, float(result["metrics"][headline]))
+
+
+def carry_out(config: DictConfig) -> dict[str, Any]:
+    """Trains in this process, perhaps as one of several, or starts several of this command; returns the result."""
+    from dcal.distributed.collectives import joined
+
+    if not to_be_started(config.launch.processes):
+        with errors_to_agent(_mendable()), joined(config.device):
+            return train(config)
+    check_gpus(config)
+    try:
+        # an ablation's file asks for a sweep: this is one point of it
+        launch(["-m", "dcal.commands.train", *_sources(), *_overrides(), "hydra.mode=RUN"], config.launch.processes)
+    except ProcessFailed:
+        with Run(config):  # which notes the failure, over what the others may have left there for want of that process
+            raise
+    result = Run(config).result()
+    assert result is not None  # all processes have ended well
+    return result
+
+
+def check_gpus(config: DictConfig) -> None:
+    """Raises a ValueError if there are fewer GPUs than processes that want one."""
+    import torch
+
+    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    if 0 < gpus < config.launch.processes:
+        raise ValueError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    from dcal.backbone import CheckpointError
+    from dcal.dataset.record import DataError
+    from dcal.training.meter import BadLoss
+    from dcal.utils.memory import OutOfMemory
+    from dcal.utils.signals import Interrupted
+
+    own = (DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
+    return (ValueError, OSError, *own)
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """Trains the run that `config` describes and returns what its `result.json` holds."""
+    from dcal.distributed.collectives import objects
+    from dcal.inference.restore import write_card
+    from dcal.training.build import build
+    from dcal.training.trainer import fit
+    from dcal.training.wandb_run import keep_artifact, track
+
+    with Run(config) as run:
+        found = next((result for result in objects(run.result()) if result is not None), None)
+        if found is not None:  # of another process, which has finished the run while this one was starting
+            first_only(print)(summary(found, run))
+            return found
+        run.write_config(_overrides())
+        OmegaConf.resolve(config)
+        with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
+            setup = build(config)
+            write_card(run.directory, setup)
+            evaluation = fit(setup, run, tracker)
+            evaluation.save(run.directory / "items.npz")
+            if config.train.figures:
+                show = first_only(setup.task.show)
+                show(
+                    setup.evaluated,
+                    setup.data,
+                    setup.validation,
+                    evaluation,
+                    setup.device,
+                    run.directory,
+                    tracker,
+                )
+            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
+            # last, for it means finished: a run killed before draws its figures when it is repeated
+            result = run.finish(
+                evaluation.metrics,
+                headline=setup.task.headline,
+                split=setup.validation,
+                device=hardware(setup.device.torch.type),
+            )
+            first_only(keep_artifact)(run, tracker)
+    first_only(print)(summary(result, run))
+    return result
+
+
+def hardware(device: str) -> str:
+    """What the run computed on, for the cost of a table."""
+    import torch
+
+    if device != "cuda":
+        return f"{os.cpu_count()} CPU cores"
+    name = torch.cuda.get_device_name()
+    return name if processes() == 1 else f"{processes()} × {name}"
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _sources() -> list[str]:
+    """What tells another command where this one has its configuration from: `--config-dir` and its like."""
+    hydra = HydraConfig.get()
+    given = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    searched = [word for word in hydra.overrides.hydra if word.startswith("hydra.searchpath=")]
+    return ["--config-name", str(hydra.job.config_name), *(f"--config-dir={path}" for path in given), *searched]
+
+
+def summary(result: dict[str, Any], run: Run) -> str:
+    """What a person wants to read at the end of a run: the figures, where everything is, what to type next."""
+    metrics = result["metrics"]
+    headline = result["headline"]
+    branches = "  ".join(
+        f"{branch} {metrics[f'{headline}_{branch}']:.4f}"
+        for branch in ("sa", "glca")
+        if f"{headline}_{branch}" in metrics
+    )
+    title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
+    lines = [
+        f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
+        f"  everything  {run.directory}",
+        *([f"  figure      {run.directory / 'examples.png'}"] if run.config.train.figures else []),
+        f"  report      dcal-results report={run.directory}",
+    ]
+    if run.config.wandb.mode == "offline":
+        lines.append(f"  dashboard   wandb sync {run.directory / 'wandb'}/offline-run-*")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

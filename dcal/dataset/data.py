@@ -1,0 +1,241 @@
+"""A data set's splits and loaders: what `conf/dataset/*.yaml` instantiates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcal.dataset.cache import CACHES
+from dcal.dataset.decode import DECODES
+from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
+from dcal.dataset.keypoints import Landmarks, locate
+from dcal.dataset.record import Catalog, DataError, Record
+from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
+from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
+from dcal.dataset.transform import eval_transform, train_transform
+
+__all__ = ["Data", "ImageDataset", "Loader"]
+logger = logging.getLogger(__name__)
+
+
+class Data:
+    """A data set, ready to be trained on: the target of `conf/dataset/*.yaml`.
+
+    Args:
+        reader: the catalog; in the YAML a reader function with its options, which Hydra calls first.
+        root: folder of the data set; the reader has used it, here it is for messages only.
+        image_size, resize, augment: see `dcal.dataset.transform`.
+        val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
+            are.
+        decode, cache, on_bad_image: see `ImageDataset`.
+        allow_mismatch: go on with a copy of which the reader says that it is not the official one.
+
+    Raises:
+        ValueError: an option has no valid value; the message starts with its key.
+        DataError: a split is empty, its first image is missing, a label is out of range, or the copy is not the
+            official one.
+    """
+
+    def __init__(
+        self,
+        reader: Catalog,
+        root: str | Path | None = None,
+        *,
+        image_size: Sequence[int],
+        resize: Sequence[int],
+        augment: Mapping[str, Any],
+        val_fraction: float = 0.0,
+        val_ids: int = 0,
+        train_fraction: float = 1.0,
+        label_noise: float = 0.0,
+        decode: str = "full",
+        cache: str = "none",
+        on_bad_image: str = "error",
+        allow_mismatch: bool = False,
+    ) -> None:
+        one_of("dataset.decode", decode, DECODES)
+        one_of("dataset.cache", cache, CACHES)
+        one_of("dataset.on_bad_image", on_bad_image, POLICIES)
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
+        if not 0 < train_fraction <= 1:
+            raise ValueError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
+        if not 0 <= label_noise < 1:
+            raise ValueError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
+        if val_ids < 0:
+            raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+        self.image_size = (image_size[0], image_size[1])
+        self._transforms = {
+            True: train_transform(image_size, resize, augment),
+            False: eval_transform(image_size, resize),
+        }
+        _check_labels(reader)
+        _check_files(reader, root)
+        _check_official(reader, allow_mismatch)
+        if val_fraction:
+            reader = hold_out_fraction(reader, val_fraction)
+        if val_ids:
+            reader = hold_out_identities(reader, val_ids)
+        if train_fraction < 1:
+            reader = keep_fraction(reader, train_fraction)
+        if label_noise:
+            reader = relabel(reader, label_noise)
+        self.catalog = reader
+        self._decode = decode
+        self._cache = cache
+        self._on_bad_image = on_bad_image
+        self._datasets: dict[tuple[str, bool], ImageDataset] = {}
+        self._landmarks: dict[str, dict[int, Landmarks]] = {}
+        self._eval_loaders: dict[tuple[Any, ...], Loader] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Classes, or identities in training."""
+        return self.catalog.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """Name by label."""
+        return self.catalog.class_names
+
+    def records(self, split: str) -> list[Record]:
+        """The images of a split, in the order of the batches' `index`.
+
+        Args:
+            split: `train`, `test`, `query`, ...; see `Catalog`.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in self.catalog.splits:
+            raise ValueError(f"no split {split!r}: {self.catalog.name} has {', '.join(self.catalog.splits)}")
+        return self.catalog.splits[split]
+
+    def train_loader(
+        self,
+        batch_size: int,
+        instances: int,
+        seed: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Random batches of `train`; `loader.batch_sampler.seek(epoch, batch)` chooses where to start.
+
+        Args:
+            batch_size: of this rank.
+            instances: images per identity in a batch; 1 for plain shuffling.
+            seed: of the run; with equal seeds the batches are equal, whatever the number of workers.
+            workers: processes that load images; 0 loads in this one.
+            rank, world_size: this process among all.
+            pin_memory: for a CUDA device.
+        """
+        records = self.records("train")
+        sampler: ShuffleBatches | IdentityBatches
+        if instances > 1:
+            labels = [record.label for record in records]
+            sampler = IdentityBatches(labels, batch_size, instances, seed, rank, world_size)
+        else:
+            sampler = ShuffleBatches(len(records), batch_size, seed, rank, world_size)
+        return Loader(self._dataset("train", training=True), workers, pin_memory, batch_sampler=sampler)
+
+    def eval_loader(
+        self,
+        split: str,
+        batch_size: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> Loader:
+        """Every image of `split` once, in order; with several ranks each gets its share, none twice.
+
+        The share is of whole batches: what a batch gives depends, in the last bit, on how many images are in it.
+        The same arguments give the same loader again, with its workers still running and `skipped` filled.
+
+        Args:
+            split: as for `records`.
+            batch_size: of this rank; the last batch is short.
+            workers: processes that load images; 0 loads in this one.
+            rank, world_size: this process among all.
+            pin_memory: for a CUDA device.
+        """
+        key = (split, batch_size, workers, rank, world_size, pin_memory)
+        if key not in self._eval_loaders:
+            dataset = self._dataset(split, training=False)
+            whole = range(len(dataset))
+            batches = [whole[start : start + batch_size] for start in whole[::batch_size]]
+            self._eval_loaders[key] = Loader(dataset, workers, pin_memory, batch_sampler=batches[rank::world_size])
+        return self._eval_loaders[key]
+
+    def image(self, split: str, index: int) -> torch.Tensor:
+        """One image of a split as evaluation sees it: uint8 (3, H, W).
+
+        Args:
+            split: as for `records`.
+            index: position in the split.
+        """
+        image: torch.Tensor = self._dataset(split, training=False)[index]["image"]
+        return image
+
+    def landmarks(self, split: str) -> dict[int, Landmarks]:
+        """Parts and boxes of a split's images as evaluation sees them, by `index`; empty where nothing is annotated.
+
+        Args:
+            split: as for `records`.
+        """
+        if split not in self._landmarks:
+            self._landmarks[split] = locate(self.records(split), self._transforms[False])
+        return self._landmarks[split]
+
+    def _dataset(self, split: str, training: bool) -> ImageDataset:
+        """Made at first use, since it may fill a cache."""
+        if (split, training) not in self._datasets:
+            self._datasets[split, training] = ImageDataset(
+                self.records(split),
+                self._transforms[training],
+                decode=self._decode,
+                cache=self._cache,
+                on_bad_image=self._on_bad_image,
+            )
+        return self._datasets[split, training]
+
+
+def _check_labels(catalog: Catalog) -> None:
+    """Those of queries and galleries are identities, of which any number will do."""
+    for split, records in catalog.splits.items():
+        if split == "train" or "query" not in catalog.splits:
+            wrong = next((record for record in records if not 0 <= record.label < catalog.num_classes), None)
+            if wrong is not None:
+                raise DataError(
+                    f"{wrong.path}: its label is {wrong.label}, but the {catalog.num_classes} classes of "
+                    f"{catalog.name} count from 0"
+                )
+
+
+def _check_files(catalog: Catalog, root: str | Path | None) -> None:
+    for split, records in catalog.splits.items():
+        if not records:
+            raise DataError(f"{catalog.name}: split '{split}' has no images; check dataset.root={root}")
+        if not records[0].path.is_file():
+            raise DataError(
+                f"{records[0].path}: no such file, but the lists of {catalog.name} name it; are the images "
+                f"unpacked, and is dataset.root={root} right?"
+            )
+
+
+def _check_official(catalog: Catalog, allow_mismatch: bool) -> None:
+    """Sets of which part is often used (CUB, ...) are silent about it; Re-ID figures depend on every gallery image."""
+    mismatch = "; ".join(catalog.protocol.get("mismatch", ()))
+    if mismatch and not allow_mismatch:
+        raise DataError(
+            f"{catalog.name} in dataset.root is not the official set: {mismatch}. Its figures do not compare with "
+            "published ones. If that is meant, say dataset.allow_mismatch=true"
+        )
+    if mismatch:
+        logger.warning("%s is not the official set (allowed): %s", catalog.name, mismatch)

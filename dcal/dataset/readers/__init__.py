@@ -1,0 +1,1 @@
+"""One reader per layout on disk: from files to a `Catalog`."""

@@ -1,0 +1,1 @@
+"""The embedded data sets: drawn birds and people."""

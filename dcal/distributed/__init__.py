@@ -1,0 +1,1 @@
+"""Several processes: who this one is, collectives, and how they are started."""

@@ -1,0 +1,69 @@
+"""A long computation in numbered parts: each is on disk whole or not at all, so that a killed one goes on.
+
+The folder holds `settings.json`, what the parts are of, and `000000.npz`, `000001.npz`, ... without a gap.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcal.run.directory import whole_file, write_atomically
+
+Array = NDArray[Any]
+
+
+def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
+    """Makes the folder, or finds one with the same settings; returns the number of parts that it holds.
+
+    Raises:
+        ValueError: it holds parts with other settings; the message says which.
+    """
+    file = folder / "settings.json"
+    if file.is_file():
+        other = differences(json.loads(file.read_text(encoding="utf-8")), settings)
+        if other:
+            raise ValueError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(settings, indent=1) + "\n")
+    number = 0
+    while _file(folder, number).is_file():
+        number += 1
+    return number
+
+
+def write_part(folder: Path, number: int, arrays: Mapping[str, Array]) -> None:
+    """Writes one part, whole or not at all."""
+    with whole_file(_file(folder, number)) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the keywords for allow_pickle
+
+
+def read_part(folder: Path, number: int) -> dict[str, Array]:
+    """The arrays of a part.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    file = _file(folder, number)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{file}: damaged ({error}); delete the folder to begin anew") from None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Where two settings differ, in words; empty if they are equal."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.npz"

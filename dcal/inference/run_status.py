@@ -1,0 +1,88 @@
+"""The condition of a run directory, in findings: finished, running, interrupted or failed, and is it whole?"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dcal.run.directory import holder, versions
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    level: str
+    topic: str
+    text: str
+    remedy: str = ""
+
+
+def state(directory: Path) -> Iterator[Finding]:
+    """Finished, running, failed, interrupted or not begun."""
+    from dcal.inference.restore import read_config, read_result  # imports torch
+
+    config = read_config(directory)
+    yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
+    again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
+    command = shlex.join(["dcal-train", *again])
+    failure, busy = directory / "failure.txt", holder(directory)
+    result = read_result(directory)
+    if result is not None:
+        headline = result["headline"]
+        yield Finding(OK, "state", f"finished: {headline} {result['metrics'][headline]:.4f}")
+    elif busy is not None:
+        yield Finding(OK, "state", f"running: {busy}")
+    elif failure.is_file():
+        last = failure.read_text(encoding="utf-8").strip().splitlines()[-1]
+        yield Finding(FAIL, "state", f"failed: {last}", f"{failure} has the traceback; then: {command}")
+    else:
+        yield Finding(WARN, "state", f"interrupted, {_position(directory)}", f"to go on: {command}")
+    yield from _checkpoints(directory)
+    then = json.loads((directory / "versions.json").read_text(encoding="utf-8"))
+    yield from _versions(then)
+
+
+def weights(directory: Path) -> Iterator[Finding]:
+    """Do the weights load into the model of the configuration?"""
+    from dcal.inference.restore import restore
+
+    if (directory / "last.safetensors").is_file():
+        restored = restore(directory, device="cpu")
+        yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
+    else:
+        yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
+
+
+def _position(directory: Path) -> str:
+    """What `metrics.jsonl` says of the last epoch."""
+    file = directory / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return f"after epoch {json.loads(lines[-1])['epoch']}" if lines else "before the end of the first epoch"
+
+
+def _checkpoints(directory: Path) -> Iterator[Finding]:
+    from dcal.training.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+
+    for folder in list_checkpoints(directory / "checkpoints"):
+        step = f"step {int(folder.name)}"
+        try:
+            read_checkpoint(folder)
+        except DamagedCheckpoint as error:
+            yield Finding(WARN, "checkpoint", str(error), "the one before is used; without one the run begins anew")
+        else:
+            yield Finding(OK, "checkpoint", f"{step} is whole")
+
+
+def _versions(then: dict[str, str]) -> Iterator[Finding]:
+    now = versions()
+    others = [
+        name for name in ("python", "torch", "timm", "albumentations", "numpy") if then.get(name) != now.get(name)
+    ]
+    if others:
+        changed = ", ".join(f"{name} {then.get(name)} (here {now.get(name)})" for name in others)
+        yield Finding(WARN, "versions", f"trained with {changed}", "numbers may differ in their last digits")

@@ -1,0 +1,212 @@
+"""The runs of one name as a report tells them: configurations over seeds, what they are compared with, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcal.metric.statistics import Difference, paired_difference, resampled_means
+from dcal.report.format import difference_cells
+from dcal.report.records import Record, decode, merge
+from dcal.report.run_files import Folder, RunFiles
+from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
+
+ATTENTION = ("none", "glca", "pwca", "dcal")
+
+
+class Variant(NamedTuple):
+    """One configuration."""
+
+    label: str
+    row: Row
+    runs: list[RunFiles]
+    """By seed."""
+    is_reference: bool
+
+    @property
+    def shown(self) -> RunFiles:
+        """The run whose pictures are shown: the first seed that has some."""
+        return next((run for run in self.runs if run.gallery), self.runs[0])
+
+
+class Experiment(NamedTuple):
+    """All runs of one name."""
+
+    name: str
+    task: str
+    headline: str
+    table: Table
+    variants: list[Variant]
+
+    @property
+    def reference(self) -> Variant | None:
+        """What the others are compared with, where that is one configuration."""
+        return next((variant for variant in self.variants if variant.is_reference), None)
+
+    @property
+    def best(self) -> Variant:
+        return max(self.variants, key=lambda variant: variant.row.headline)
+
+
+class Verdict(NamedTuple):
+    """What the runs say, in one line and in a few."""
+
+    kind: str
+    """`good`, `bad` or `open`, for the colour."""
+    head: str
+    details: list[str]
+
+
+def experiments(folder: Folder, resamples: int) -> list[Experiment]:
+    """The runs of a folder by their name."""
+    names: dict[str, list[RunFiles]] = {}
+    for run in folder.runs:
+        names.setdefault(run.name, []).append(run)
+    return [experiment(name, runs, resamples) for name, runs in sorted(names.items())]
+
+
+def experiment(name: str, runs: Sequence[RunFiles], resamples: int) -> Experiment:
+    """Orders the runs of one name by configuration and seed, and compares them."""
+    results = merge(name, [], (run.record for run in runs))
+    records: list[Record] = results["runs"]
+    headline = records[0]["headline"]
+    by = differing(records)
+    against, reference = compared_with(records, by, headline)
+    columns = [headline, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
+    spec = Spec(name, [name], by=by, columns=columns, against=against, order=ordered_labels(records, by))
+    table = make_table(spec, {name: results}, resamples)
+    files = {(run.record["cfg_id"], run.record["seed"]): run for run in runs}
+    variants = [
+        Variant(
+            row.label if by else str(row.records[0]["config"]["attention"]),
+            row,
+            [files[record["cfg_id"], record["seed"]] for record in row.records],
+            row.label == reference,
+        )
+        for row in table.rows
+    ]
+    return Experiment(name, results["task"], headline, table, variants)
+
+
+def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -> tuple[dict[str, Any], str | None]:
+    """`Spec.against`, and the label of the reference where it is one row for all.
+
+    The plain ViT is the reference where it is there: the only one of its kind for all rows, or each row's own (same
+    values but for `attention`). Otherwise the best row is, so that the table shows which others fall short of it.
+    """
+    labels = {label_of(record, by): record for record in records}
+    if len(labels) == 1:
+        return {}, None
+    plain = [label for label, record in labels.items() if record["config"]["attention"] == "none"]
+    if len(plain) > 1 and len(plain) < len(labels):
+        return {"attention": "none"}, None
+    values: dict[str, list[float]] = {label: [] for label in labels}
+    for record in records:
+        values[label_of(record, by)].append(record["metrics"][headline])
+    reference = plain[0] if len(plain) == 1 else max(labels, key=lambda label: mean(values[label]))
+    return {key: labels[reference]["config"].get(key) for key in by}, reference
+
+
+def ordered_labels(records: Sequence[Record], by: Sequence[str]) -> list[str]:
+    """Labels of rows in the order of their values: attention as the paper adds it, numbers as numbers."""
+
+    def rank(record: Record) -> list[tuple[int, float, str]]:
+        values = [(key, record["config"].get(key)) for key in by]
+        return [place(key, value) for key, value in values]
+
+    return list(dict.fromkeys(label_of(record, by) for record in sorted(records, key=rank)))
+
+
+def place(key: str, value: Any) -> tuple[int, float, str]:
+    if key == "attention" and value in ATTENTION:
+        return 0, float(ATTENTION.index(value)), ""
+    number = value[0] if isinstance(value, list) and value else value
+    return (0, float(number), "") if isinstance(number, (int, float)) else (1, 0.0, str(value))
+
+
+def verdict(experiment: Experiment, resamples: int) -> Verdict:
+    """Which configurations are ahead of the reference beyond chance; for a single one, what GLCA adds to SA."""
+    if len(experiment.variants) == 1:
+        return single_verdict(experiment, resamples)
+    compared = [variant for variant in experiment.variants if variant.row.difference is not None]
+    if not compared:
+        return Verdict("open", "The configurations cannot be compared: they share no seed, or judged other items.", [])
+    groups: dict[str, list[Variant]] = {"ahead": [], "behind": [], "level": []}
+    for variant in compared:
+        groups[side_of(variant.row.difference)].append(variant)
+    reference = experiment.reference
+    name = reference.label if reference else "the plain ViT with the same settings"
+    if reference is not None and reference is experiment.best and not is_plain(reference):
+        kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
+    elif groups["ahead"]:
+        best = max(groups["ahead"], key=lambda variant: variant.row.headline)
+        kind, head = "good", f"{best.label} is ahead of {name}"
+    elif groups["level"]:
+        kind, head = "open", f"No configuration is demonstrably ahead of {name}"
+    else:
+        kind, head = "bad", f"Nothing here is ahead of {name}"
+    titles = {"ahead": "Ahead beyond chance", "behind": "Behind beyond chance", "level": "Not to be told apart"}
+    details = [f"{titles[side]}: {'; '.join(map(told, group))}" for side, group in groups.items() if group]
+    return Verdict(kind, head, [*details, *caution(experiment, compared)])
+
+
+def is_plain(variant: Variant) -> bool:
+    return bool(variant.row.records[0]["config"]["attention"] == "none")
+
+
+def told(variant: Variant) -> str:
+    assert variant.row.difference is not None
+    return f"{variant.label} by {difference_cells(variant.row.difference)[0]} points"
+
+
+def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
+    """What a reader must know of the comparison."""
+    notes = []
+    seeds = min(variant.row.difference.seeds for variant in compared if variant.row.difference)
+    if seeds == 1:
+        notes.append("One seed: how much another training would differ is not in the intervals.")
+    if experiment.reference is experiment.best and not is_plain(experiment.best):
+        notes.append("The best row was chosen on the items that judge it: its lead is flattered.")
+    return notes
+
+
+def side_of(difference: Difference | None) -> str:
+    assert difference is not None
+    return "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "level"
+
+
+def single_verdict(experiment: Experiment, resamples: int) -> Verdict:
+    """One configuration: whether combined inference does better than the backbone's branch alone on the same items."""
+    (variant,) = experiment.variants
+    metric = experiment.headline
+    outcomes = [record["items"] for record in variant.row.records]
+    same_items = len({items["digest"] for items in outcomes}) == 1
+    if not same_items or not all({metric, f"{metric}_sa", f"{metric}_glca"} <= set(items) for items in outcomes):
+        head = f"{variant.label}: one branch at test time, nothing to compare within the run"
+        return Verdict("open", head, ["Train other settings under the same name to compare them."])
+    difference = paired(outcomes, metric, f"{metric}_sa", resamples)
+    side = side_of(difference)
+    kind = {"ahead": "good", "behind": "bad", "level": "open"}[side]
+    head = {
+        "ahead": "At test time, SA and GLCA together do better than SA alone",
+        "behind": "At test time, SA alone does better than with GLCA",
+        "level": "At test time, GLCA adds nothing to SA that these items can show",
+    }[side]
+    points, p, _ = difference_cells(difference)
+    number = outcomes[0]["count"]
+    details = [
+        f"Combined minus SA: {points} points, p {p if p.startswith('<') else f'= {p}'}, paired over {number} items"
+    ]
+    details.append("Both branches were trained together: what GLCA does to the backbone itself takes a run without it.")
+    return Verdict(kind, head, details)
+
+
+def paired(outcomes: Sequence[Mapping[str, Any]], first: str, second: str, resamples: int) -> Difference:
+    """Two metrics of the same runs on the same items."""
+    series = np.stack([decode(items[key]) for key in (first, second) for items in outcomes])
+    means, seeds = resampled_means(series, resamples), len(outcomes)
+    own, other = series[:seeds].mean(1), series[seeds:].mean(1)
+    return paired_difference(own, other, means[:, :seeds], means[:, seeds:])

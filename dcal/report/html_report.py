@@ -1,0 +1,210 @@
+"""One HTML file of a run, a sweep or a folder of runs: self-contained, for a browser without a server.
+
+What the page shows is computed here and in the modules beside; how it looks is in `template/`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dcal.report.charts import Chart, Strip, strips
+from dcal.report.closeup import Breakdown, Closeup, by_camera, by_class, closeup
+from dcal.report.comparison import Experiment, Variant, Verdict, experiments, side_of, verdict
+from dcal.report.curves import LINES, charts
+from dcal.report.format import commit_of, difference_cells, footnote, percents, spread
+from dcal.report.names import METRICS, ONE_BRANCH, VARIANTS, metric_title, metric_values, split_metric
+from dcal.report.run_files import Folder
+from dcal.report.settings import Settings, settings
+
+CLOSEUPS = 6
+"""Configurations whose pictures are shown, so that the report of a large sweep stays small."""
+
+
+class ResultRow(NamedTuple):
+    """A configuration in the table of results."""
+
+    label: str
+    cells: list[str]
+    interval: str
+    strip: Strip
+    difference: list[str] | None
+    """Points with interval, p, seeds won."""
+    side: str
+    """`ahead`, `behind`, `level`, or empty."""
+    is_reference: bool
+
+
+class View(NamedTuple):
+    """An experiment as the template shows it."""
+
+    name: str
+    dataset: str
+    task: str
+    metric: str
+    value: str
+    deviation: str
+    """Over seeds; empty for one."""
+    interval: str
+    best: str
+    verdict: Verdict
+    summary: str
+    """How many runs, on what."""
+    keys: str
+    """What configurations differ in."""
+    header: list[str]
+    rows: list[ResultRow]
+    reference: str
+    footnote: str
+    branch_header: list[str]
+    branches: list[tuple[str, str, list[str]]]
+    charts: list[Chart]
+    charts_left_out: int
+    settings: Settings
+    classes: Breakdown | None
+    cameras: Breakdown | None
+    closeups: list[Closeup]
+    closeups_left_out: int
+    missing: list[str]
+    runs: list[list[str]]
+
+
+def document(folder: Folder, resamples: int) -> str:
+    """The page."""
+    views = [view(experiment, folder, resamples) for experiment in experiments(folder, resamples)]
+    environment = Environment(
+        loader=PackageLoader("dcal.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = views[0].name if len(views) == 1 else folder.root.resolve().name
+    return environment.get_template("report.html").render(
+        title=title,
+        views=views,
+        problems=folder.problems,
+        unfinished=[str(path.relative_to(folder.root)) for path in folder.unfinished],
+    )
+
+
+def view(experiment: Experiment, folder: Folder, resamples: int) -> View:
+    """Everything about one experiment."""
+    best, fgvc = experiment.best, experiment.task == "fgvc"
+    branch_header, branches = branch_table(experiment)
+    closeups = closeups_of(experiment)
+    records = [record for row in experiment.table.rows for record in row.records]
+    seeds = sorted({record["seed"] for record in records})
+    plural = [f"{number} {word}{'s' * (number != 1)}" for number, word in (
+        (len(experiment.variants), "configuration"), (len(seeds), "seed"), (len(records), "run"))]  # fmt: skip
+    return View(
+        experiment.name,
+        records[0]["config"]["dataset"],
+        experiment.task,
+        metric_title(experiment.headline),
+        *hero(best),
+        "" if best.row.interval is None else percents(best.row.interval),
+        best.label,
+        verdict(experiment, resamples),
+        " · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
+        ", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
+        [metric_title(key) for key in best.row.values],
+        result_rows(experiment),
+        experiment.reference.label if experiment.reference else "none",
+        footnote(experiment.table),
+        branch_header,
+        branches,
+        charts(experiment),
+        max(0, len(experiment.variants) - LINES),
+        settings(experiment),
+        by_class(experiment) if fgvc else None,
+        None if fgvc else by_camera(experiment),
+        closeups,
+        max(0, len(experiment.variants) - CLOSEUPS),
+        missing(experiment),
+        run_rows(experiment, folder),
+    )
+
+
+def hero(variant: Variant) -> tuple[str, str]:
+    """The headline's mean in percent, and its standard deviation over seeds."""
+    value, _, deviation = spread(next(iter(variant.row.values.values()))).partition(" ± ")
+    return value, deviation
+
+
+def result_rows(experiment: Experiment) -> list[ResultRow]:
+    """The table of results, a row per configuration."""
+    reference = experiment.reference
+    marks = strips([v.row for v in experiment.variants], reference.row if reference else None)
+    rows = []
+    for variant, strip in zip(experiment.variants, marks, strict=True):
+        difference = variant.row.difference
+        side = "" if difference is None else side_of(difference)
+        told = None if difference is None else difference_cells(difference)
+        cells = [spread(values) for values in variant.row.values.values()]
+        interval = "–" if variant.row.interval is None else percents(variant.row.interval)
+        rows.append(ResultRow(variant.label, cells, interval, strip, told, side, variant.is_reference))
+    return rows
+
+
+def branch_table(experiment: Experiment) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """Every metric of every branch: header, and (configuration, branch, cells), mean over seeds."""
+    keys = {split_metric(key) for v in experiment.variants for key in v.row.records[0]["metrics"]}
+    columns = [name for name in METRICS if any(name == key for key, _ in keys)]
+    rows = []
+    for variant in experiment.variants:
+        metrics = [record["metrics"] for record in variant.row.records]
+        titles = VARIANTS if any(f"{columns[0]}_glca" in own for own in metrics) else ONE_BRANCH
+        for branch, title in titles.items():
+            names = [f"{name}_{branch}" if branch else name for name in columns]
+            values = [[own[key] for own in metrics if key in own] for key in names]
+            if any(values):
+                found = [metric_values(*pair) if pair[1] else "–" for pair in zip(columns, values, strict=True)]
+                rows.append((variant.label, title, found))
+    return [metric_title(name) for name in columns], rows
+
+
+def closeups_of(experiment: Experiment) -> list[Closeup]:
+    """The best configuration and the first others, those with something to show; the best one opened."""
+    others = [variant for variant in experiment.variants if variant is not experiment.best]
+    chosen = [id(variant) for variant in [experiment.best, *others][:CLOSEUPS]]
+    found = [closeup(v, experiment.task, v is experiment.best) for v in experiment.variants if id(v) in chosen]
+    return [entry for entry in found if entry.matrix or entry.lists]
+
+
+def missing(experiment: Experiment) -> list[str]:
+    """What the runs do not keep, and what follows for the report."""
+    runs, notes = [run for variant in experiment.variants for run in variant.runs], []
+    blind = sum(run.gallery is None for run in runs)
+    if blind:
+        which = "The runs keep" if blind == len(runs) else f"{blind} of {len(runs)} runs keep"
+        notes.append(f"{which} no pictures (gallery.npz): trained with train.figures=false, or by an older version.")
+    if experiment.task == "fgvc" and not any(run.class_names for run in runs):
+        notes.append("The runs do not keep the names of the classes (model.json): they are numbered.")
+    if experiment.task == "reid" and not all("camera" in run.items for run in runs):
+        notes.append("Runs of an older version do not keep the camera of each query: they have no breakdown by camera.")
+    if any("device" in record and record["device"] is None for v in experiment.variants for record in v.row.records):
+        notes.append("Some runs do not say on which hardware they ran: device=NAME names it.")
+    return notes
+
+
+def run_rows(experiment: Experiment, folder: Folder) -> list[list[str]]:
+    """Every run with its cost: configuration, seed, metric, minutes, speed, device, commit, folder."""
+    rows = []
+    for variant in experiment.variants:
+        for run, value in zip(variant.runs, next(iter(variant.row.values.values())), strict=True):
+            record = run.record
+            rows.append(
+                [
+                    variant.label,
+                    str(record["seed"]),
+                    f"{100 * value:.2f}",
+                    f"{record['train_seconds'] / 60:.1f}",
+                    f"{record['images_per_second']:.0f}",
+                    record["device"] or "–",
+                    commit_of(record),
+                    str(run.directory.relative_to(folder.root)),
+                ]
+            )
+    return rows

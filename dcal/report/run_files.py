@@ -1,0 +1,113 @@
+"""Everything that run directories hold for a report, read once and checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.visualize import gallery
+from dcal.visualize.gallery import Gallery
+
+
+class RunFiles(NamedTuple):
+    """One finished run."""
+
+    directory: Path
+    name: str
+    record: Record
+    """What `dcal-results` keeps of it."""
+    config: dict[str, Any]
+    """Resolved, in dotted keys, with everything that is in it."""
+    lines: list[dict[str, Any]]
+    """What was logged after each epoch."""
+    items: dict[str, NDArray[Any]]
+    """By name: one entry per test item."""
+    class_names: list[str]
+    """By label; empty where the run does not keep them."""
+    gallery: Gallery | None
+    """None where the run keeps no pictures."""
+    overrides: list[str]
+    """What was typed."""
+
+
+class Folder(NamedTuple):
+    """The runs of a folder, and what is not in the report."""
+
+    root: Path
+    runs: list[RunFiles]
+    problems: list[str]
+    """A sentence for each file that cannot be used."""
+    unfinished: list[Path]
+
+
+def read_folder(root: Path, device: str | None = None) -> Folder:
+    """Reads a run directory, or all that lie below a folder.
+
+    Args:
+        device: names the hardware of runs that do not say it themselves.
+
+    Raises:
+        ValueError: no finished run is there; the message says what is.
+    """
+    runs, problems = [], []
+    for file in sorted(root.rglob("result.json")):
+        try:
+            run, missing = read_files(file.parent)
+        except BadRun as problem:
+            problems.append(f"left out: {problem}")
+            continue
+        run.record["device"] = run.record["device"] or device
+        runs.append(run)
+        problems += missing
+    started = (file.parent for file in sorted(root.rglob("config_resolved.yaml")))
+    unfinished = [folder for folder in started if not (folder / "result.json").is_file()]
+    if not runs:
+        found = (
+            problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
+        )
+        raise ValueError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
+    return Folder(root, runs, problems, unfinished)
+
+
+def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
+    """One run, and a sentence for each optional file that is torn.
+
+    Raises:
+        BadRun: a file that every run has is missing or torn.
+    """
+    name, record = read_run(directory)
+    problems = []
+    pictures = None
+    try:
+        if (directory / gallery.FILE).is_file():
+            pictures = gallery.load(directory / gallery.FILE)
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
+    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
+        items = dict(arrays)
+    card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
+    names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
+    typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed), problems
+
+
+def optional(path: Path) -> Any:
+    """The content of a JSON file that older runs lack, or None."""
+    return parse(path, json.loads) if path.is_file() else None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration as dotted keys and their values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

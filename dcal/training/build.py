@@ -1,0 +1,215 @@
+"""From a composed configuration to what a training needs. The only module that instantiates `_target_`s."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from dcal.backbone import normalisation
+from dcal.config import Config
+from dcal.dataset.data import Data
+from dcal.distributed.collectives import place
+from dcal.model import DCAL
+from dcal.training.parallel import STRATEGIES, replicate, shard
+from dcal.training.state import Setup, Task
+from dcal.utils.device import Device
+from dcal.utils.rng import part_ways, seed_everything
+
+
+def build(config: DictConfig) -> Setup:
+    """Data, model, loss, optimizer and device of a run, seeded.
+
+    Raises:
+        ValueError, DataError, CheckpointError, UnsupportedBackbone: what the configuration asks for cannot be had; the
+            message names the key.
+    """
+    cfg: Config = config  # type: ignore[assignment]  # a DictConfig that Hydra has checked against the schema
+    check_train(cfg)
+    seed_everything(cfg.seed, cfg.deterministic)
+    data: Data = make(config.dataset)
+    task: Task = make(config.task)
+    model, device = build_model(
+        config, data.num_classes, data.image_size, task.bnneck, side_sizes(task.side_information, data)
+    )
+    objective = task.objective(model.branches).to(device.torch)
+    rank, processes = place()
+    loader = data.train_loader(
+        share_of_batch(cfg.train.batch_size, task.instances, processes),
+        task.instances,
+        cfg.seed,
+        cfg.train.workers,
+        rank,
+        processes,
+        pin_memory=device.torch.type == "cuda",
+    )
+    sharded = processes > 1 and cfg.launch.strategy == "fsdp"
+    ema, twin = None, None
+    if cfg.train.ema_decay is not None:  # one tensor at a time, where some are sharded and buffers are not
+        ema = ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True, foreach=not sharded)
+    if sharded:
+        twin = copy.deepcopy(model)
+        for copied in [model, *([ema.module] if ema else [])]:
+            shard(copied)
+    optimization = make(config.optimizer)(
+        model,
+        objective,
+        model.new_parameters,
+        total_steps=cfg.train.epochs * len(loader),
+        steps_per_epoch=len(loader),
+        batch_size=cfg.train.batch_size,
+    )
+    features = model.features
+    if cfg.train.compile:  # parts of a batch differ in size
+        features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
+    network: nn.Module = model
+    if processes > 1 and not sharded:
+        network = features = replicate(model, features)
+    part_ways(cfg.seed, rank)
+    setup = Setup(
+        task,
+        data,
+        loader,
+        model,
+        objective,
+        optimization,
+        device,
+        cfg.train,
+        torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
+        features,
+        network,
+        cfg.train.accumulate,
+        ema,
+        build_mixup(task, data.num_classes),
+        twin,
+    )
+    check_splits(setup)
+    return setup
+
+
+def check_splits(setup: Setup) -> None:
+    """Refuses data that the task cannot be judged on, before it is trained on for hours.
+
+    Raises:
+        ValueError: saying which split is missing.
+    """
+    catalog = setup.data.catalog
+    for split in setup.task.splits(setup.validation):
+        if split not in catalog.splits:
+            raise ValueError(
+                f"task={setup.task.name} is judged on the split {split}, which {catalog.name} lacks (it has "
+                f"{', '.join(catalog.splits)}): take the task that fits the data set, or hold out training data "
+                "(dataset.val_fraction, dataset.val_ids)"
+            )
+
+
+def share_of_batch(batch_size: int, instances: int, processes: int) -> int:
+    """Images that each process loads of a global batch.
+
+    Raises:
+        ValueError: they would not be equally many, or not whole groups of `instances` images of one class.
+    """
+    if batch_size % (processes * instances) and processes > 1:
+        groups = f" groups of task.instances={instances}" if instances > 1 else ""
+        raise ValueError(
+            f"train.batch_size={batch_size} cannot be divided among {processes} processes (launch.processes)"
+            f"{' in whole' + groups if groups else ''}: take a multiple of {processes * instances}"
+        )
+    return batch_size // processes
+
+
+def build_model(
+    config: DictConfig, num_classes: int, image_size: tuple[int, int], bnneck: bool, sides: tuple[int, int]
+) -> tuple[DCAL, Device]:
+    """The model on its device, and the device with the normalisation that its weights want.
+
+    Args:
+        sides: what `side_sizes` gave for the training data.
+    """
+    vit = make(config.backbone)(image_size=image_size)
+    cameras, views = sides
+    device = Device(config.device, config.train.precision, *normalisation(vit), cameras, views)
+    model: DCAL = make(config.attention)(vit, num_classes, bnneck=bnneck, side_information=cameras * views)
+    model.activation_checkpointing = config.train.activation_checkpointing
+    return model.to(device.torch), device
+
+
+def side_sizes(side_information: str, data: Data) -> tuple[int, int]:
+    """Number of cameras (0: no side embedding) and of views per camera.
+
+    Raises:
+        ValueError: the data set has no cameras or views to embed.
+    """
+    if side_information == "none":
+        return 0, 1
+    records = [record for split in data.catalog.splits.values() for record in split]
+    cameras = 1 + max(record.camera for record in records)
+    views = 1 + max(record.view for record in records) if side_information == "camera_view" else 1
+    if cameras < 1 or views < 1:
+        raise ValueError(f"task.side_information={side_information}: {data.catalog.name} has no such labels")
+    return cameras, views
+
+
+def build_mixup(task: Task, num_classes: int) -> Mixup | None:
+    """timm's mixup and cutmix, if either is on."""
+    if not (task.mixup or task.cutmix):
+        return None
+    return Mixup(mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes)
+
+
+def check_train(cfg: Config) -> None:
+    """Refuses settings that no group checks.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if cfg.seed < 0:
+        raise ValueError(f"seed={cfg.seed}: must be at least 0")
+    for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
+        value, least = getattr(cfg.train, key), int(key != "workers")
+        if value < least:
+            raise ValueError(f"train.{key}={value}: must be at least {least}")
+    if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
+        raise ValueError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
+    if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
+        raise ValueError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
+    _, processes = place()
+    if cfg.train.accumulate * processes > cfg.train.batch_size:
+        raise ValueError(
+            f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
+            f"not have that many parts{' for each of the processes' if processes > 1 else ''}"
+        )
+    if (cfg.task.mixup or cfg.task.cutmix) and cfg.train.batch_size % 2:
+        raise ValueError(
+            f"train.batch_size={cfg.train.batch_size}: task.mixup and task.cutmix blend pairs; make it even"
+        )
+    if cfg.launch.strategy not in STRATEGIES:
+        raise ValueError(f"launch.strategy={cfg.launch.strategy!r}: choose one of {', '.join(STRATEGIES)}")
+    if processes == 1:
+        return
+    if cfg.train.auto_accumulate:
+        raise ValueError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
+    if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
+        raise ValueError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
+
+
+def make(node: DictConfig) -> Any:
+    """Instantiates a group, and gives its own error instead of Hydra's wrapping of it."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
+            raise ValueError(
+                f"{error.__cause__}: an option of another choice of this group, perhaps set by a recipe "
+                "(experiment=...): leave the recipe out, or remove the key with ~group.key on the command line"
+            ) from None
+        if isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
+        raise

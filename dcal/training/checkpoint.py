@@ -1,0 +1,137 @@
+"""Checkpoints of a run: whole or not there, verified when read, the one before as a spare.
+
+A checkpoint is a folder `checkpoints/<step>` that appears by a rename: weights as safetensors, the training state
+beside it (tensors and plain Python only), and a manifest with a checksum of each file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from dcal.distributed.env import first_only
+from dcal.run.directory import sync, whole_file, writing
+
+log = logging.getLogger(__name__)
+KEEP = 2
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is torn, or not what was written; the message says which and why."""
+
+
+class Checkpoint(NamedTuple):
+    """What is needed to go on."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+@first_only
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a weight file atomically.
+
+    Raises:
+        WriteError: the disk is full or not writable; an older file stays.
+    """
+    plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
+    with whole_file(path) as temporary:
+        # not `save_file`, whose files nobody but the owner may read
+        temporary.write_bytes(serialize(plain, dict(metadata or {})))
+
+
+@first_only
+def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes `folder/<step>` whole and drops all but the newest two.
+
+    Raises:
+        WriteError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    target, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}"
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_remains(folder)
+        try:
+            temporary.mkdir()
+            save_weights(temporary / "model.safetensors", weights)
+            torch.save(dict(state), temporary / "training_state.pt")
+            sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
+            (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
+            for file in temporary.iterdir():
+                sync(file)
+            if target.exists():  # the end of an epoch, after a checkpoint of its last step
+                target.replace(folder / f".{step:08d}.replaced")
+            temporary.replace(target)
+            sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
+    steps = list_checkpoints(folder)
+    here = steps.index(target)  # what is newer was damaged, or this run would have gone on from there
+    for old in steps[: max(0, here + 1 - KEEP)] + steps[here + 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning.
+
+    What a killed process has left half-written is removed.
+    """
+    remove_remains(folder)
+    for candidate in reversed(list_checkpoints(folder)):
+        try:
+            return read_checkpoint(candidate)
+        except DamagedCheckpoint as error:
+            log.warning("%s: going back to the one before", error)
+    return None
+
+
+@first_only
+def remove_remains(folder: Path) -> None:
+    """Removes what is no whole checkpoint, whoever has left it."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """One checkpoint.
+
+    Raises:
+        DamagedCheckpoint: a file is missing, or its checksum does not hold.
+    """
+    try:
+        sums = json.loads((path / "manifest.json").read_text())["sha256"]
+        damaged = [name for name, known in sums.items() if checksum(path / name) != known]
+        if damaged:
+            raise OSError(f"checksum of {', '.join(damaged)} does not hold")
+        weights = load_file(path / "model.safetensors")
+        state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error})") from None
+    return Checkpoint(weights, state)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(entry for entry in folder.glob("[0-9]*") if entry.is_dir()) if folder.is_dir() else []
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file.read())
+
+
+def _sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,137 @@
+"""What a training shows and sums up while it runs: progress bar, losses, time; and the guard against NaN.
+
+Losses stay on the device. The one that is looked at is the previous step's, long finished by then: a GPU never waits.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dcal.config import TrainConfig
+from dcal.dataset.record import Record
+from dcal.distributed.env import first_only, rank
+
+
+class BadLoss(Exception):
+    """The loss of a batch is not finite; the message names the step, the images and the remedies."""
+
+    remedies = "lower optimizer.lr, set train.clip_grad, or use train.precision=fp32; the last checkpoint is kept"
+
+
+class Meter:
+    """Running sums of one epoch, and the clock of the whole run.
+
+    Args:
+        cfg: for the progress bar, the batch size and the time between checkpoints.
+        batches: per epoch.
+        records: the training images, to name those of a bad batch.
+    """
+
+    def __init__(self, cfg: TrainConfig, batches: int, records: Sequence[Record]) -> None:
+        self.cfg, self.batches, self.records = cfg, batches, records
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.images, self.epoch_seconds = 0, 0.0  # of the epoch, in all its sessions
+        self.started = self.saved = self.epoch_started = time.monotonic()
+        self.pending: tuple[Tensor, Tensor, int] | None = None
+        self.bar: tqdm[Any] | None = None
+
+    def watch(self, batches: Iterable[dict[str, Tensor]], epoch: int, first: int) -> Iterator[dict[str, Tensor]]:
+        """The batches under a progress bar that shows images per second and the loss."""
+        self.epoch_started = time.monotonic() - self.epoch_seconds
+        with tqdm(
+            total=self.batches * self.cfg.batch_size,
+            initial=first * self.cfg.batch_size,
+            desc=f"epoch {epoch + 1}/{self.cfg.epochs}",
+            unit="img",
+            leave=False,
+            disable=not self.cfg.progress or not sys.stderr.isatty() or rank() > 0,
+        ) as self.bar:
+            yield from batches
+        self.check_pending()
+        self.epoch_seconds = time.monotonic() - self.epoch_started
+
+    def add(self, losses: Mapping[str, Tensor], batch: Mapping[str, Tensor], step: int) -> None:
+        """Counts one step in.
+
+        Raises:
+            BadLoss: the loss of the step *before* was not finite.
+        """
+        self.check_pending()
+        self.pending = losses["loss"], batch["index"], step
+        self.steps += 1
+        self.images += len(batch["label"])
+        self.epoch_seconds = time.monotonic() - self.epoch_started
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
+        if self.bar is not None:
+            self.bar.update(len(batch["label"]))
+
+    def check_pending(self) -> None:
+        """Looks at the last loss that was not looked at yet.
+
+        Raises:
+            BadLoss: it is not finite.
+        """
+        if self.pending is None:
+            return
+        loss, index, step = self.pending
+        self.pending = None
+        value = loss.item()
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        if value != value or abs(value) == float("inf"):
+            names = ", ".join("/".join(self.records[i].path.parts[-2:]) for i in index.tolist())
+            raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
+
+    def close_epoch(self) -> dict[str, float]:
+        """Means over the epoch's steps as `train/loss`, `train/loss_<branch>`, `train/pairs_<kind>`, and the speed.
+
+        Starts the next epoch.
+        """
+        own = ("loss", "pairs_self", "pairs_same_class")
+        names = {name: f"train/{name}" if name in own else f"train/loss_{name}" for name in self.sums}
+        values = {names[name]: (total / self.steps).item() for name, total in self.sums.items()}
+        values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
+        self.sums, self.steps, self.images, self.epoch_seconds = {}, 0, 0, 0.0
+        return values
+
+    @first_only
+    def report(self, values: Mapping[str, float], headline: str) -> None:
+        """One line per epoch where there is no progress bar to look at, or an evaluation to tell."""
+        judged = f"  {headline} {values[f'val/{headline}']:.4f}" if f"val/{headline}" in values else ""
+        left = (self.cfg.epochs - values["epoch"]) * (time.monotonic() - self.epoch_started)
+        tqdm.write(
+            f"epoch {int(values['epoch'])}/{self.cfg.epochs}  loss {values['train/loss']:.3f}{judged}  "
+            f"{values['train/images_per_second']:.0f} img/s  {left / 60:.1f} min left",
+            file=sys.stderr,
+        )
+
+    def checkpoint_due(self) -> bool:
+        """Whether more than `checkpoint_minutes` of work would be lost."""
+        return time.monotonic() - self.saved > self.cfg.checkpoint_minutes * 60
+
+    def checkpoint_saved(self) -> None:
+        self.saved = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds spent so far, over all sessions of the run."""
+        return time.monotonic() - self.started
+
+    def state(self) -> dict[str, Any]:
+        """The sums of an epoch that is cut short, for a checkpoint."""
+        sums = {name: value.cpu() for name, value in self.sums.items()}
+        return {"sums": sums, "steps": self.steps, "images": self.images, "seconds": self.epoch_seconds}
+
+    def restore(self, state: Mapping[str, Any], seconds: float) -> None:
+        """Goes on from `state`, `seconds` into the run."""
+        self.sums, self.steps = dict(state["sums"]), state["steps"]
+        self.images, self.epoch_seconds = state.get("images", 0), state.get("seconds", 0.0)  # 0: an older checkpoint
+        self.started = time.monotonic() - seconds

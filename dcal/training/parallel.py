@@ -1,0 +1,103 @@
+"""A model that several processes train: DDP or FSDP2 in plain torch, and its state as if one process had it.
+
+`ddp` keeps the whole model in every process and averages gradients while the backward pass still runs. `fsdp`
+(`fully_shard`) cuts parameters, gradients and the optimizer's state among the processes, and gathers the parameters of
+a block when it runs. Checkpoints hold the whole state in either case, so that a run can go on with another number of
+processes, or with another strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from dcal.distributed.collectives import size
+from dcal.model import DCAL
+
+STRATEGIES = ("ddp", "fsdp")
+
+
+def shard(model: DCAL) -> None:
+    """Cuts a model's parameters among the processes, in place (FSDP2). Before the optimizer is made.
+
+    Blocks that always run as a whole are gathered one by one, when they do; all else for the whole step.
+    """
+    mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
+    for unit in model.whole_modules:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "features")
+
+
+class Trunk(nn.Module):
+    """A model without its heads, which DDP averages the gradients of. Heads see the global batch in every process.
+
+    Args:
+        model: whose modules these are.
+        features: its method of that name, compiled perhaps.
+    """
+
+    def __init__(self, model: DCAL, features: Callable[..., Any]) -> None:
+        super().__init__()
+        self.features = features
+        for name, child in model.named_children():
+            if child not in model.heads:
+                self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.features(*args, **kwargs)
+
+
+def replicate(model: DCAL, features: Callable[..., Any]) -> DistributedDataParallel:
+    """`features` behind DDP: what it computes is the same, and the gradients of the trunk become means."""
+    return DistributedDataParallel(Trunk(model, features), gradient_as_bucket_view=True)
+
+
+@contextmanager
+def gradients_averaged(network: nn.Module, now: bool) -> Iterator[None]:
+    """Whether a backward pass inside averages gradients over the processes: only the last one of a step has to."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)
+    if isinstance(network, DistributedDataParallel) and not now:
+        with network.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(state: Any) -> Any:
+    """A state (nested dicts, lists, tensors) with sharded tensors gathered. All processes must call it."""
+    return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, state)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a module that may be sharded."""
+    own = module.state_dict()
+    module.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """The same for an optimizer's state."""
+    optimizer.load_state_dict(state)
+    for parameter, own in optimizer.state.items():
+        for name, value in own.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                own[name] = like(value, parameter)
+
+
+def like(value: Tensor, template: Tensor | None) -> Tensor:
+    """This process's part of a whole tensor, if the template is sharded."""
+    if not isinstance(template, DTensor):
+        return value
+    return distribute_tensor(value.to(template.device), template.device_mesh, template.placements)

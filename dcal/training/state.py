@@ -1,0 +1,99 @@
+"""What a training needs, put together by `dcal.training.build`: the parts, and what the loop asks of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from dcal.config import TrainConfig
+from dcal.dataset.data import Data, Loader
+from dcal.model import DCAL
+from dcal.optimizer import Optimization
+from dcal.output import Branches
+from dcal.task.evaluation import Evaluation
+from dcal.task.objective import Objective
+from dcal.training.parallel import whole
+from dcal.utils.device import Device
+
+
+class Task(Protocol):
+    """What the loop and the build need of a task."""
+
+    name: str
+    headline: str
+    bnneck: bool
+    instances: int
+    mixup: float
+    cutmix: float
+    side_information: str
+    inference: tuple[str, ...]
+    flip_test: bool
+
+    def objective(self, branches: tuple[str, ...]) -> Objective: ...
+
+    def splits(self, split: str) -> tuple[str, ...]: ...
+
+    def evaluate(
+        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+    ) -> Evaluation: ...
+
+    def show(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        evaluation: Evaluation,
+        device: Device,
+        folder: Path,
+        tracker: Any,
+    ) -> Path: ...
+
+
+@dataclass
+class Setup:
+    """Everything a training needs."""
+
+    task: Task
+    data: Data
+    loader: Loader
+    model: DCAL
+    objective: Objective
+    optimization: Optimization
+    device: Device
+    train: TrainConfig
+    scaler: torch.amp.GradScaler
+    """Scales the loss under fp16; switched off otherwise."""
+    features: Callable[..., tuple[Branches, Tensor | None]]
+    """The model's `features`, compiled if that is asked for, behind DDP if several processes train."""
+    network: nn.Module
+    """What averages the gradients: DDP, the model itself under FSDP, and nothing in a run of one process."""
+    parts: int
+    """Into which every batch is split: `train.accumulate`, or more once memory has run out."""
+    ema: ModelEmaV3 | None = None
+    mixup: Mixup | None = None
+    twin: DCAL | None = None
+    """Under FSDP, a model of the same build that is not sharded."""
+
+    @property
+    def evaluated(self) -> DCAL:
+        """The model that is evaluated and kept: the moving average if there is one.
+
+        Under FSDP it is put together here, from all processes, which must all ask for it.
+        """
+        model: DCAL = self.model if self.ema is None else self.ema.module
+        if self.twin is None:
+            return model
+        self.twin.load_state_dict(whole(model.state_dict()))
+        return self.twin
+
+    @property
+    def validation(self) -> str:
+        """The split that is looked at during training: held-out training images if there are, else the test split."""
+        return "val" if any(split.startswith("val") for split in self.data.catalog.splits) else "test"

@@ -1,0 +1,150 @@
+"""Weights & Biases of one run: everything under the run directory, nothing that the result depends on.
+
+One `with track(...)` per job: leaving the context attributes a failure to the right run, and a run left open would take
+in the log of the next job of a multirun.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from dcal.distributed.env import rank
+from dcal.run.directory import Run
+from dcal.utils.signals import Interrupted
+
+log = logging.getLogger(__name__)
+
+FINISH_SECONDS = 600.0
+"""How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
+RESERVED = re.compile(r"[^\w.-]")
+"""What an id of W&B may not contain, or only in escapes, and the name of a run may."""
+ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
+"""The part of a run directory from which other commands can open the run."""
+
+
+@contextmanager
+def track(run: Run, job_type: str = "train") -> Iterator[Any]:
+    """Opens the W&B run of `run` and yields it. Its id follows from the run directory, so a resumed run goes on in it.
+
+    A failure ends it as failed, a request to stop as preempted.
+
+    Raises:
+        ValueError: unknown `wandb.mode`, or online without a valid key.
+    """
+    mode = run.config.wandb.mode
+    if mode not in ("offline", "online", "disabled"):
+        raise ValueError(f"wandb.mode={mode!r}: choose one of offline, online, disabled")
+    if rank() > 0:  # the first process tells for all
+        mode = "disabled"
+    # Artifacts are staged here; outside the run directory a later sync would silently leave them out.
+    os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(run.directory / "wandb")
+    tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)
+    try:
+        yield tracked
+    except BaseException as error:  # what wandb's own context would do, but without printing the stack
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            tracked.mark_preempting()  # an agent of a sweep may go on with it
+        else:
+            tracked.summary["error"] = f"{type(error).__name__}: {error}"
+        _finish(run, tracked, 1)
+        raise
+    _finish(run, tracked, 0)
+
+
+def _finish(run: Run, tracked: Any, exit_code: int) -> None:
+    """Ends the W&B run; a server that has gone away is no error of the training."""
+    try:
+        tracked.finish(exit_code=exit_code)
+    except TimeoutError:
+        log.warning(
+            "wandb: the server has gone away or is slow, not everything was sent within %g s. It is kept; upload it "
+            "later with: wandb sync --include-online %s",
+            FINISH_SECONDS,
+            Path(tracked.dir).parent,
+        )
+
+
+def _online(run: Run, job_type: str) -> Any:
+    """A run on the server, or, if that cannot be reached, an offline one: training does not wait for a network."""
+    import wandb
+
+    try:
+        return _init(run, "online", job_type)
+    except wandb.errors.CommError as error:
+        log.warning(
+            "wandb.mode=online: no answer within wandb.timeout=%g s (%s). The run is logged offline; upload it later "
+            "with: wandb sync %s/wandb/offline-run-*",
+            run.config.wandb.timeout,
+            str(error).splitlines()[0],
+            run.directory,
+        )
+        wandb.teardown()
+        return _init(run, "offline", job_type)
+
+
+def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
+    import wandb  # takes a second: only when a run really starts
+
+    config = OmegaConf.to_container(run.config, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        x_transaction_log_flush_interval=1,
+        init_timeout=run.config.wandb.timeout,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+    )
+    try:
+        return wandb.init(
+            mode=mode,
+            project=run.config.wandb.project,
+            entity=run.config.wandb.entity,
+            group=run.config.wandb.group,
+            tags=list(run.config.wandb.tags),
+            job_type=job_type,
+            name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
+            id=_agent_run() or RESERVED.sub("-", f"{run.cfg_id}-{run.config.name}-{run.seed}"),
+            resume="allow",
+            dir=str(run.directory),
+            config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
+            settings=settings,
+        )
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
+        raise ValueError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
+
+
+def _agent_run() -> str | None:
+    """The id that the agent of a W&B sweep wants its run to have, if one has started this process."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
+def keep_artifact(run: Run, tracked: Any) -> None:
+    """With `wandb.artifacts=true` the directory of a finished run, as far as other commands need it, as an artifact."""
+    if not run.config.wandb.artifacts:
+        return
+    import wandb
+
+    title = f"{run.config.name}-{run.cfg_id}-seed{run.seed}".replace("/", "-")
+    artifact = wandb.Artifact(title, "model", "weights and configuration: a run directory for dcal-evaluate and others")
+    for file in (run.directory / name for name in ARTIFACT):
+        if file.exists():  # immutable: sent from where it lies, not from a copy of its size
+            artifact.add_file(str(file), policy="immutable", skip_cache=True)
+    tracked.log_artifact(artifact)
+
+
+def answer_agent(run: Run, metrics: Mapping[str, float]) -> None:
+    """Tells a W&B sweep the result of a point that was finished before the sweep asked for it."""
+    if _agent_run() is not None:
+        with track(run) as tracked:
+            tracked.log({f"val/{key}": value for key, value in metrics.items()})
+            tracked.summary.update(dict(metrics))

@@ -1,0 +1,1 @@
+"""Device, memory, random numbers, signals and paths: helpers that know nothing of the method."""

@@ -1,0 +1,94 @@
+"""`gallery.npz`: small pictures that a run keeps of its test split, and where the model looked in them.
+
+What a report shows of images must be kept when the run ends: the data set is not at hand where reports are read. The
+file holds plain arrays only (no pickle): `part` and `number` say which image of which split a picture is, `jpeg` is
+all of them end to end, `sizes` their lengths in bytes.
+
+Shape suffixes: K pictures, h and w patches.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dcal.run.directory import whole_file
+
+FILE = "gallery.npz"
+LONGEST_SIDE = 256
+
+
+class Gallery(NamedTuple):
+    """Pictures with the model's attention over them."""
+
+    part: list[str]
+    """The split of each picture, e.g. `test`, or `query` and `gallery`."""
+    number: list[int]
+    """Its position in that split."""
+    jpeg: list[bytes]
+    attention: NDArray[np.float32]
+    """The class token's rollout (K, h, w), over the blocks before GLCA where there is GLCA."""
+    selected: NDArray[np.bool_]
+    """The patches that GLCA selected (K, h, w); none without GLCA."""
+
+    def position(self, part: str, number: int) -> int | None:
+        """Where the picture of an image is; None if it was not kept."""
+        wanted = (part, number)
+        return next((n for n, key in enumerate(zip(self.part, self.number, strict=True)) if key == wanted), None)
+
+
+def encode(pixels_HWC: NDArray[np.uint8]) -> bytes:
+    """An image as a JPEG of at most `LONGEST_SIDE` pixels."""
+    picture = Image.fromarray(pixels_HWC)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85, optimize=True)
+    return buffer.getvalue()
+
+
+def save(gallery: Gallery, path: Path) -> None:
+    """Writes the file whole or not at all."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            part=np.array(gallery.part),
+            number=np.array(gallery.number, dtype=np.int64),
+            jpeg=np.frombuffer(b"".join(gallery.jpeg), dtype=np.uint8),
+            sizes=np.array([len(code) for code in gallery.jpeg], dtype=np.int64),
+            attention=gallery.attention,
+            selected=gallery.selected,
+        )
+
+
+def load(path: Path) -> Gallery:
+    """Reads what `save` wrote.
+
+    Raises:
+        ValueError: the file is torn or lacks an array; the message names it.
+        OSError: it cannot be opened.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            ends = np.cumsum(arrays["sizes"]).tolist()
+            code = arrays["jpeg"].tobytes()
+            return Gallery(
+                arrays["part"].tolist(),
+                arrays["number"].tolist(),
+                cut(code, ends),
+                arrays["attention"].astype(np.float32),
+                arrays["selected"].astype(bool),
+            )
+    except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def cut(code: bytes, ends: Sequence[int]) -> list[bytes]:
+    """The pieces of a byte string that end where `ends` says."""
+    return [code[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -1,0 +1,114 @@
+"""`dcal-evaluate`: the same numbers to the last digit, other settings, other data, and errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refused, run_command
+from omegaconf import OmegaConf
+
+from dcal.commands.evaluate import main, report
+
+
+def evaluated(run: Path, out: Path, *words: str) -> dict[str, float]:
+    run_command(main, f"run={run}", f"out={out}", *words)
+    metrics: dict[str, float] = json.loads(out.read_text())["metrics"]
+    return metrics
+
+
+def result(run: Path) -> dict[str, float]:
+    metrics: dict[str, float] = json.loads((run / "result.json").read_text())["metrics"]
+    return metrics
+
+
+@pytest.mark.parametrize("task", ["fgvc", "reid"])
+def test_gives_the_numbers_of_the_run(task: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run = request.getfixturevalue(f"{task}_run")
+    items = tmp_path / "new" / "items.npz"
+    assert evaluated(run, tmp_path / "new" / "metrics.json", f"save_items={items}") == result(run)
+    with np.load(items) as again, np.load(run / "items.npz") as before:
+        assert set(again) == set(before)
+        for key in before:
+            np.testing.assert_array_equal(again[key], before[key])
+
+
+def test_a_difference_is_told_even_where_it_is_not_among_the_digits_shown() -> None:
+    lines = report({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, {"a": 0.5, "b": 0.25, "c": 0.5 - 3e-8}).splitlines()
+    told = [line.removeprefix(f"{name}      0.500000") for name, line in zip("abcd", lines, strict=True)]
+    assert told == ["  = result.json", "  result.json: 0.250000", "  result.json: 0.500000 (+3e-08)", ""]
+
+
+def test_one_branch_is_what_the_run_says_of_it(fgvc_run: Path, tmp_path: Path) -> None:
+    metrics = evaluated(fgvc_run, tmp_path / "metrics.json", "task.inference=[glca]", "weights=last")
+    assert metrics["nll"] == result(fgvc_run)["nll_glca"] != result(fgvc_run)["nll"]
+
+
+def test_mirror_images_and_reranking_can_be_added(reid_run: Path, tmp_path: Path) -> None:
+    metrics = evaluated(reid_run, tmp_path / "metrics.json", "task.flip_test=true", "task.rerank=true")
+    assert "mAP_rerank" in metrics
+    assert metrics["mAP"] != result(reid_run)["mAP"]
+
+
+def test_another_data_set_is_seen_at_the_size_of_the_run(reid_run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for split in ("query", "gallery"):
+        for person in ("ann", "bob"):
+            folder = tmp_path / "people" / split / person
+            folder.mkdir(parents=True)
+            for camera in (1, 2):
+                Image.new("RGB", (70, 90), (camera * 90, 40, 10)).save(folder / f"c{camera}_{split}.png")
+    shutil.copytree(tmp_path / "people" / "gallery", tmp_path / "people" / "train")
+    words = ["dataset=identity_folder", f"dataset.root={tmp_path / 'people'}"]
+    assert evaluated(reid_run, tmp_path / "metrics.json", *words)["queries"] == 4
+
+
+def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert f"did you mean {fgvc_run}" in refused(main, f"run={fgvc_run.parent.parent}", capfd=capfd)
+    assert "kept only with a validation split" in refused(main, f"run={fgvc_run}", "weights=best", capfd=capfd)
+    assert "did you mean weights" in refused(main, f"run={fgvc_run}", "wights=best", capfd=capfd)
+    assert "no split 'val'" in refused(main, f"run={fgvc_run}", "split=val", capfd=capfd)
+    other = [f"run={fgvc_run}", "dataset=synthetic_birds", "dataset.image_size=[64,64]"]
+    assert "dataset.image_size=[64,64]: images are seen as in the run" in refused(main, *other, capfd=capfd)
+    broken = tmp_path / "seed=0"
+    shutil.copytree(fgvc_run, broken)
+    (broken / "last.safetensors").write_bytes(b"no weights")
+    assert "not the weights" in refused(main, f"run={broken}", capfd=capfd)
+    (broken / "config_resolved.yaml").write_text("train: {epochs: many}")
+    assert "not the configuration of a run" in refused(main, f"run={broken}", capfd=capfd)
+
+
+def test_help_is_the_configuration_file(capfd: pytest.CaptureFixture[str]) -> None:
+    run_command(main, "--help")
+    told = capfd.readouterr().out
+    assert "dcal-evaluate run=DIR weights=best" in told  # an example
+    assert "flip_test: null # average over" in told  # a key with its comment
+    assert "market1501" in told  # a group's options
+    assert "\ndefaults" not in told and "hydra:" not in told
+
+
+def test_classes_must_be_those_of_the_run(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (50, 50)).save(tmp_path / split / name / "0.png")
+    said = refused(main, f"run={fgvc_run}", "dataset=image_folder", f"dataset.root={tmp_path}", capfd=capfd)
+    assert "are not the 16 that the run was trained on" in said
+
+
+def test_a_run_may_be_older_than_a_key(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old = tmp_path / "seed=0"
+    shutil.copytree(fgvc_run, old)
+    config = OmegaConf.load(old / "config_resolved.yaml")
+    del config["launch"]
+    OmegaConf.save(config, old / "config_resolved.yaml")
+    assert evaluated(old, tmp_path / "metrics.json") == result(fgvc_run)
+    del config["task"]["bnneck"]
+    OmegaConf.save(config, old / "config_resolved.yaml")
+    assert "has no task.bnneck" in refused(main, f"run={old}", capfd=capfd)

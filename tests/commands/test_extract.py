@@ -1,0 +1,224 @@
+"""`dcal-extract` and `dcal-query`: the evaluation's features, the same bytes after a kill, and what is nearest."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import refused, run_command
+from omegaconf import OmegaConf
+from PIL import Image
+
+from dcal.commands import extract, query
+from dcal.dataset.record import Record
+from dcal.inference.index import read_index
+from dcal.inference.restore import open_images
+from dcal.metric.retrieval import evaluate_retrieval
+from dcal.run.directory import hold
+
+
+def extracted(run: Path, out: Path, *words: str) -> Path:
+    run_command(extract.main, f"run={run}", f"out={out}", *words)
+    return out
+
+
+@pytest.fixture(scope="module")
+def splits(reid_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("splits")
+    return {split: extracted(reid_run, folder / f"{split}.npz", f"split={split}") for split in ("query", "gallery")}
+
+
+@pytest.fixture(scope="module")
+def people(splits: dict[str, Path]) -> list[str]:
+    """Files of the gallery; their names hold identity and camera."""
+    return read_index(splits["gallery"], "index").columns.path
+
+
+def test_features_are_those_of_the_evaluation(reid_run: Path, splits: dict[str, Path]) -> None:
+    arguments = []
+    for file in splits.values():
+        with np.load(file, allow_pickle=False) as archive:
+            assert archive["features"].dtype == np.float32 and archive["path"].dtype.kind == "U"
+            arguments += [torch.from_numpy(archive[key]) for key in ("features", "label", "camera")]
+            assert json.loads(str(archive["settings"]))["inference"] == ["sa", "glca"]
+    result = json.loads((reid_run / "result.json").read_text())["metrics"]
+    for key, value in evaluate_retrieval(*arguments).items():
+        assert result[key] == value
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_killed_and_repeated_it_gives_the_same_bytes(
+    suffix: str, reid_run: Path, people: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="the extra [parquet]")
+    paths = [*people, str(tmp_path / "missing.png"), str(tmp_path / "~last, missing too.png")]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(paths))
+    words = [f"images={listed}", "train.eval_batch_size=4", "fp16=true", r"label=^(\d+)", r"camera=c(\d+)"]
+    whole = extracted(reid_run, tmp_path / f"whole{suffix}", *words)
+
+    original = extract.joined
+
+    def stop_after(writes: int) -> None:
+        left = iter(range(writes))
+
+        def counting(pending: Any) -> dict[str, Any]:
+            if next(left, None) is None:
+                raise Killed
+            return original(pending)
+
+        monkeypatch.setattr(extract, "joined", counting)
+
+    monkeypatch.setattr(extract, "PART_SECONDS", 0)
+    for writes in (2, 1):
+        stop_after(writes)
+        with pytest.raises(Killed):
+            extracted(reid_run, tmp_path / f"killed{suffix}", *words)
+        assert not (tmp_path / f"killed{suffix}").exists()
+    stop_after(len(people) // 4 - 3 + 1)  # what is left: nothing is computed twice
+    killed = extracted(reid_run, tmp_path / f"killed{suffix}", *words)
+    assert killed.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([killed.name, whole.name, "list.txt"])
+    index = read_index(killed, "index")
+    assert index.features.dtype == np.float16 and list(index.columns.path) == sorted(people)
+    monkeypatch.setattr(extract, "compute", None)  # finished: nothing is computed once more
+    extracted(reid_run, killed, *words)
+
+
+def test_what_belongs_to_other_settings_is_not_touched(
+    reid_run: Path,
+    people: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = [f"run={reid_run}", f"images={people[0]}", f"out={tmp_path / 'index.npz'}"]
+    run_command(extract.main, *words)
+    before = (tmp_path / "index.npz").read_bytes()
+    said = refused(extract.main, *words, "task.inference=[sa]", capfd=capfd)
+    assert "exists, made with other settings (inference ['sa', 'glca'], now ['sa'])" in said
+    assert (tmp_path / "index.npz").read_bytes() == before
+    (tmp_path / "index.npz").unlink()
+    monkeypatch.setattr(extract, "joined", lambda pending: exec("raise Killed", {"Killed": Killed}))
+    with pytest.raises(Killed):
+        run_command(extract.main, *words)
+    said = refused(extract.main, *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
+    assert "index.npz.parts: begun with other settings (images 1, now 2" in said
+    with hold(tmp_path / "index.npz.parts"):  # parts of two processes would leave gaps
+        assert "is being worked on by process" in refused(extract.main, *words, capfd=capfd)
+
+
+def test_mistakes_are_one_sentence(
+    reid_run: Path,
+    people: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def said(*words: str) -> str:
+        return refused(extract.main, f"run={reid_run}", *words, capfd=capfd)
+
+    out, image = f"out={tmp_path / 'x.npz'}", f"images={people[0]}"
+    assert "its suffix must be .npz or .parquet" in said(image, f"out={tmp_path / 'x'}")
+    assert "images, split: give one of the two" in said(out)
+    assert "images, split: give one of the two" in said(out, image, "split=query")
+    assert "no split 'quer': synthetic_people has" in said(out, "split=quer")
+    assert "camera: goes with images" in said(out, "split=query", r"camera=c(\d)")
+    assert "found in none of 1 paths" in said(out, image, r"camera=k(\d)")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert "bad.png: is no image" in said(out, f"images={tmp_path / 'bad.png'}")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "needs pyarrow: pip install 'dcal[parquet]'" in said(image, f"out={tmp_path / 'x.parquet'}")
+
+
+def test_the_nearest_are_found_and_judged(
+    reid_run: Path, splits: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, index = (read_index(file, "index") for file in splits.values())
+    similarity_QG = asked.features @ index.features.T
+    words = [f"run={reid_run}", f"index={splits['gallery']}", "top=6", f"picture={tmp_path / 'found.png'}"]
+    labels, cameras = np.array(index.columns.label), np.array(index.columns.camera)
+
+    for row in (0, 5):
+        label, camera = asked.columns.label[row], asked.columns.camera[row]  # type: ignore[index]
+        given = [f"image={asked.columns.path[row]}", f"label={label}", f"camera={camera}"]
+        order = np.argsort(-similarity_QG[row])
+        marks = np.where(labels == label, np.where(cameras == camera, "same camera", "right"), "wrong")
+        marks[labels < 0] = "junk"
+        left_out = np.isin(marks, ["same camera", "junk"])
+        for policy, expected in (("mark", order[:6]), ("drop", order[~left_out[order]][:6])):
+            run_command(query.main, *words, *given, f"same_camera={policy}")
+            title, head, *lines = capfd.readouterr().out.splitlines()[:8]
+            assert title.endswith(f"camera {camera}  label {label}")
+            assert head.split() == ["rank", "similarity", "camera", "label", "mark", "image"]
+            assert [line.split()[-1] for line in lines] == [index.columns.path[at] for at in expected]
+            assert [float(line.split()[1]) for line in lines] == pytest.approx(similarity_QG[row, expected], abs=2e-4)
+            assert [" ".join(line.split()[4:-1]) for line in lines] == marks[expected].tolist()
+    with Image.open(tmp_path / "found.png") as picture:
+        assert picture.width > 3 * picture.height
+
+
+def test_a_query_of_unknown_identity(
+    reid_run: Path, people: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = extracted(reid_run, tmp_path / "i.npz", f"images=[{','.join(people)}]", r"camera=_c(\d+)_", "fp16=true")
+    capfd.readouterr()
+    words = [f"run={reid_run}", f"index={out}", f"image={people[0]}", "picture=null", "top=99"]
+    run_command(query.main, *words)
+    _, head, first, *_ = capfd.readouterr().out.splitlines()
+    assert head.split() == ["rank", "similarity", "camera", "mark", "image"]
+    assert first.split()[1] == "1.0000" and first.split()[-1] == people[0] and "same camera" in first
+    camera = first.split()[2]
+    run_command(query.main, *words, "same_camera=drop")
+    kept = [line.split()[2] for line in capfd.readouterr().out.splitlines()[2:] if line.startswith(" ")]
+    assert 0 < len(kept) < len(people) and camera not in kept
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_index_of_another_model_is_refused(
+    reid_run: Path,
+    fgvc_run: Path,
+    splits: dict[str, Path],
+    people: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def said(run: Path, index: Path, *words: str) -> str:
+        return refused(query.main, f"run={run}", f"index={index}", f"image={people[0]}", *words, capfd=capfd)
+
+    assert "made by another model, tiny/reid/" in said(fgvc_run, splits["gallery"])
+    assert "no such file; make it with dcal-extract" in said(reid_run, tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    assert "no index of dcal-extract" in said(reid_run, tmp_path / "text.npz")
+    (tmp_path / "half.npz").write_bytes(splits["gallery"].read_bytes()[:-100])
+    assert "no index of dcal-extract" in said(reid_run, tmp_path / "half.npz")
+    np.savez(tmp_path / "other.npz", features=np.zeros((2, 3)))
+    assert "no index of dcal-extract" in said(reid_run, tmp_path / "other.npz")
+    assert "same_camera='dorp': choose one of mark, drop" in said(reid_run, splits["gallery"], "same_camera=dorp")
+    assert "top=0: must be" in said(reid_run, splits["gallery"], "top=0")
+
+
+def test_a_model_with_camera_embedding_wants_cameras() -> None:
+    device = SimpleNamespace(num_cameras=3, num_views=1, torch=torch.device("cpu"))
+    config = OmegaConf.create(
+        {
+            "dataset": {"image_size": [8, 8], "resize": [8, 8], "decode": "full"},
+            "train": {"eval_batch_size": 2, "workers": 0},
+        }
+    )
+    restored: Any = SimpleNamespace(device=device, config=config, task=SimpleNamespace(side_information="camera"))
+    for image in (Path("a.png"), Record(Path("a.png"), 0, camera=3)):
+        with pytest.raises(ValueError, match=r"^task.side_information=camera: .*below 3.* not so for a.png"):
+            open_images(restored, [image])
+    assert len(open_images(restored, [Record(Path("a.png"), 0, camera=2)])) == 1

@@ -1,0 +1,299 @@
+"""`dcal-results`: what it keeps of a run, what it does with torn files, and that pages come out the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from omegaconf import OmegaConf
+
+from dcal.commands.results import job
+from dcal.report.format import markdown
+from dcal.report.pages import fill
+from dcal.report.records import collect, decode, encode, load, load_all, parse, read_yaml
+from dcal.report.table import Spec, label_of, make_table, specs, with_sa
+from dcal.utils.paths import experiments_dir
+
+GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
+CONFIG: dict[str, Any] = {
+    "backbone": {"_target_": "dcal.backbone.create_backbone", "checkpoint": "/secret/w.safetensors"},
+    "attention": {"_target_": "dcal.model.DCAL", "glca": GLCA, "pwca": {"blocks": None}},
+    "task": {"_target_": "dcal.task.fgvc.FGVC"},
+    "dataset": {
+        "reader": {"_target_": "dcal.dataset.readers.fgvc.read_cub", "root": "/secret/birds"},
+        "root": "/secret/birds",
+        "image_size": [224, 224],
+        "cache": "ram",
+    },
+    "optimizer": {"lr": 0.0001},
+    "train": {"batch_size": 10, "epochs": 2, "workers": 2},
+    "deterministic": False,
+}
+ITEMS = 40
+PAGE = "before\n<!-- results:birds -->\n<!-- /results -->\nbetween\n<!-- results:later -->\n<!-- /results -->\n"
+
+
+def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: str = "fgvc/birds") -> Path:
+    """A run directory in which the last `wrong` of 40 items, in a shuffled file, are wrong."""
+    config = json.loads(json.dumps(CONFIG))
+    if attention == "none":
+        config["attention"]["glca"]["blocks"] = config["attention"]["pwca"]["blocks"] = 0
+    folder = root / name / attention / f"seed={seed}"
+    folder.mkdir(parents=True)
+    result = {
+        "status": "finished",
+        "name": name,
+        "cfg_id": f"id-{attention}",
+        "seed": seed,
+        "headline": "top1",
+    }
+    result |= {"metrics": {"top1": 1 - wrong / ITEMS, "nll": 0.5}, "split": "test"}
+    result |= {"git": {"commit": "0123456789abcdef", "dirty": False}, "device": "2 CPU cores"}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (folder / "versions.json").write_text(json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"}))
+    lines = [
+        {"epoch": 1, "step": 10, "train/images_per_second": 50.0, "train/loss": 2.0},
+        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "val/top1": 0.9},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    order = np.random.default_rng(seed).permutation(ITEMS)
+    label = order % 5
+    prediction = np.where(order >= ITEMS - wrong, label + 1, label)
+    np.savez(folder / "items.npz", index=order, label=label, prediction=prediction)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed, (plain, dcal) in enumerate([(8, 4), (9, 5), (8, 6)]):
+        write_run(tmp_path / "runs", seed, plain, "none")
+        write_run(tmp_path / "runs", seed, dcal)
+    return tmp_path / "runs"
+
+
+def configure(folder: Path, **more: Any) -> Any:
+    tables = folder / "tables.yaml"
+    entry = {"runs": "fgvc-birds", "by": ["attention"], "against": {"attention": "none"}, "order": ["none"]}
+    tables.write_text(OmegaConf.to_yaml({"birds": entry, "later": {"runs": "nothing-*"}}))
+    values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
+    paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
+    pages = [str(folder / "README.md"), str(folder / "no such file.md")]
+    return OmegaConf.create(
+        {**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, "resamples": 500, **more}
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@given(
+    st.one_of(
+        arrays(bool, st.integers(1, 40)),
+        arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 1, width=32)),
+    )
+)
+def test_outcomes_survive_their_encoding(values: np.ndarray) -> None:
+    np.testing.assert_allclose(decode(encode(values)), values, atol=0 if values.dtype == bool else 5.1e-5)
+
+
+def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
+    found, problems = collect(runs)
+    (records,) = found.values()
+    assert not problems and len(records) == 6
+    record = records[0]
+    assert record["config"]["attention"] == "dcal" and record["config"]["dataset"] == "cub"
+    assert record["config"]["optimizer.lr"] == 0.0001 and record["config"]["dataset.image_size"] == [224, 224]
+    assert "secret" not in json.dumps(records) and "train.workers" not in record["config"]
+    assert record["train_seconds"] == 100 / 50 + 100 / 100 and record["images_per_second"] == 75
+    np.testing.assert_array_equal(decode(record["items"]["top1"]), np.arange(ITEMS) < ITEMS - 4)  # by index
+    assert len({r["items"]["digest"] for r in records}) == 1
+
+
+def test_an_epoch_without_a_speed_counts_with_the_usual_one(tmp_path: Path) -> None:
+    """Runs of older versions that were stopped in an evaluation have one."""
+    file = write_run(tmp_path, 0, 4) / "metrics.jsonl"
+    file.write_text(file.read_text().replace("50.0", "0.0"))
+    ((record,),) = collect(tmp_path)[0].values()
+    assert (record["train_seconds"], record["images_per_second"]) == (2 * 100 / 100, 100)
+    file.write_text(file.read_text().replace("100.0", "0.0"))
+    assert "images_per_second" in collect(tmp_path)[1][0]
+
+
+def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 0)
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"headline": "mAP", "metrics": {"mAP": 0.625, "rank1": 0.5, "mAP_sa": 0.5}}
+    (folder / "result.json").write_text(json.dumps(result))
+    np.savez(
+        folder / "items.npz",
+        index=np.array([2, 0, 1]),
+        label=np.zeros(3),
+        average_precision=np.array([0.25, 1.0, 0.0]),
+        average_precision_sa=np.array([0.5, 0.5, 0.0]),
+        first_rank=np.array([4, 1, 0]),
+        valid=np.array([True, True, False]),
+    )
+    ((record,),) = collect(tmp_path)[0].values()
+    assert record["items"]["count"] == 2
+    assert decode(record["items"]["mAP"]).tolist() == [1.0, 0.25]
+    assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
+
+
+def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "runs", 0, 0)
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"headline": "mAP", "metrics": {"mAP": 0.0, "rank1": 0.0}}))
+    nothing = {"average_precision": np.zeros(3), "first_rank": np.zeros(3), "valid": np.zeros(3, dtype=bool)}
+    np.savez(folder / "items.npz", index=np.arange(3), label=np.zeros(3), **nothing)
+    job(configure(tmp_path))
+    table = make_table(Spec("any", ["*"]), load_all(tmp_path / "results"), resamples=50)
+    assert "| all | 0.00 | – |" in markdown(table)
+
+
+@pytest.mark.parametrize("file", ["result.json", "config_resolved.yaml", "versions.json", "metrics.jsonl", "items.npz"])
+@pytest.mark.parametrize("fault", ["torn", "missing"])
+def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -> None:
+    path = runs / "fgvc" / "birds" / "dcal" / "seed=1" / file
+    if fault == "torn":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 3])
+    else:
+        path.unlink()
+    found, problems = collect(runs)
+    assert len(found["fgvc/birds"]) == 5
+    if (file, fault) != ("result.json", "missing"):  # then it is not finished, which is no fault
+        assert len(problems) == 1 and str(path.parent) in problems[0]
+
+
+def test_items_of_another_run_are_noticed(runs: Path) -> None:
+    folder = runs / "fgvc" / "birds"
+    shutil.copy(folder / "none" / "seed=0" / "items.npz", folder / "dcal" / "seed=0")
+    (problem,) = collect(runs)[1]
+    assert "seed=0/items.npz" in problem and "mean top1" in problem
+
+
+def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs.parent
+    page = folder / "README.md"
+    page.write_text(PAGE.replace("later -->", "later -->\nold"))
+    (runs / "fgvc" / "birds" / "none" / "seed=2" / "result.json").write_text("{")
+    job(configure(folder))
+    told = capsys.readouterr()
+    assert "left out" in told.err and "seed=2" in told.err
+    text = page.read_text()
+    assert text.startswith("before\n") and "between\n" in text and "No runs yet." in text and "old" not in text
+    assert "| none | 78.75 ± 1.77 |" in text and "| dcal | 87.50 ± 2.50 |" in text
+    assert "+10.00 [+" in text and "| 2/2 |" in text, "compared on the two seeds that both have"
+    assert "5 runs" in text and "commit 01234567" in text and "2 CPU cores" in text
+    assert (folder / "figures" / "birds.png").stat().st_size > 5000
+    html = (folder / "html" / "birds.html").read_text()
+    assert "data:image/png;base64," in html and "http" not in html
+
+    before = contents(folder)
+    job(configure(folder))  # again
+    job(configure(folder, runs=str(folder / "nowhere")))  # from the records alone
+    assert contents(folder) == before
+    page.write_text(PAGE)
+    job(configure(folder, runs=str(folder / "nowhere")))
+    assert contents(folder) == before
+
+
+def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
+    folder = runs.parent
+    job(configure(folder))
+    first = load(folder / "results" / "fgvc-birds.json")
+    shutil.rmtree(runs)
+    write_run(runs, 0, 2)
+    write_run(runs, 7, 3)
+    job(configure(folder))
+    second = load(folder / "results" / "fgvc-birds.json")
+    assert len(second["runs"]) == len(first["runs"]) + 1
+    ((again,),) = [[r for r in second["runs"] if (r["cfg_id"], r["seed"]) == ("id-dcal", 0)]]
+    assert again["metrics"]["top1"] == 0.95
+    assert [r for r in second["runs"] if r["seed"] in (1, 2)] == [r for r in first["runs"] if r["seed"] in (1, 2)]
+
+
+def test_without_a_description_rows_are_what_differs(runs: Path) -> None:
+    job(configure(runs.parent))
+    table = make_table(Spec("any", ["*"]), load_all(runs.parent / "results"), resamples=50)
+    assert [row.label for row in table.rows] == ["dcal", "none"]
+    assert "95 % interval" in markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("attention", "label"),
+    [
+        ("none", "none"),
+        ("pwca", "pwca, clean, equal"),
+        ("glca", "glca, cls, equal"),
+        ("dcal", "dcal, cls, clean, equal"),
+    ],
+)
+def test_options_of_a_branch_that_is_off_are_no_part_of_a_label(attention: str, label: str) -> None:
+    options = {
+        "attention.glca.readout": "cls",
+        "attention.pwca.stream": "clean",
+        "task.loss_weighting": "equal",
+    }
+    record = {"config": {"attention": attention, **options}, "cfg_id": "any"}
+    assert label_of(record, ["attention", *options]) == label
+
+
+@pytest.mark.parametrize(("attention", "metrics"), [("none", {"mAP": 0.5, "mAP_sa": 0.5}), ("dcal", {"mAP": 0.5})])
+def test_where_sa_is_alone_its_figures_are_the_headline(attention: str, metrics: dict[str, float]) -> None:
+    record = {"config": {"attention": attention}, "headline": "mAP", "metrics": {"mAP": 0.5}, "items": {"count": 0}}
+    assert with_sa(record) == {**record, "metrics": metrics}
+
+
+def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
+    job(configure(runs.parent))
+    with pytest.raises(ValueError, match="differ in attention: name them in `by`"):
+        make_table(Spec("mixed", ["*"], by=["dataset"]), load_all(runs.parent / "results"))
+
+
+def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when somebody tries a key on a recipe whose table knows nothing of it."""
+    folder = runs.parent
+    (folder / "README.md").write_text(PAGE)
+    job(configure(folder))
+    before = (folder / "README.md").read_text()
+    other = write_run(runs / "more", 0, 3)
+    config = (other / "config_resolved.yaml").read_text().replace("top_ratio: 0.1", "top_ratio: 0.5")
+    (other / "config_resolved.yaml").write_text(config)
+    (other / "result.json").write_text((other / "result.json").read_text().replace("id-dcal", "id-half"))
+    capsys.readouterr()
+    job(configure(folder))
+    told = capsys.readouterr()
+    assert "left as it is: tables.yaml, birds: the row 'dcal' mixes runs that differ in attention.glca.top" in told.err
+    assert (folder / "README.md").read_text() == before
+    assert "| dcal, 0.5 |" in told.out and "| none |" in told.out
+    assert (folder / "html" / "fgvc-birds.html").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
+def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
+    root = experiments_dir().parent
+    if not (root / page).is_file():
+        pytest.skip("no checkout")
+    results = load_all(experiments_dir() / "results")
+    described = specs(parse(experiments_dir() / "tables.yaml", read_yaml))
+    text = (root / page).read_text(encoding="utf-8")
+    wanted = [spec for spec in described if f"results:{spec.name} -->" in text]
+    assert fill(text, {spec.name: markdown(make_table(spec, results)) for spec in wanted}) == text
+
+
+def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"birds: unknown \['agianst'\]"):
+        specs({"birds": {"runs": "x", "agianst": {}}})
+    with pytest.raises(ValueError, match=r"tables=.*tabels\.yaml: no such file"):
+        job(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
+    with pytest.raises(ValueError, match=r"results:brids .*tables.yaml has birds"):
+        fill("<!-- results:brids -->\n<!-- /results -->", {"birds": ""})

@@ -1,0 +1,97 @@
+"""What a run keeps for reports: pictures with attention, and which classes it confuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcal.attention.rollout import num_selected
+from dcal.metric.classes import class_accuracies, confusion_matrix, examples_of, most_confused
+from dcal.metric.classification import classification_metrics
+from dcal.metric.ranking import MARKS, judge
+from dcal.utils.device import Device
+from dcal.visualize.examples import log_cameras, log_classes, look
+from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode, load, save
+from tests.tiny import RATIO, image_size, tiny_model
+
+CLASSES = 5
+# the last class has no item
+outcomes = st.lists(st.tuples(*[st.integers(0, CLASSES - 2)] * 2), min_size=1, max_size=60)
+
+
+@given(outcomes)
+def test_classes_as_counted_by_hand(pairs: list[tuple[int, int]]) -> None:
+    label, prediction = np.array(pairs).T
+    cells = confusion_matrix(label, prediction, CLASSES)
+    assert all(cells[t, p] == pairs.count((t, p)) for t in range(CLASSES) for p in range(CLASSES))
+    accuracy = class_accuracies(label, prediction, CLASSES)
+    for number in range(CLASSES):
+        own = [given == truth for truth, given in pairs if truth == number]
+        assert accuracy[number] == pytest.approx(sum(own) / len(own)) if own else np.isnan(accuracy[number])
+    scores = torch.nn.functional.one_hot(torch.from_numpy(prediction), CLASSES).double().log_softmax(1)
+    metrics = classification_metrics(scores, torch.from_numpy(label))
+    assert metrics["top1_macro"] == pytest.approx(np.nanmean(accuracy))
+
+
+@given(outcomes)
+def test_the_most_confused_classes_come_with_examples(pairs: list[tuple[int, int]]) -> None:
+    label, prediction = np.array(pairs).T
+    found = most_confused(label, prediction, 3)
+    wrong = sorted({pair: pairs.count(pair) for pair in pairs if pair[0] != pair[1]}.values(), reverse=True)
+    assert [pair.times for pair in found] == wrong[:3]
+    for pair in found:
+        mistaken, recognised = examples_of(pair, label, prediction)
+        assert pairs[mistaken] == (pair.truth, pair.taken_for)
+        expected = (pair.taken_for, pair.taken_for)
+        assert pairs[recognised] == expected if recognised is not None else expected not in pairs
+
+
+def test_tables_for_wandb() -> None:
+    logged: dict[str, Any] = {}
+    tracker = SimpleNamespace(log=logged.update)
+    log_classes(tracker, ["ant", "bee", "cow"], torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    assert logged["classes"].data[:2] == [["ant", 2, 0.5], ["bee", 1, 1.0]]
+    assert logged["confusion"].data == [["ant", "ant", 1], ["ant", "bee", 1], ["bee", "bee", 1]]
+    log_cameras(tracker, {3: {"mAP": 0.5, "queries": 7}})
+    assert logged["cameras"].columns == ["camera", "mAP", "queries"] and logged["cameras"].data == [[3, 0.5, 7]]
+
+
+def test_marks_of_a_ranked_list() -> None:
+    ids, cameras = torch.tensor([7, 7]), torch.tensor([2, -1])
+    marks = judge(ids, cameras, torch.tensor([[7, 7, 3, -1]] * 2), torch.tensor([[2, 1, 2, 2], [-1, 1, 2, -1]]))
+    told = [[MARKS[code] for code in row] for row in marks]
+    assert told == [["same camera", "right", "wrong", "junk"], ["right", "right", "wrong", "junk"]]
+
+
+def test_pictures_survive_their_file(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(0, 240, dtype=np.uint8)[:, None, None], (2, 300, 3))
+    maps = np.random.default_rng(0).random((2, 3, 4), dtype=np.float32)
+    gallery = Gallery(["query", "gallery"], [5, 5], [encode(pixels), encode(pixels[::-1].copy())], maps, maps > 0.5)
+    save(gallery, tmp_path / FILE)
+    again = load(tmp_path / FILE)
+    assert again.part == gallery.part and again.number == gallery.number and again.jpeg == gallery.jpeg
+    np.testing.assert_array_equal(again.attention, maps)
+    np.testing.assert_array_equal(again.selected, maps > 0.5)
+    assert again.position("gallery", 5) == 1 and again.position("gallery", 4) is None
+    assert all(code.startswith(b"\xff\xd8") and len(code) < 20_000 for code in again.jpeg) and LONGEST_SIDE <= 256
+
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-40])
+    with pytest.raises(ValueError, match=rf"{FILE}: cannot be read"):
+        load(tmp_path / FILE)
+
+
+def test_the_attention_that_is_kept_is_what_glca_selects_by() -> None:
+    model = tiny_model(dtype=torch.float32)
+    size = image_size("deit_tiny_patch16_224")
+    images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    attention, selected = look(model, images, Device("cpu", "fp32", (0.5,) * 3, (0.5,) * 3))
+    count = num_selected(RATIO, attention[0].numel())
+    ranked = attention.flatten(1).argsort(1, descending=True)[:, :count]
+    assert torch.equal(ranked.sort(1).values, selected.flatten(1).nonzero()[:, 1].view(3, -1))

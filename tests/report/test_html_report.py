@@ -1,0 +1,178 @@
+"""`dcal-results report=DIR`: what stands in the page, for one run, for a sweep, and for runs that lack something."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from tests.test_results import write_run
+
+from dcal.commands.results import write_report
+from dcal.report.charts import Point, Series, chart, over_seeds, ticks
+from dcal.report.comparison import experiments, verdict
+from dcal.report.html_report import document
+from dcal.report.run_files import read_folder
+from dcal.visualize.gallery import FILE, Gallery, encode, save
+
+NAMES = ["000.Ant_<b>", "001.Bee", "002.Cow", "003.Dog", "004.Eel", "005.Fox"]
+
+
+def complete(folder: Path) -> Path:
+    """What a run of today keeps besides: class names, pictures, what was typed."""
+    (folder / "model.json").write_text(json.dumps({"class_names": NAMES}))
+    (folder / "overrides.json").write_text(json.dumps(["attention=dcal", "seed=0"]))
+    with np.load(folder / "items.npz") as items:
+        shown = np.concatenate([items["index"][items["label"] != items["prediction"]], np.arange(4)])
+    numbers = list(dict.fromkeys(shown.tolist()))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (len(numbers), 32, 48, 3), dtype=np.uint8)
+    maps = rng.random((len(numbers), 4, 6), dtype=np.float32)
+    save(Gallery(["test"] * len(numbers), numbers, [encode(p) for p in pixels], maps, maps > 2), folder / FILE)
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    for seed, (plain, dcal) in enumerate([(8, 4), (9, 5), (8, 6)]):
+        complete(write_run(tmp_path / "runs", seed, plain, "none"))
+        complete(write_run(tmp_path / "runs", seed, dcal))
+    return tmp_path / "runs"
+
+
+def page(root: Path) -> str:
+    return document(read_folder(root), 500)
+
+
+def table(html: str, section: str) -> str:
+    """The text of a section, tags removed."""
+    found = re.search(rf'<section id="e1-{section}">(.*?)</section>', html, re.DOTALL)
+    assert found, section
+    return " ".join(re.sub(r"<[^>]+>", " ", found[1]).split())
+
+
+def test_a_sweep(sweep: Path) -> None:
+    html = page(sweep)
+    results = table(html, "results")
+    assert "none reference 78.75 ± 1.77" not in results and "none reference 79.17 ± 1.44" in results
+    assert "dcal 87.50 ± 2.50" in results and "+8.33 [" in results and "3/3" in results
+    assert "dcal is ahead of none" in html and 'class="verdict good"' in html
+    settings = table(html, "settings")
+    differs = settings[settings.index("What differs") : settings.index("What all share")]
+    assert "attention.glca.blocks 1 0" in differs or "attention.glca.blocks 0 1" in differs
+    assert "optimizer.lr" not in differs and "optimizer.lr 0.0001" in settings
+    assert "dcal-train -m attention=dcal seed=0,1,2" in settings
+    classes = table(html, "classes")
+    assert "Ant &lt;b&gt;" in classes and "Ant <b>" not in html
+    assert html.count('class="confusion"') == 2 and html.count("data:image/jpeg") > 10
+    assert "gallery.npz" not in html, "nothing is missing"
+
+
+def test_nothing_is_fetched(sweep: Path) -> None:
+    html = page(sweep)
+    assert not re.findall(r"https?://|//[a-z]+\.|@import|<link|src=\"(?!data:)", html)
+
+
+def test_one_run(tmp_path: Path) -> None:
+    html = page(complete(write_run(tmp_path, 0, 4)))
+    assert "90.00" in html and "What differs" not in html and html.count("<details open>") == 1
+    assert len(html) < 5_000_000 and "attention.glca.top_ratio" in html
+
+
+def test_an_old_run_says_what_is_missing(tmp_path: Path) -> None:
+    html = page(write_run(tmp_path, 0, 4))
+    assert "gallery.npz" in html and "model.json" in html and "class 3" in html and "data:image/jpeg" not in html
+
+
+def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = sweep / "fgvc" / "birds"
+    (runs / "dcal" / "seed=0" / "items.npz").write_bytes(b"torn")
+    pictures = runs / "none" / "seed=0" / FILE
+    pictures.write_bytes(pictures.read_bytes()[:100])
+    (runs / "none" / "seed=1" / "result.json").unlink()
+    write_report(sweep, OmegaConf.create({"report": str(sweep), "device": "a GPU", "resamples": 100}))
+    told, html = capsys.readouterr(), (sweep / "report.html").read_text()
+    assert "left out" in told.err and "report.html: 4 runs" in told.out
+    for word in ("items.npz: cannot be read", f"{FILE}: cannot be read", "Not finished", "seed=1"):
+        assert word in html
+
+
+def test_no_run_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^report=.*no finished run"):
+        read_folder(tmp_path)
+
+
+def as_reid(folder: Path, cameras: bool = True) -> Path:
+    """Turns a run into one of Re-ID with six queries in two cameras."""
+    config = OmegaConf.load(folder / "config_resolved.yaml")
+    config.task._target_ = "dcal.task.reid.ReID"
+    OmegaConf.save(config, folder / "config_resolved.yaml")
+    items: dict[str, Any] = {"index": np.arange(6), "label": np.array([3] * 6)}
+    items["average_precision"] = np.array([1.0, 0.5, 0.0, 1.0, 1.0, 0.4])
+    items |= {"first_rank": np.array([1, 2, 0, 1, 1, 3]), "inp": items["average_precision"]}
+    items |= {"valid": items["average_precision"] > 0}
+    items |= {"nearest": np.array([[7, 8]] * 6), "nearest_mark": np.array([[1, 0]] * 6, dtype=np.uint8)}
+    items |= {"camera": np.array([0, 0, 0, 4, 4, 4])} if cameras else {}
+    np.savez(folder / "items.npz", **items)
+    result = json.loads((folder / "result.json").read_text())
+    result |= {"headline": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
+    (folder / "result.json").write_text(json.dumps(result))
+    parts, numbers = ["query", "query", "gallery", "gallery"], [0, 5, 7, 8]
+    jpeg = encode(np.full((64, 32, 3), 90, dtype=np.uint8))
+    maps = np.random.default_rng(0).random((4, 8, 4), dtype=np.float32)
+    save(Gallery(parts, numbers, [jpeg] * 4, maps, maps > 2), folder / FILE)
+    return folder
+
+
+def test_reid_has_cameras_and_ranked_lists(tmp_path: Path) -> None:
+    html = page(as_reid(write_run(tmp_path, 0, 4)))
+    cameras = table(html, "cameras")
+    assert cameras.endswith("camera 0 3 75.0 camera 4 3 80.0"), "worst first; the invalid query counts nowhere"
+    lists = table(html, "closeups")
+    first, second = lists.index("AP 40 % · first match at 3 · camera 4"), lists.index("AP 100 % · first match at 1")
+    assert first < second and html.count('<li class="right">') == 2 == html.count('<li class="wrong">')
+
+
+def test_a_trained_reid_run(reid_run: Path) -> None:
+    (run,) = read_folder(reid_run).runs
+    assert {"camera", "nearest_mark", "inp"} <= run.items.keys()
+    html = page(reid_run)
+    queries = min(12, len(run.items["label"]))
+    assert html.count('<li class="query">') == queries and html.count('class="look"') == queries * 11
+    assert table(html, "cameras").startswith("mAP by camera") and "gallery.npz" not in html
+
+
+def test_reid_without_cameras_says_so(tmp_path: Path) -> None:
+    html = page(as_reid(write_run(tmp_path, 0, 4), cameras=False))
+    assert 'id="e1-cameras"' not in html and 'id="e1-closeups"' not in html and "breakdown by camera" in html
+
+
+def test_without_a_plain_run_the_best_is_the_reference(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path, seed, 4)
+        folder = write_run(tmp_path / "other", seed, 9)
+        config = OmegaConf.load(folder / "config_resolved.yaml")
+        config.attention.glca.top_ratio = 0.5
+        OmegaConf.save(config, folder / "config_resolved.yaml")
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"cfg_id": "id-half"}))
+    (experiment,) = experiments(read_folder(tmp_path), 500)
+    assert [(v.label, v.is_reference) for v in experiment.variants] == [("0.1", True), ("0.5", False)]
+    said = verdict(experiment, 500)
+    assert said.head == "Best of 2: 0.1" and any("flattered" in line for line in said.details)
+
+
+def test_charts_cover_their_values() -> None:
+    points = over_seeds([{1: 2.0, 2: 1.0, 3: 0.5}, {1: 4.0, 2: 1.0}])
+    assert points == [Point(1, 3.0, 2.0, 4.0), Point(2, 1.0, 1.0, 1.0)]
+    drawn = chart("loss", [Series("sa", points, 0), Series("none", [], 1)])
+    assert drawn is not None and len(drawn.lines) == 1 and drawn.lines[0].band
+    assert json.loads(drawn.numbers)["values"] == {"sa": ["3", "1"]}
+    assert chart("nothing", [Series("sa", [], 0)]) is None
+    for low, high in ((0.0, 1.0), (0.93, 0.94), (-3.0, 250.0), (5.0, 5.0)):
+        marks = ticks(low, high, 5)
+        assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 8

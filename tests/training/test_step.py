@@ -1,0 +1,249 @@
+"""A batch in parts gives the gradients of the whole batch, whatever looks across it; and memory that runs out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import image_size, tiny_model
+from torch import Tensor
+
+from dcal.attention.pairing import Partners, derangement
+from dcal.attention.pwca import STREAMS
+from dcal.optimizer import Optimization
+from dcal.task.objective import Objective
+from dcal.training.accumulation import split_batch
+from dcal.training.state import Setup
+from dcal.training.step import differentiate, features_of, prepare, update
+from dcal.utils.device import Device
+from dcal.utils.memory import OutOfMemory
+from dcal.utils.rng import restore_rng_state, rng_state
+
+MEMBER = "deit_tiny_patch16_224"
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3])  # seven: no number of parts divides it
+BATCH = {
+    "image": torch.randint(0, 256, (7, 3, *image_size(MEMBER)), generator=torch.Generator().manual_seed(1)).byte(),
+    "label": LABELS,
+    "camera": torch.tensor([0, 1, 0, 1, 0, 1, 0]),
+}
+
+
+class Double(Device):
+    """Images in float64, for comparisons to the last digits."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return super().normalise(images).double()
+
+
+def make_setup(
+    triplet: float = 0.0,
+    bnneck: bool = False,
+    pwca: dict[str, Any] | None = None,
+    glca: dict[str, Any] | None = None,
+    drop_path: float = 0.0,
+    auto: bool = False,
+    mixup: Any = None,
+    checkpointing: bool = False,
+) -> Setup:
+    """Everything a step needs, in float64, on seven images."""
+    torch.manual_seed(0)
+    model = tiny_model(
+        MEMBER, glca, pwca, {"drop_path_rate": drop_path}, bnneck=bnneck, side_information=2
+    )  # fmt: skip
+    torch.nn.init.normal_(model.side)
+    model.activation_checkpointing = checkpointing
+    objective = Objective(model.branches, "uncertainty", 0.1, triplet, None).double()
+    for number, weight in enumerate(objective.parameters()):
+        torch.nn.init.constant_(weight, 0.3 * number - 0.2)
+    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1)
+    return Setup(
+        task=SimpleNamespace(bnneck=bnneck),
+        data=None,
+        loader=None,
+        model=model,
+        objective=objective,
+        optimization=Optimization(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
+        device=Double("cpu", "fp32", (0.5,) * 3, (0.5,) * 3, num_cameras=2),
+        train=SimpleNamespace(auto_accumulate=auto, clip_grad=None),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        features=model.features,
+        network=model,
+        parts=1,
+        mixup=mixup,
+    )  # type: ignore[arg-type]
+
+
+def gradients(setup: Setup) -> dict[str, Tensor]:
+    """Of every parameter, with the buffers that a step changes."""
+    tables = {"model": setup.model, "objective": setup.objective}
+    found = {
+        f"{where}.{name}": parameter.grad.clone()
+        for where, module in tables.items()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+    return {**found, **{name: buffer.clone() for name, buffer in setup.model.named_buffers()}}
+
+
+def step(parts: int, seed: int = 3, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Losses and gradients of one batch in so many parts."""
+    setup = make_setup(**options)
+    setup.model.train()
+    setup.parts = parts
+    torch.manual_seed(seed)
+    losses = differentiate(setup, BATCH, 0.0)
+    return losses, gradients(setup)
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (actual[name] - value).abs().max() / value.abs().max().clamp(min=1e-3)
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+LOSSES = {"classification": {}, "bnneck": {"triplet": 1.0, "bnneck": True}}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_parts_give_the_gradients_of_the_whole(stream: str, loss: str) -> None:
+    for pairing, splits in (("natural", (2, 7)), ("hardest", (3,))):
+        options = {**LOSSES[loss], "pwca": {"stream": stream, "pairing": pairing}}
+        whole = step(1, **options)
+        assert set(whole[0]) == {"loss", "sa", "glca", "pwca", "pairs_self", "pairs_same_class"}
+        assert whole[0]["pairs_self"] == 0.0
+        for parts in splits:
+            split = step(parts, **options)
+            assert_equal(split[0], whole[0])
+            assert_equal(split[1], whole[1])
+
+
+def test_so_they_do_without_pwca_with_mixup_and_with_activations_recomputed() -> None:
+    def blend(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # across the batch, as timm's Mixup
+        target = torch.nn.functional.one_hot(labels, 5).double()
+        return 0.7 * images + 0.3 * images.flip(0), 0.7 * target + 0.3 * target.flip(0)
+
+    for options in ({"pwca": {"blocks": 0}, "bnneck": True}, {"mixup": blend}, {"checkpointing": True, "triplet": 1.0}):
+        assert_equal(step(3, **options)[1], step(1, **options)[1])
+
+
+@pytest.mark.parametrize("loss", ["classification", "bnneck"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_random_choices_are_the_same_both_times(loss: str, checkpointing: bool) -> None:
+    """Against one graph over all parts, from the same random numbers: stochastic depth, random selection, noise."""
+    for pairing in ("natural", "gaussian"):
+        options = {
+            **LOSSES[loss],
+            "drop_path": 0.4,
+            "glca": {"selection": "random"},
+            "pwca": {"pairing": pairing},
+            "checkpointing": checkpointing,
+        }
+        split = step(3, **options)
+        setup = make_setup(**options)
+        setup.model.train()
+        torch.manual_seed(3)
+        whole = prepare(setup, BATCH)
+        drawn = setup.model.draw_partners(whole.images, LABELS, 0.0, whole.side, 3)
+        parts = split_batch(7, 3, drawn, "clean")
+        pieces = [features_of(setup, whole, part) for part in parts]
+        places = torch.cat([part.rows for part in parts]).argsort()
+        features = type(pieces[0])(*(torch.cat(branch)[places] for branch in zip(*pieces, strict=True)))
+        loss_ = setup.objective(setup.model.classify(features), whole.targets, whole.labels)
+        loss_.total.backward()
+        assert_equal(split[1], gradients(setup))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    share=st.integers(2, 20),
+    processes=st.integers(1, 3),
+    parts=st.integers(1, 20),
+    seed=st.integers(0, 1000),
+    stream=st.sampled_from(STREAMS),
+)
+def test_every_image_once_and_beside_its_partner(
+    share: int, processes: int, parts: int, seed: int, stream: str
+) -> None:
+    size = share * processes
+    torch.manual_seed(seed)
+    permutation = bool(seed % 2)
+    index = derangement(size) if permutation else (torch.arange(size) + torch.randint(1, size, (size,))) % size
+    everything = torch.arange(size)
+    places = [(rank, processes) for rank in range(processes)]
+    splits = [split_batch(size, min(parts, share), Partners(index), stream, place) for place in places]
+    for together in zip(*splits, strict=True):  # the same part in every process
+        owns = torch.cat([everything[part.images][: part.size] for part in together])
+        assert all(everything[part.rows].tolist() == owns.tolist() for part in together)
+    assert torch.cat([everything[part.rows] for part in splits[0]]).sort().values.tolist() == everything.tolist()
+    for part in (part for split in splits for part in split):
+        images, partners = everything[part.images], part.partners
+        assert partners is not None and len(set(images.tolist())) == len(images)
+        paired = images if stream == "symmetric" else images[: part.size]
+        assert images[partners.index_B].tolist() == index[paired].tolist()
+        if permutation and stream != "symmetric":
+            assert len(images) <= part.size + 2
+
+
+@pytest.mark.parametrize("loss", ["classification", "bnneck"])
+def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(loss: str) -> None:
+    options = {**LOSSES[loss], "drop_path": 0.4, "glca": {"selection": "random"}}
+    torch.manual_seed(3)
+    expected, start = make_setup(**options), rng_state()
+    expected.parts = 4
+    expected.model.train()
+    restore_rng_state(start)
+    differentiate(expected, BATCH, 0.0)
+    after = torch.rand(1)
+
+    setup = make_setup(**options, auto=True)
+    setup.model.train()
+    features, calls = setup.features, iter(range(1000))
+
+    def small(*args: Any) -> Any:
+        result = features(*args)  # random numbers are drawn before memory runs out
+        if next(calls) in (0, 2):  # the whole batch, and the second half of it
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return result
+
+    setup.features = small
+    restore_rng_state(start)
+    update(setup, BATCH, 0.0)
+    assert setup.parts == 4 and torch.equal(after, torch.rand(1))
+    assert_equal(gradients(setup), gradients(expected), 0.0)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_for_good_names_the_keys(error: Exception, auto: bool) -> None:
+    setup = make_setup(auto=auto)
+
+    def never(*_: Any) -> Any:
+        raise error
+
+    setup.features = never
+    with pytest.raises(OutOfMemory, match=r"train\.accumulate=.*train\.batch_size"):
+        update(setup, BATCH, 0.0)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    setup = make_setup(auto=True)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    setup.features = broken
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        update(setup, BATCH, 0.0)

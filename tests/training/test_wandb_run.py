@@ -1,0 +1,203 @@
+"""Weights & Biases beyond offline, against a server on the loopback interface: tests/wandb_server.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from commands import refused, run_command
+from wandb_server import KEY, Sent, Server, serving
+
+from dcal.commands.train import main
+from dcal.inference.restore import restore
+from dcal.training import trainer as engine
+from dcal.training import wandb_run as tracking
+from dcal.utils.signals import Interrupted
+
+ROOT = Path(__file__).resolve().parents[2]
+WANDB = shutil.which("wandb", path=Path(sys.executable).parent) or "wandb"
+TINY = ("experiment=tiny/fgvc", "attention=glca", "train.progress=false", "train.epochs=2")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("HOME", str(tmp_path))  # a .netrc of the user's is none of ours
+    wandb.teardown()  # the client keeps the address of the server it has last spoken to
+    with serving() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        yield running
+    wandb.teardown()
+    assert not running.unknown, running.unknown[0]
+
+
+def train(runs: Path, *words: str) -> Path:
+    """A run in this process; its directory."""
+    run_command(main, *TINY, f"run.root={runs}", *words)
+    (result,) = runs.glob("**/result.json")
+    return result.parent
+
+
+def in_second_epoch(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """Does something before its evaluation."""
+    evaluate, calls = engine.evaluate, iter(range(9))
+
+    def evaluated(*args: Any) -> Any:
+        if next(calls) == 1:
+            do()
+        return evaluate(*args)
+
+    monkeypatch.setattr(engine, "evaluate", evaluated)
+
+
+def breaks_off(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """In the second epoch."""
+
+    def fail() -> None:
+        raise error
+
+    in_second_epoch(monkeypatch, fail)
+
+
+def check_history(sent: Sent, directory: Path) -> None:
+    """What arrived is what the run has written itself."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    arrived = [line for line in sent.history if "epoch" in line]
+    assert [line["epoch"] for line in arrived] == [1, 2]
+    for line, there in zip(lines, arrived, strict=True):
+        assert {key: there[key] for key in line} == line
+
+
+def test_online(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A failure, the same run again to its end, figures, artifacts."""
+    words = ["wandb.mode=online", "wandb.tags=[one,two]", "wandb.artifacts=true", "train.figures=true"]
+    with monkeypatch.context() as patch:
+        breaks_off(patch, ValueError("train.lr: a bad day"))
+        said = refused(main, *TINY, f"run.root={tmp_path}", *words, capfd=capfd)
+    assert "a bad day" in said
+    (sent,) = server.runs.values()
+    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "ValueError: train.lr: a bad day"
+    assert len(sent.history) == 1
+
+    directory = train(tmp_path, *words)
+    assert list(server.runs.values()) == [sent], "the same run goes on"
+    assert sent.complete and sent.exitcode == 0
+    check_history(sent, directory)
+    result = json.loads((directory / "result.json").read_text())
+    assert {key: sent.summary[key] for key in result["metrics"]} == result["metrics"]
+    fields = sent.fields
+    assert (fields["groupName"], fields["jobType"], fields["tags"]) == ("tiny/fgvc", "train", ["one", "two"])
+    assert sent.config["cfg_id"] == result["cfg_id"] and sent.config["attention"]["glca"]["top_ratio"] == 0.1
+    assert any(name.startswith("media/table/examples") for name in sent.files)
+
+    (model,) = [artifact for artifact in server.artifacts.values() if artifact.type == "model"]
+    assert model.committed and "last.safetensors" in model.files and "last.safetensors" in model.manifest.decode()
+    copy = tmp_path / "downloaded"
+    copy.mkdir()
+    for name, content in model.files.items():
+        assert content == (directory / name).read_bytes()
+        (copy / name).write_bytes(content)
+    restore(copy)
+
+
+def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaks_off(monkeypatch, Interrupted(15))
+    with pytest.raises(SystemExit):
+        train(tmp_path, "wandb.mode=online", "name='one: two/three'")  # more than the client takes for an id
+    (sent,) = server.runs.values()
+    assert sent.name.endswith("-one--two-three-0") and "one: two/three" in sent.fields["displayName"]
+    assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
+
+
+def test_offline_runs_are_synced(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make sync`: both sessions of a run that was interrupted, in their order, and the artifact."""
+    words = ["wandb.mode=offline", "wandb.artifacts=true"]
+    with monkeypatch.context() as patch:
+        breaks_off(patch, Interrupted(15))
+        with pytest.raises(SystemExit):
+            train(tmp_path, *words)
+    directory = train(tmp_path, *words)
+    assert len(list(directory.glob("wandb/offline-run-*"))) == 2 and not server.runs
+    command = ["make", "sync", f"VENV={sys.prefix}", f"RUNS={tmp_path}", "-o", f"{sys.prefix}/.dcal-installed"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sent,) = server.runs.values()
+    check_history(sent, directory)
+    result = json.loads((directory / "result.json").read_text())
+    assert sent.summary["top1"] == result["metrics"]["top1"] and sent.exitcode == 0
+    (model,) = [artifact for artifact in server.artifacts.values() if artifact.type == "model"]
+    assert model.committed and model.files["last.safetensors"] == (directory / "last.safetensors").read_bytes()
+
+
+def test_without_a_network_the_run_goes_on_offline(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    directory = train(tmp_path, "wandb.mode=online", "wandb.timeout=3")
+    said = "".join(capfd.readouterr())
+    assert "wandb.timeout=3" in said and f"wandb sync {directory}" in said
+    assert list(directory.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_server_that_goes_away_does_not_stop_the_training(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the second epoch. What it has not got is told, kept, and sent to it by `wandb sync` when it is back."""
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 1.0)
+    with monkeypatch.context() as patch:
+        in_second_epoch(patch, server.vanish)
+        directory = train(tmp_path, "wandb.mode=online")
+    said = "".join(capfd.readouterr())
+    (kept,) = directory.glob("wandb/run-*")
+    assert "server has gone away" in said and f"wandb sync --include-online {kept}" in said
+    assert len(next(iter(server.runs.values())).history) < 2
+    with serving() as back:
+        environment = {**os.environ, "WANDB_BASE_URL": back.url}
+        done = subprocess.run(
+            [WANDB, "sync", "--include-online", kept], env=environment, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert back.runs, done.stdout + done.stderr
+        check_history(next(iter(back.runs.values())), directory)
+
+
+def test_online_without_a_key_says_so(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    said = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=online", capfd=capfd)
+    assert "wandb.mode=online" in said and "wandb login" in said
+
+
+def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that it starts, and one that was finished before the sweep asked for it."""
+    words = [*TINY, f"run.root={tmp_path}", "wandb.mode=online"]
+    command = ["${env}", sys.executable, "-m", "dcal.commands.train", *words, "${args_no_hyphens}"]
+    server.sweep = {"config": yaml.dump({"command": command, "program": "dcal-train"})}
+    server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    agent = [WANDB, "agent", "somebody/dcal/sweep-0"]
+    done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep-0")  # as the agent does
+    monkeypatch.setenv("WANDB_RUN_ID", "drawn-1")
+    wandb.teardown()  # the client reads them once
+    run_command(main, *words, "seed=0", "optimizer.lr=0.0005")
+    assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
+    (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))
+    for sent in server.runs.values():
+        assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
+        assert sent.summary["val/top1"] == result["metrics"]["top1"]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SECTIONS = {
     "Model": "model: create_dcal_model DCAL | output: Output Branches",
-    "Trained models": "trained: load TrainedDCAL",
+    "Trained models": "inference.pretrained: load TrainedDCAL",
     "Backbone": "backbone: create_backbone normalisation Normalisation CheckpointError | attention.support: "
     "check_supported UnsupportedBackbone",
     "Attention": "attention.rollout: AttentionRollout | attention.glca: GlobalLocalCrossAttention | "
@@ -28,8 +28,8 @@ SECTIONS = {
     "Pairs": "attention.pairing: Pairing Partners DrawPartners derangement",
     "Losses": "loss: UncertaintyLoss TripletLoss | task.objective: Objective Losses",
     "Retrieval": "metric.retrieval: evaluate_retrieval | metric.ranking: PerQuery | metric.rerank: k_reciprocal_rerank",
-    "Data": "dataset.record: Catalog Record Part DataError | dataset.loader: Data | dataset.images: Loader | "
-    "dataset.files: make_catalog Entry | dataset.reid_protocol: build_catalog Sighting Counts",
+    "Data": "dataset.record: Catalog Record Part DataError | dataset.data: Data | dataset.images: Loader | "
+    "dataset.readers.tables: make_catalog Entry | dataset.readers.reid_protocol: build_catalog Sighting Counts",
 }
 """Title -> modules of `dcal`, each with the names that it defines."""
 INTRODUCTION = """\

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from attention.test_trace import full_map, heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import rollout_matrix
-from test_attention_kernel import full_map, heads
 from tiny import MEMBERS, SMALL, images_for, scramble, tiny_vit
 from torch import Tensor, nn
 

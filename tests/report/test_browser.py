@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.test_report import as_reid, complete
-from tests.test_results import write_run
+from commands.test_results import write_run
+from report.test_html_report import as_reid, complete
 
 from dcal.report.html_report import document
 from dcal.report.run_files import read_folder

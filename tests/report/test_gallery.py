@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import RATIO, image_size, tiny_model
 
 from dcal.attention.rollout import num_selected
 from dcal.metric.classes import class_accuracies, confusion_matrix, examples_of, most_confused
@@ -19,7 +20,6 @@ from dcal.metric.ranking import MARKS, judge
 from dcal.utils.device import Device
 from dcal.visualize.examples import log_cameras, log_classes, look
 from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode, load, save
-from tests.tiny import RATIO, image_size, tiny_model
 
 CLASSES = 5
 # the last class has no item

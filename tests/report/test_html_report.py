@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands.test_results import write_run
 from omegaconf import OmegaConf
-from tests.test_results import write_run
 
 from dcal.commands.results import write_report
 from dcal.report.charts import Point, Series, chart, over_seeds, ticks

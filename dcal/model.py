@@ -22,7 +22,7 @@ from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
 from dcal.attention.trace import Trace, attention_with_trace
 from dcal.backbone import create_backbone, embed, final_norm
-from dcal.distributed.collectives import agreed, gather, own
+from dcal.distributed.collectives import all_gather, broadcast, local_slice
 from dcal.heads import Head
 from dcal.output import Branches, Output
 
@@ -140,12 +140,12 @@ class DCAL(nn.Module):
 
         def embed_batch() -> Tensor:
             with torch.no_grad():
-                sides = [None] * parts if side is None else own(side).tensor_split(parts)
-                pieces = zip(own(images).tensor_split(parts), sides, strict=True)
-                return gather(torch.cat([self.features(piece, side=its)[0].sa for piece, its in pieces]))
+                sides = [None] * parts if side is None else local_slice(side).tensor_split(parts)
+                pieces = zip(local_slice(images).tensor_split(parts), sides, strict=True)
+                return all_gather(torch.cat([self.features(piece, side=its)[0].sa for piece, its in pieces]))
 
         partners = self.pairing(labels.cpu(), progress, embed_batch)
-        return partners._replace(index_B=agreed(partners.index_B).to(images.device, non_blocking=True))
+        return partners._replace(index_B=broadcast(partners.index_B).to(images.device, non_blocking=True))
 
     def forward(
         self,

@@ -63,7 +63,7 @@ def reid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(task: str, root: Path) -> Path:
-    from commands import run_command
+    from run_command import run_command
 
     from dcal.commands.train import main
 

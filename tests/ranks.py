@@ -19,11 +19,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.config import register
-from dcal.distributed.collectives import assembled, joined, size
+from dcal.distributed.collectives import all_gather_batches, init_distributed, world_size
 from dcal.metric.retrieval import evaluate_retrieval
 from dcal.training.build import build
-from dcal.training.parallel import whole
-from dcal.training.state import Setup
+from dcal.training.parallel import full_state_dict
+from dcal.training.state import TrainState
 from dcal.training.step import update
 from dcal.training.trainer import evaluate
 from dcal.utils.paths import config_dir
@@ -63,17 +63,17 @@ def train(overrides: list[str]) -> dict[str, Any]:
         "metrics": before.metrics,
         "items": before.items,
         "losses": losses,
-        "weights": {name: value.clone() for name, value in whole(setup.model.state_dict()).items()},
-        "evaluated": {name: value.clone() for name, value in setup.evaluated.state_dict().items()},
+        "weights": {name: value.clone() for name, value in full_state_dict(setup.model.state_dict()).items()},
+        "evaluated": {name: value.clone() for name, value in setup.assemble_eval_model().state_dict().items()},
         "objective": setup.objective.state_dict(),
-        "optimizer": whole(setup.optimization.optimizer.state_dict())["state"],
+        "optimizer": full_state_dict(setup.optimization.optimizer.state_dict())["state"],
     }
 
 
-def steps(setup: Setup) -> list[dict[str, float]]:
+def steps(setup: TrainState) -> list[dict[str, float]]:
     losses = []
     setup.loader.batch_sampler.seek(0)
-    for number, batch in enumerate(assembled(setup.loader, setup.device.torch)):
+    for number, batch in enumerate(all_gather_batches(setup.loader, setup.device.torch)):
         losses.append({name: value.item() for name, value in update(setup, batch, number / 10).items()})
         if number + 1 == STEPS:
             return losses
@@ -96,10 +96,10 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {key: str(value) for key, value in place.items()} | {"MASTER_ADDR": "localhost"}
     os.environ |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    with joined("cpu"):
+    with init_distributed("cpu"):
         found: dict[Any, Any] = {"ranking": rank_in_blocks()}
         for (case, strategies), overrides in CASES.items():
-            if size() == 1:
+            if world_size() == 1:
                 found[case] = train(overrides)
             else:
                 found |= {(case, name): train([*overrides, f"launch.strategy={name}"]) for name in strategies.split()}

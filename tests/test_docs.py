@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import composed_command, run_command
 from hydra.errors import HydraException
 from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, links
+from run_command import composed_command, run_command
 
 import dcal
 from dcal.commands.app import group_options, known_keys, suggest

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 import torch
-from commands import run_command
+from run_command import run_command
 from safetensors.torch import load_file
 
 from dcal.commands.train import main
 from dcal.dataset.images import ImageDataset, worker_deaths
 from dcal.dataset.record import DataError
 from dcal.model import DCAL
-from dcal.run.directory import WriteError, writing
+from dcal.run.directory import WriteError, explain_write_errors
 from dcal.task import fgvc
 from dcal.training import checkpoint
 from dcal.training import trainer as engine
@@ -282,7 +282,7 @@ def test_data_worker_dies(
 
 
 def test_data_worker_dies_while_a_file_is_written(root: Path, row: list[str]) -> None:
-    with pytest.raises(DataError) as raised, worker_deaths(), writing(root / "model.safetensors"):
+    with pytest.raises(DataError) as raised, worker_deaths(), explain_write_errors(root / "model.safetensors"):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert all(words in str(raised.value) for words in row)
 

@@ -24,7 +24,7 @@ Block = tuple[slice, slice]
 """Which attention maps, and which of their rows."""
 
 
-class Blocks:
+class Tiles:
     """The blocks of G attention maps of N × M entries.
 
     On the CPU every block is computed in the same memory: fresh memory costs as much as the arithmetic.
@@ -77,7 +77,7 @@ class AttentionByRows(torch.autograd.Function):
         ctx.scale = scale
         q_GND, k_GMD, v_GMD = (t.flatten(0, 1) for t in (q, k, v))
         out_GND = torch.empty_like(q_GND)
-        blocks = Blocks(q_GND, k_GMD)
+        blocks = Tiles(q_GND, k_GMD)
         memory = blocks.memory(q.dtype)
         for block in blocks:
             scores = blocks.scores(memory, block, scale)
@@ -90,7 +90,7 @@ class AttentionByRows(torch.autograd.Function):
         q_GND, k_GMD, v_GMD, grad_GND = (t.flatten(0, 1) for t in (q, k, v, grad_out))
         grad_q = torch.empty_like(q_GND)
         grad_k, grad_v = (torch.zeros_like(t, dtype=torch.float32) for t in (k_GMD, v_GMD))
-        blocks = Blocks(q_GND, k_GMD)
+        blocks = Tiles(q_GND, k_GMD)
         memory, other = blocks.memory(q.dtype), blocks.memory(q.dtype)
         for block in blocks:
             maps = block[0]

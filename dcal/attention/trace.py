@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcal.attention.cpu_kernels import CACHE_BLOCK, AttentionByRows, Blocks
+from dcal.attention.cpu_kernels import CACHE_BLOCK, AttentionByRows, Tiles
 
 LOG2_E = math.log2(math.e)
 
@@ -122,7 +122,7 @@ def _product_by_normaliser(r_BN: Tensor, trace: Trace) -> Tensor:
     q = torch.cat([trace.q_BHND * (trace.scale * LOG2_E), bias_BHN.unsqueeze(-1)], dim=-1)
     q_GND, k_GMD = q.flatten(0, 1), F.pad(trace.k_BHMD, (0, 1), value=1.0).flatten(0, 1)
     total_GM = torch.zeros_like(k_GMD[..., 0])
-    blocks = Blocks(q_GND, k_GMD)
+    blocks = Tiles(q_GND, k_GMD)
     memory = blocks.memory(q.dtype)
     for block in blocks:
         total_GM[block[0]] += blocks.scores(memory, block, 1.0).exp2_().sum(1)
@@ -134,7 +134,7 @@ def _product_by_softmax(r_BN: Tensor, trace: Trace) -> Tensor:
     q_GND, k_GMD = trace.q_BHND.flatten(0, 1), trace.k_BHMD.flatten(0, 1)
     r_G1N = r_BN.repeat_interleave(trace.q_BHND.shape[1], dim=0).unsqueeze(1)
     total_GM = torch.zeros_like(k_GMD[..., 0], dtype=r_BN.dtype)
-    blocks = Blocks(q_GND, k_GMD)
+    blocks = Tiles(q_GND, k_GMD)
     memory, wide = blocks.memory(q_GND.dtype), blocks.memory(r_BN.dtype)
     for block in blocks:
         scores = blocks.scores(memory, block, trace.scale)

@@ -43,7 +43,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     keep_freed_memory()
     schema.register()
-    sys.argv[1:] = [quoted(at_home(argument)) for argument in sys.argv[1:]]
+    sys.argv[1:] = [quoted(expand_home(argument)) for argument in sys.argv[1:]]
     suggest(sys.argv[1:], config_name)
     hydra.main(config_path=str(config_file(config_name).parent), config_name=config_name, version_base="1.3")(job)()
 
@@ -77,12 +77,12 @@ def help_text(config_name: str) -> str:
     )
 
 
-def at_home(argument: str) -> str:
+def expand_home(argument: str) -> str:
     """The override with its `~/` expanded, which shells do not do behind `key=`."""
     return re.sub(r"^([^=]+=)~(?=/|$)", lambda match: match[1] + str(Path.home()), argument)
 
 
-def typed() -> Iterator[tuple[str, str]]:
+def typed_overrides() -> Iterator[tuple[str, str]]:
     """The overrides of the command line: each as it was typed, and its key."""
     for word in HydraConfig.get().overrides.task:
         yield word, word.lstrip("+~").partition("=")[0]
@@ -217,7 +217,7 @@ def _quit(problem: str) -> None:
     raise SystemExit(1)
 
 
-def reported(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debug: bool) -> Any:
+def report_errors(job: Callable[[], Any], mendable: tuple[type[Exception], ...], debug: bool) -> Any:
     """Calls `job`; a mendable error becomes a `JobError` of one sentence, unless `debug` asks for more.
 
     A request to stop ends the process, and with it a sweep, with the exit code that shells give to its signal.

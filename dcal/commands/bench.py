@@ -19,7 +19,7 @@ from dcal.bench import pipeline
 from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
-from dcal.commands.app import hydra_command, reported
+from dcal.commands.app import hydra_command, report_errors
 from dcal.dataset.record import DataError
 from dcal.utils.device import Device
 
@@ -124,7 +124,9 @@ def job(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `dcal-bench`."""
-    hydra_command(lambda config: reported(lambda: job(config), (ValueError, OSError, DataError), debug=False), "bench")
+    hydra_command(
+        lambda config: report_errors(lambda: job(config), (ValueError, OSError, DataError), debug=False), "bench"
+    )
 
 
 if __name__ == "__main__":

@@ -194,8 +194,8 @@ def settings(config: DictConfig) -> Iterator[Finding]:
     """Can a training be put together: branches, losses, batches and optimizer as they are configured?"""
     from dcal.training.build import build
 
-    setup = build(config)
-    yield Finding(OK, "settings", f"{len(setup.loader)} batches of {config.train.batch_size} images in an epoch")
+    state = build(config)
+    yield Finding(OK, "settings", f"{len(state.loader)} batches of {config.train.batch_size} images in an epoch")
 
 
 def workers(config: DictConfig) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, reported, typed
+from dcal.commands.app import hydra_command, report_errors, typed_overrides
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def job(config: DictConfig) -> None:
     from dcal.dataset.record import DataError
     from dcal.inference.restore import RunError
 
-    reported(check_dataset_keys, (ValueError,), config.debug)
-    reported(lambda: evaluate(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(check_dataset_keys, (ValueError,), config.debug)
+    report_errors(lambda: evaluate(config), (ValueError, OSError, DataError, RunError), config.debug)
 
 
 def check_dataset_keys() -> None:
@@ -30,7 +30,7 @@ def check_dataset_keys() -> None:
     from dcal.inference.restore import SEEN_AS_IN_THE_RUN, WHOLE
 
     of_the_run = {f"dataset.{key}" for key in (*SEEN_AS_IN_THE_RUN, *WHOLE)}
-    for word, key in typed():
+    for word, key in typed_overrides():
         if ".".join(key.split(".")[:2]) in of_the_run:
             raise ValueError(f"{word}: images are seen as in the run, and none are held out; leave it out")
 

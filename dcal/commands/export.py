@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, reported
+from dcal.commands.app import hydra_command, report_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def job(config: DictConfig) -> None:
     from dcal.dataset.record import DataError
     from dcal.inference.restore import RunError
 
-    reported(lambda: export(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: export(config), (ValueError, OSError, DataError, RunError), config.debug)
 
 
 def export(config: DictConfig) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig
 
-from dcal.commands.app import hydra_command, reported
+from dcal.commands.app import hydra_command, report_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def job(config: DictConfig) -> None:
     from dcal.utils.signals import Interrupted
 
     mendable = (ValueError, OSError, DataError, RunError, RunLocked, Interrupted)
-    reported(lambda: extract(config), mendable, config.debug)
+    report_errors(lambda: extract(config), mendable, config.debug)
 
 
 def extract(config: DictConfig) -> None:
@@ -48,7 +48,7 @@ def extract(config: DictConfig) -> None:
     from dcal.inference.index import check_suffix, read_index
     from dcal.inference.index_parts import differences, open_parts
     from dcal.inference.restore import restore
-    from dcal.run.directory import hold
+    from dcal.run.directory import acquire_lock
 
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
@@ -64,7 +64,7 @@ def extract(config: DictConfig) -> None:
         print(f"{out}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder):  # two processes would mix their parts, which end where each happens to be
+    with acquire_lock(folder):  # two processes would mix their parts, which end where each happens to be
         parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
         for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # half-written by a process that was killed
             left.unlink()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, reported
-from dcal.run.directory import whole_file
+from dcal.commands.app import hydra_command, report_errors
+from dcal.run.directory import atomic_write
 
 if TYPE_CHECKING:
     from dcal.inference.restore import Restored
@@ -40,7 +40,7 @@ def job(config: DictConfig) -> None:
     from dcal.dataset.record import DataError
     from dcal.inference.restore import RunError
 
-    reported(lambda: predict(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: predict(config), (ValueError, OSError, DataError, RunError), config.debug)
 
 
 def predict(config: DictConfig) -> None:
@@ -120,7 +120,7 @@ def opened(out: str | None) -> Iterator[TextIO]:
         return
     path = Path(out).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

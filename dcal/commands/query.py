@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, ListConfig
 
-from dcal.commands.app import hydra_command, reported
+from dcal.commands.app import hydra_command, report_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ def job(config: DictConfig) -> None:
     from dcal.dataset.record import DataError
     from dcal.inference.restore import RunError
 
-    reported(lambda: query(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: query(config), (ValueError, OSError, DataError, RunError), config.debug)
 
 
 def query(config: DictConfig) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, reported, typed
+from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.report.format import markdown
 from dcal.report.html_report import document
 from dcal.report.pages import fill, html
@@ -31,13 +31,13 @@ def main() -> None:
 
 def typed_job(config: DictConfig) -> None:
     """The job of a command line, on which nothing may stand that a report would not listen to."""
-    reported(lambda: check_report_keys(config), (ValueError,), debug=False)
-    reported(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
+    report_errors(lambda: check_report_keys(config), (ValueError,), debug=False)
+    report_errors(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
 
 
 def check_report_keys(config: DictConfig) -> None:
     """Raises a ValueError if a key was typed that has no effect on a report."""
-    idle = [word for word, key in typed() if key not in REPORT_KEYS]
+    idle = [word for word, key in typed_overrides() if key not in REPORT_KEYS]
     if idle and config.report is not None:
         raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
 

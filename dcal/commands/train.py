@@ -12,11 +12,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.app import hydra_command, reported
-from dcal.distributed.env import first_only, processes
+from dcal.commands.app import hydra_command, report_errors
+from dcal.distributed.env import rank_zero_only, world_size
 from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
 from dcal.run.directory import Run, RunLocked
-from dcal.run.sweep import Outcome, attend
+from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 
 log = logging.getLogger(__name__)
@@ -31,17 +31,17 @@ def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
     adopt_batch_system()
     run = Run(config)
-    return attend(run, lambda: complete(run))
+    return run_point(run, lambda: complete(run))
 
 
 def complete(run: Run) -> Outcome:
     """Brings the run to its result, or only looks it up."""
     result, status = run.result(), "finished before"
     if result is not None:
-        first_only(print)(f"finished before: {summary(result, run)}")
-        first_only(answer_agent)(run, result["metrics"])
+        rank_zero_only(print)(f"finished before: {summary(result, run)}")
+        rank_zero_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
-        result = reported(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
+        result = report_errors(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
         status = "finished"
     headline = result["headline"]
     return Outcome(status, headline, float(result["metrics"][headline]))
@@ -49,10 +49,10 @@ def complete(run: Run) -> Outcome:
 
 def carry_out(config: DictConfig) -> dict[str, Any]:
     """Trains in this process, perhaps as one of several, or starts several of this command; returns the result."""
-    from dcal.distributed.collectives import joined
+    from dcal.distributed.collectives import init_distributed
 
     if not to_be_started(config.launch.processes):
-        with errors_to_agent(_mendable()), joined(config.device):
+        with errors_to_agent(_mendable()), init_distributed(config.device):
             return train(config)
     check_gpus(config)
     try:
@@ -88,32 +88,32 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Trains the run that `config` describes and returns what its `result.json` holds."""
-    from dcal.distributed.collectives import objects
+    from dcal.distributed.collectives import all_gather_object
     from dcal.inference.restore import write_card
     from dcal.training.build import build
     from dcal.training.trainer import fit
     from dcal.training.wandb_run import keep_artifact, track
 
     with Run(config) as run:
-        found = next((result for result in objects(run.result()) if result is not None), None)
+        found = next((result for result in all_gather_object(run.result()) if result is not None), None)
         if found is not None:  # of another process, which has finished the run while this one was starting
-            first_only(print)(summary(found, run))
+            rank_zero_only(print)(summary(found, run))
             return found
         run.write_config(_overrides())
         OmegaConf.resolve(config)
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
-            setup = build(config)
-            write_card(run.directory, setup)
-            evaluation = fit(setup, run, tracker)
+            state = build(config)
+            write_card(run.directory, state)
+            evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
-                show = first_only(setup.task.show)
+                show = rank_zero_only(state.task.show)
                 show(
-                    setup.evaluated,
-                    setup.data,
-                    setup.validation,
+                    state.assemble_eval_model(),
+                    state.data,
+                    state.validation,
                     evaluation,
-                    setup.device,
+                    state.device,
                     run.directory,
                     tracker,
                 )
@@ -121,12 +121,12 @@ def train(config: DictConfig) -> dict[str, Any]:
             # last, for it means finished: a run killed before draws its figures when it is repeated
             result = run.finish(
                 evaluation.metrics,
-                headline=setup.task.headline,
-                split=setup.validation,
-                device=hardware(setup.device.torch.type),
+                headline=state.task.headline,
+                split=state.validation,
+                device=hardware(state.device.torch.type),
             )
-            first_only(keep_artifact)(run, tracker)
-    first_only(print)(summary(result, run))
+            rank_zero_only(keep_artifact)(run, tracker)
+    rank_zero_only(print)(summary(result, run))
     return result
 
 
@@ -137,7 +137,7 @@ def hardware(device: str) -> str:
     if device != "cuda":
         return f"{os.cpu_count()} CPU cores"
     name = torch.cuda.get_device_name()
-    return name if processes() == 1 else f"{processes()} × {name}"
+    return name if world_size() == 1 else f"{world_size()} × {name}"
 
 
 def _overrides() -> list[str]:

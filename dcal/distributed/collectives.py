@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dcal.distributed.env import local_rank, processes
+from dcal.distributed import env
 
 # newer torch warns of the older names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -37,26 +37,26 @@ _size = 1  # of the group that `joined` made; a group of somebody else's program
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def init_distributed(device: str) -> Iterator[None]:
     """Makes this process one of those that torchrun started, if it did; leaves them when all went well.
 
     Args:
         device: `auto`, `cpu` or `cuda`; on CUDA every process takes the GPU of its local rank.
     """
     global _size
-    if processes() == 1:
+    if env.world_size() == 1:
         yield
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:  # a batch system may show each process one GPU only: its own
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(env.local_rank() % torch.cuda.device_count())
     elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes()))))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", env.world_size()))))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)  # the first process says what goes well
-    _size = processes()
+    _size = env.world_size()
     try:
         yield
     finally:
@@ -64,12 +64,12 @@ def joined(device: str) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: the others may be waiting, and this would wait with them
 
 
-def size() -> int:
+def world_size() -> int:
     """Processes of the run, 1 if it is alone."""
     return _size
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process, from 0, and the number of processes."""
     return (dist.get_rank(), _size) if _size > 1 else (0, 1)
 
@@ -94,7 +94,7 @@ def _gathered(rows: Tensor) -> Tensor:
     return every
 
 
-def gather(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """The rows of the global batch from those of its slices, equally many in each; differentiable."""
     if _size == 1:
         return rows
@@ -102,20 +102,20 @@ def gather(rows: Tensor) -> Tensor:
     return gathered
 
 
-def own(rows: Tensor) -> Tensor:
+def local_slice(rows: Tensor) -> Tensor:
     """This process's slice of the rows of a global batch."""
-    rank, parts = place()
+    rank, parts = rank_and_world_size()
     return rows if parts == 1 else rows.chunk(parts)[rank]
 
 
-def agreed(tensor: Tensor) -> Tensor:
+def broadcast(tensor: Tensor) -> Tensor:
     """The tensor of the first process, which all take for theirs."""
     if _size > 1:
         dist.broadcast(tensor, 0)
     return tensor
 
 
-def most(*numbers: int) -> list[int]:
+def all_reduce_max(*numbers: int) -> list[int]:
     """The largest of each number over the processes: what follows from a clock or a signal is decided together."""
     if _size == 1:
         return list(numbers)
@@ -125,11 +125,11 @@ def most(*numbers: int) -> list[int]:
     return largest
 
 
-def assembled(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
+def all_gather_batches(batches: Iterable[Mapping[str, Tensor]], device: torch.device) -> Iterator[dict[str, Tensor]]:
     """The global batches from this process's shares of them. The images travel from device to device."""
     for batch in batches:
         shares = batch if _size == 1 else {**batch, "image": batch["image"].to(device, non_blocking=True)}
-        yield {key: gather(share) for key, share in shares.items()}
+        yield {key: all_gather(share) for key, share in shares.items()}
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -143,7 +143,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def objects(mine: Any) -> list[Any]:
+def all_gather_object(mine: Any) -> list[Any]:
     """Something small of every process, by rank."""
     every: list[Any] = [mine] * _size
     if _size > 1:
@@ -160,7 +160,7 @@ def gather_items(items: Mapping[str, Tensor], position: str) -> dict[str, Tensor
     """
     if _size == 1:
         return dict(items)
-    layouts = objects({name: (column.shape, column.dtype) for name, column in items.items()})
+    layouts = all_gather_object({name: (column.shape, column.dtype) for name, column in items.items()})
     names = max(layouts, key=len)
     whole = {}
     for name, (shape, dtype) in names.items():

@@ -17,20 +17,20 @@ T = TypeVar("T")
 
 def rank() -> int:
     """This process among all of the run, from 0."""
-    return int(os.environ.get("RANK", 0)) if processes() > 1 else 0
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """This process among those on this machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", 0)) if processes() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", 0)) if world_size() > 1 else 0
 
 
-def processes() -> int:
+def world_size() -> int:
     """All processes of the run, over all machines; 1 for a run that was started without torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def first_only(function: Callable[P, T]) -> Callable[P, T | None]:
+def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:
     """The function in the first process, and nothing in the others."""
 
     @functools.wraps(function)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcal.distributed.env import processes
+from dcal.distributed.env import world_size
 from dcal.utils.signals import Interrupted
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -31,7 +31,7 @@ class ProcessFailed(Exception):
 
 def adopt_batch_system() -> None:
     """Makes the tasks of one submitit job (SLURM, or its local executor) the processes of one run."""
-    if "SUBMITIT_EXECUTOR" not in os.environ or processes() > 1:
+    if "SUBMITIT_EXECUTOR" not in os.environ or world_size() > 1:
         return
     import submitit
 
@@ -47,12 +47,12 @@ def to_be_started(wanted: int) -> bool:
     """
     if wanted < 1:
         raise ValueError(f"launch.processes={wanted}: must be at least 1")
-    if wanted > 1 and processes() not in (1, wanted):
+    if wanted > 1 and world_size() not in (1, wanted):
         raise ValueError(
-            f"launch.processes={wanted}, but {processes()} processes were started already (torchrun or the batch "
+            f"launch.processes={wanted}, but {world_size()} processes were started already (torchrun or the batch "
             "system): leave the key out"
         )
-    return wanted > 1 and processes() == 1
+    return wanted > 1 and world_size() == 1
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.directory import whole_file
+from dcal.run.directory import atomic_write
 
 Array = NDArray[Any]
 ROWS = 8192  # of a parquet row group
@@ -72,7 +72,7 @@ def write_index(
         settings: whatever JSON can hold.
     """
     write = _write_npz if file.suffix == ".npz" else _write_parquet
-    with whole_file(file) as temporary:
+    with atomic_write(file) as temporary:
         write(temporary, parts, dtype, columns, {"settings": json.dumps(settings), "skipped": list(skipped)})
 
 

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.directory import whole_file, write_atomically
+from dcal.run.directory import atomic_write, write_atomically
 
 Array = NDArray[Any]
 
@@ -41,7 +41,7 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
 
 def write_part(folder: Path, number: int, arrays: Mapping[str, Array]) -> None:
     """Writes one part, whole or not at all."""
-    with whole_file(_file(folder, number)) as temporary, temporary.open("wb") as file:
+    with atomic_write(_file(folder, number)) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the keywords for allow_pickle
 
 

@@ -24,7 +24,7 @@ from dcal.dataset.record import Record
 from dcal.model import DCAL
 from dcal.run.directory import write_atomically
 from dcal.training.build import build_model, check_train, make, side_sizes
-from dcal.training.state import Setup, Task
+from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
 from dcal.utils.paths import config_dir
 
@@ -49,11 +49,11 @@ class Restored(NamedTuple):
     """The file that the weights come from."""
 
 
-def write_card(directory: Path, setup: Setup) -> None:
+def write_card(directory: Path, state: TrainState) -> None:
     """Leaves `model.json` in a run directory."""
     card = {
-        "class_names": setup.data.class_names,
-        "sides": side_sizes(setup.task.side_information, setup.data),
+        "class_names": state.data.class_names,
+        "sides": side_sizes(state.task.side_information, state.data),
     }
     write_atomically(directory / "model.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
@@ -76,7 +76,7 @@ def restore(
     folder = Path(directory).expanduser()
     config = read_config(folder)
     for key, node in (changes or {}).items():
-        config = OmegaConf.merge(config, {key: given(node)})  # type: ignore[assignment]
+        config = OmegaConf.merge(config, {key: drop_none(node)})  # type: ignore[assignment]
     check_train(config)  # type: ignore[arg-type]  # checked against the schema
     config.device = device
     config.backbone.pretrained, config.backbone.checkpoint = False, None  # the run's own weights follow
@@ -114,7 +114,7 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
         ValueError: in classification, the classes are not those of the run.
     """
     own = restored.config.dataset
-    changes = given(dataset or {})
+    changes = drop_none(dataset or {})
     node = OmegaConf.merge(own, changes)
     if "reader" in changes:
         node = OmegaConf.merge(changes, {key: own[key] for key in SEEN_AS_IN_THE_RUN}, WHOLE)
@@ -203,11 +203,11 @@ def weight_file(directory: Path, weights: str) -> Path:
     raise RunError(f"weights={weights}: {file} does not exist; {reason.get(weights, 'choose last, best or a file')}")
 
 
-def given(node: Mapping[str, Any]) -> dict[str, Any]:
+def drop_none(node: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a node that are not None, nested nodes likewise."""
     plain: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     return {
-        key: given(value) if isinstance(value, dict) else value for key, value in plain.items() if value is not None
+        key: drop_none(value) if isinstance(value, dict) else value for key, value in plain.items() if value is not None
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dcal.run.directory import holder, versions
+from dcal.run.directory import lock_holder, versions
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -30,7 +30,7 @@ def state(directory: Path) -> Iterator[Finding]:
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
     again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
     command = shlex.join(["dcal-train", *again])
-    failure, busy = directory / "failure.txt", holder(directory)
+    failure, busy = directory / "failure.txt", lock_holder(directory)
     result = read_result(directory)
     if result is not None:
         headline = result["headline"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcal.distributed.collectives import gather_items, place
+from dcal.distributed.collectives import gather_items, rank_and_world_size
 from dcal.metric.ranking import Gallery, PerQuery, from_ranks, positive_ranks
 
 METRICS = ("cosine", "euclidean")
@@ -95,7 +95,7 @@ def evaluate_retrieval(
     check_sizes(query_ids, query_cams, gallery_ids, gallery_cams)
     keep_G = (gallery_ids != JUNK).nonzero().squeeze(1)
     rows = rows_per_block(query_ids, gallery_ids[keep_G], block_bytes)
-    rank, processes = place() if sharded else (0, 1)
+    rank, processes = rank_and_world_size() if sharded else (0, 1)
     spans = [slice(start, start + rows) for start in range(0, len(query_ids), rows)][rank::processes]
     if distances is not None:
         blocks = blocks_of_matrix(torch.as_tensor(distances), len(query_ids), len(gallery_ids), keep_G, spans)

@@ -23,7 +23,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 
-from dcal.distributed.env import first_only
+from dcal.distributed.env import rank_zero_only
 from dcal.utils.signals import Interrupted
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
@@ -55,7 +55,7 @@ class WriteError(OSError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Failing to write `path` inside is a `WriteError`; torch and safetensors have errors of their own for it."""
     try:
         yield
@@ -89,7 +89,7 @@ def config_id(config: DictConfig) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to be written inside; then it is flushed to disk and renamed.
 
     So `path` is whole or as it was before, whatever happens, and nothing half-written stays.
@@ -98,16 +98,16 @@ def whole_file(path: Path) -> Iterator[Path]:
         WriteError: the disk is full or not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with writing(path):
+    with explain_write_errors(path):
         try:
             yield temporary
-            sync(temporary)
+            fsync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Has a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -116,14 +116,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@first_only
+@rank_zero_only
 def write_atomically(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def hold(directory: Path) -> IO[str]:
+def acquire_lock(directory: Path) -> IO[str]:
     """Takes a directory for this process, until the lock is closed or the process ends.
 
     Raises:
@@ -165,11 +165,11 @@ class Run:
         self._hold()
         return self
 
-    @first_only
+    @rank_zero_only
     def _hold(self) -> None:
-        with writing(self.directory):
+        with explain_write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(self.directory)
+            self._lock = acquire_lock(self.directory)
         self.failure_file.unlink(missing_ok=True)
         for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
             left.unlink()
@@ -208,15 +208,15 @@ class Run:
     def metrics_file(self) -> Path:
         return self.directory / "metrics.jsonl"
 
-    @first_only
+    @rank_zero_only
     def log(self, values: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`."""
-        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+        with explain_write_errors(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that counts on this line may outlive a power cut
 
-    @first_only
+    @rank_zero_only
     def forget_metrics_after(self, size: int) -> None:
         """Cuts `metrics.jsonl` to what it held at a checkpoint, so that a resumed run does not log twice."""
         if self.metrics_file.exists():
@@ -240,7 +240,7 @@ class Run:
         return result
 
 
-def holder(directory: Path) -> str | None:
+def lock_holder(directory: Path) -> str | None:
     """Who works in a run directory, as it says in the lock; None if nobody does."""
     path = directory / LOCK
     if not path.is_file():

@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def attend(run: Run, work: Callable[[], Outcome]) -> float:
+def run_point(run: Run, work: Callable[[], Outcome]) -> float:
     """Calls `work` and returns its value; in a multirun a failure is noted, and the value NaN.
 
     Who asks a point to stop (Ctrl-C, a batch system) means the sweep: only an `Exception` is the point's own affair.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dcal.distributed.env import first_only
-from dcal.run.directory import whole_file
+from dcal.distributed.env import rank_zero_only
+from dcal.run.directory import atomic_write
 
 
 class Evaluation(NamedTuple):
@@ -19,9 +19,9 @@ class Evaluation(NamedTuple):
     items: dict[str, Tensor]
     """One row per item: predictions (fgvc), or average precision and rank of the first match (reid)."""
 
-    @first_only
+    @rank_zero_only
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
-        with whole_file(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dcal.dataset.data import Data
-from dcal.distributed.collectives import place
+from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.classes import class_title, examples_of, most_confused
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
@@ -19,7 +19,14 @@ from dcal.task.inference import combined_scores, infer
 from dcal.task.options import TaskOptions
 from dcal.task.selection import judge_selection
 from dcal.utils.device import Device
-from dcal.visualize.examples import draw_examples, keep_gallery, log_classes, log_examples, look, pick_examples
+from dcal.visualize.examples import (
+    draw_examples,
+    keep_gallery,
+    log_classes,
+    log_examples,
+    pick_examples,
+    rollout_and_selection,
+)
 from dcal.visualize.gallery import FILE
 
 GALLERY_SHOWN = 24
@@ -58,7 +65,8 @@ class FGVC(TaskOptions):
         They are those of `classification_metrics`; with GLCA and annotated parts or boxes also those of
         `judge_selection`.
         """
-        seen = infer(model, data.eval_loader(split, batch_size, workers, *place()), device, self.flip_test)
+        loader = data.eval_loader(split, batch_size, workers, *rank_and_world_size())
+        seen = infer(model, loader, device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
         metrics = classification_metrics(scores, seen.labels)
         for branch, log_probabilities in seen.logits.items():
@@ -93,7 +101,7 @@ class FGVC(TaskOptions):
         items = evaluation.items
         chosen = pick_examples(items["prediction"] == items["label"])
         images = torch.stack([data.image(split, int(items["index"][row])) for row in chosen])
-        rollout, selected = look(model, images, device)
+        rollout, selected = rollout_and_selection(model, images, device)
         names = data.catalog.class_names
         truth, guess = ([names[items[key][row]] for row in chosen] for key in ("label", "prediction"))
         right = [wanted == given for wanted, given in zip(truth, guess, strict=True)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dcal.dataset.data import Data
-from dcal.distributed.collectives import place
+from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, judge
 from dcal.metric.rerank import k_reciprocal_rerank
@@ -67,7 +67,7 @@ class ReID(TaskOptions):
         query, gallery = (
             infer(
                 model,
-                data.eval_loader(part, batch_size, workers, *place()),
+                data.eval_loader(part, batch_size, workers, *rank_and_world_size()),
                 device,
                 self.flip_test,
                 features_only=True,

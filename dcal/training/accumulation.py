@@ -1,16 +1,16 @@
-"""A batch in parts: which images go through the model together, so that nobody's partner is missing.
+"""A batch in micro-batches: which images go through the model together, so that nobody's partner is missing.
 
-Parts follow one another in a process (`train.accumulate`), and the processes of a run have parts of their own.
+Micro-batches follow one another in a process (`train.accumulate`), and each process of a run has its own.
 
-PWCA's pairs are drawn over the whole batch. So a part needs, beside its own images, those of their partners that are
-not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are taken along
-the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a part
-then meets two guests at most.
+PWCA's pairs are drawn over the whole batch. So a micro-batch needs, besides its own images, those of their partners
+that are not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are
+taken along the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a
+micro-batch then meets two guests at most.
 
 Under the stream `symmetric` an image attends to its partner's distracted stream, which attends to the next one's, and
 so on: all images of the chain are then guests, and a long chain spares less memory.
 
-Shapes: B images in the batch, b of them a part's own, s ≥ b in the part; R = b times the number of processes.
+Shapes: B images in the batch, b of them a micro-batch's own, s ≥ b in it with its guests; R = b times the world size.
 """
 
 from __future__ import annotations
@@ -24,48 +24,52 @@ from torch import Tensor
 from dcal.attention.pairing import Partners
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """Some images of a batch and what they need to be computed as in the whole of it. Indices are int64."""
 
     size: int
-    """b, the number of images that this part stands for."""
+    """b, the number of images whose loss this micro-batch computes."""
     rows: Tensor | slice
-    """Positions in the batch of the images that all processes compute in this part, (R,): their own, by rank."""
+    """Positions in the batch of the images that all processes compute at this turn, (R,): their own, by rank."""
     images: Tensor | slice
-    """Positions in the batch of all s images that go through the model, the part's own first."""
+    """Positions in the batch of all s images that go through the model, its own first."""
     partners: Partners | None
     """Each image's partner as a position in `images`: (b,), or (s,) where the guests carry a distracted stream too."""
 
 
 def split_batch(
-    size: int, parts: int, partners: Partners | None, stream: str, place: tuple[int, int] = (0, 1)
-) -> list[Part]:
-    """The batch in parts of (nearly) equal size; every image is one part's own.
+    size: int,
+    accumulate: int,
+    partners: Partners | None,
+    stream: str,
+    rank_and_world_size: tuple[int, int] = (0, 1),
+) -> list[MicroBatch]:
+    """The batch in micro-batches of (nearly) equal size; every image belongs to one of them.
 
     Args:
         size: B, which the number of processes divides.
-        parts: of each process, at most B over that number.
+        accumulate: micro-batches of each process, at most B over the number of processes.
         partners: of the whole batch; None where PWCA is off.
         stream: of PWCA; under `symmetric` guests bring their own partners along.
-        place: rank of this process, whose parts are wanted, and the number of processes.
+        rank_and_world_size: of this process, whose micro-batches are wanted.
     """
-    rank, processes = place
-    if parts * processes == 1:
-        return [Part(size, slice(None), slice(None), partners)]
+    rank, world_size = rank_and_world_size
+    if accumulate * world_size == 1:
+        return [MicroBatch(size, slice(None), slice(None), partners)]
     paired = None if partners is None or partners.noise else partners.index_B
     order = torch.arange(size) if paired is None else torch.tensor(along_the_chains(paired.tolist()))
-    shares = [share.tensor_split(parts) for share in order.chunk(processes)]
+    shares = [share.tensor_split(accumulate) for share in order.chunk(world_size)]
     found = []
     for own, rows in zip(shares[rank], map(torch.cat, zip(*shares, strict=True)), strict=True):
         if paired is None:
-            found.append(Part(len(own), rows, own, _noise_for(len(own), partners)))
+            found.append(MicroBatch(len(own), rows, own, _noise_for(len(own), partners)))
         else:
-            found.append(Part(len(own), rows, *_with_guests(own.tolist(), paired, chained=stream == "symmetric")))
+            found.append(MicroBatch(len(own), rows, *_with_guests(own.tolist(), paired, chained=stream == "symmetric")))
     return found
 
 
 def _noise_for(own: int, partners: Partners | None) -> Partners | None:
-    """Noise partners for a part, or none at all; the model draws the noise and appends it to the part's images."""
+    """Noise partners for a micro-batch, or none at all; the model draws the noise and appends it to the images."""
     if partners is None:
         return None
     return Partners(torch.arange(own, device=partners.index_B.device) + own, noise=True)

@@ -16,15 +16,15 @@ from torch import nn
 from dcal.backbone import normalisation
 from dcal.config import Config
 from dcal.dataset.data import Data
-from dcal.distributed.collectives import place
+from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
 from dcal.training.parallel import STRATEGIES, replicate, shard
-from dcal.training.state import Setup, Task
+from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
 from dcal.utils.rng import part_ways, seed_everything
 
 
-def build(config: DictConfig) -> Setup:
+def build(config: DictConfig) -> TrainState:
     """Data, model, loss, optimizer and device of a run, seeded.
 
     Raises:
@@ -40,7 +40,7 @@ def build(config: DictConfig) -> Setup:
         config, data.num_classes, data.image_size, task.bnneck, side_sizes(task.side_information, data)
     )
     objective = task.objective(model.branches).to(device.torch)
-    rank, processes = place()
+    rank, processes = rank_and_world_size()
     loader = data.train_loader(
         share_of_batch(cfg.train.batch_size, task.instances, processes),
         task.instances,
@@ -51,11 +51,11 @@ def build(config: DictConfig) -> Setup:
         pin_memory=device.torch.type == "cuda",
     )
     sharded = processes > 1 and cfg.launch.strategy == "fsdp"
-    ema, twin = None, None
+    ema, eval_model = None, None
     if cfg.train.ema_decay is not None:  # one tensor at a time, where some are sharded and buffers are not
         ema = ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True, foreach=not sharded)
     if sharded:
-        twin = copy.deepcopy(model)
+        eval_model = copy.deepcopy(model)
         for copied in [model, *([ema.module] if ema else [])]:
             shard(copied)
     optimization = make(config.optimizer)(
@@ -73,7 +73,7 @@ def build(config: DictConfig) -> Setup:
     if processes > 1 and not sharded:
         network = features = replicate(model, features)
     part_ways(cfg.seed, rank)
-    setup = Setup(
+    state = TrainState(
         task,
         data,
         loader,
@@ -88,23 +88,23 @@ def build(config: DictConfig) -> Setup:
         cfg.train.accumulate,
         ema,
         build_mixup(task, data.num_classes),
-        twin,
+        eval_model,
     )
-    check_splits(setup)
-    return setup
+    check_splits(state)
+    return state
 
 
-def check_splits(setup: Setup) -> None:
+def check_splits(state: TrainState) -> None:
     """Refuses data that the task cannot be judged on, before it is trained on for hours.
 
     Raises:
         ValueError: saying which split is missing.
     """
-    catalog = setup.data.catalog
-    for split in setup.task.splits(setup.validation):
+    catalog = state.data.catalog
+    for split in state.task.splits(state.validation):
         if split not in catalog.splits:
             raise ValueError(
-                f"task={setup.task.name} is judged on the split {split}, which {catalog.name} lacks (it has "
+                f"task={state.task.name} is judged on the split {split}, which {catalog.name} lacks (it has "
                 f"{', '.join(catalog.splits)}): take the task that fits the data set, or hold out training data "
                 "(dataset.val_fraction, dataset.val_ids)"
             )
@@ -180,7 +180,7 @@ def check_train(cfg: Config) -> None:
         raise ValueError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
     if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
         raise ValueError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
-    _, processes = place()
+    _, processes = rank_and_world_size()
     if cfg.train.accumulate * processes > cfg.train.batch_size:
         raise ValueError(
             f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from dcal.distributed.env import first_only
-from dcal.run.directory import sync, whole_file, writing
+from dcal.distributed.env import rank_zero_only
+from dcal.run.directory import atomic_write, explain_write_errors, fsync
 
 log = logging.getLogger(__name__)
 KEEP = 2
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-@first_only
+@rank_zero_only
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a weight file atomically.
 
@@ -46,12 +46,12 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
         WriteError: the disk is full or not writable; an older file stays.
     """
     plain = {key: value.detach().contiguous().cpu() for key, value in weights.items()}
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         # not `save_file`, whose files nobody but the owner may read
         temporary.write_bytes(serialize(plain, dict(metadata or {})))
 
 
-@first_only
+@rank_zero_only
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Writes `folder/<step>` whole and drops all but the newest two.
 
@@ -59,7 +59,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
         WriteError: the disk is full or not writable; older checkpoints are untouched.
     """
     target, temporary = folder / f"{step:08d}", folder / f".{step:08d}.{os.getpid()}"
-    with writing(target):
+    with explain_write_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
         remove_remains(folder)
         try:
@@ -69,11 +69,11 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
             sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
             (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
             for file in temporary.iterdir():
-                sync(file)
+                fsync(file)
             if target.exists():  # the end of an epoch, after a checkpoint of its last step
                 target.replace(folder / f".{step:08d}.replaced")
             temporary.replace(target)
-            sync(folder)
+            fsync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
@@ -97,7 +97,7 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return None
 
 
-@first_only
+@rank_zero_only
 def remove_remains(folder: Path) -> None:
     """Removes what is no whole checkpoint, whoever has left it."""
     for left in folder.glob(".*"):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dcal.config import TrainConfig
 from dcal.dataset.record import Record
-from dcal.distributed.env import first_only, rank
+from dcal.distributed.env import rank, rank_zero_only
 
 
 class BadLoss(Exception):
@@ -103,7 +103,7 @@ class Meter:
         self.sums, self.steps, self.images, self.epoch_seconds = {}, 0, 0, 0.0
         return values
 
-    @first_only
+    @rank_zero_only
     def report(self, values: Mapping[str, float], headline: str) -> None:
         """One line per epoch where there is no progress bar to look at, or an evaluation to tell."""
         judged = f"  {headline} {values[f'val/{headline}']:.4f}" if f"val/{headline}" in values else ""

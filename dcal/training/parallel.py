@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from dcal.distributed.collectives import size
+from dcal.distributed.collectives import world_size
 from dcal.model import DCAL
 
 STRATEGIES = ("ddp", "fsdp")
@@ -31,7 +31,7 @@ def shard(model: DCAL) -> None:
 
     Blocks that always run as a whole are gathered one by one, when they do; all else for the whole step.
     """
-    mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
+    mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
     for unit in model.whole_modules:
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -76,7 +76,7 @@ def gradients_averaged(network: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def whole(state: Any) -> Any:
+def full_state_dict(state: Any) -> Any:
     """A state (nested dicts, lists, tensors) with sharded tensors gathered. All processes must call it."""
     return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, state)
 

@@ -19,7 +19,7 @@ from dcal.optimizer import Optimization
 from dcal.output import Branches
 from dcal.task.evaluation import Evaluation
 from dcal.task.objective import Objective
-from dcal.training.parallel import whole
+from dcal.training.parallel import full_state_dict
 from dcal.utils.device import Device
 
 
@@ -57,7 +57,7 @@ class Task(Protocol):
 
 
 @dataclass
-class Setup:
+class TrainState:
     """Everything a training needs."""
 
     task: Task
@@ -74,24 +74,23 @@ class Setup:
     """The model's `features`, compiled if that is asked for, behind DDP if several processes train."""
     network: nn.Module
     """What averages the gradients: DDP, the model itself under FSDP, and nothing in a run of one process."""
-    parts: int
+    accumulate: int
     """Into which every batch is split: `train.accumulate`, or more once memory has run out."""
     ema: ModelEmaV3 | None = None
     mixup: Mixup | None = None
-    twin: DCAL | None = None
+    eval_model: DCAL | None = None
     """Under FSDP, a model of the same build that is not sharded."""
 
-    @property
-    def evaluated(self) -> DCAL:
+    def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.
 
         Under FSDP it is put together here, from all processes, which must all ask for it.
         """
         model: DCAL = self.model if self.ema is None else self.ema.module
-        if self.twin is None:
+        if self.eval_model is None:
             return model
-        self.twin.load_state_dict(whole(model.state_dict()))
-        return self.twin
+        self.eval_model.load_state_dict(full_state_dict(model.state_dict()))
+        return self.eval_model
 
     @property
     def validation(self) -> str:

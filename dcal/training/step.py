@@ -1,9 +1,9 @@
 """One optimizer step on one batch: forward, loss, backward, clipping, schedule, moving average.
 
-A batch may be split into parts that follow one another (`train.accumulate`). The result is that of the whole batch:
-pairs are drawn and blended images made before the split, and where the loss or BNNeck looks at the whole batch,
+A batch may be split into micro-batches that follow one another (`train.accumulate`). The result is that of the whole
+batch: pairs are drawn and blended images made before the split, and where the loss or BNNeck looks at the whole batch,
 features are computed first, all of them, without a graph; the batch's loss is differentiated with respect to them; and
-each part is computed a second time, with a graph, to carry those gradients on to the weights (Gao et al. 2021,
+each micro-batch is computed a second time, with a graph, to carry those gradients on to the weights (Gao et al. 2021,
 "GradCache", arXiv 2101.06983). Random choices inside the model (stochastic depth, random selection) are the same both
 times; they are other ones than those of the whole batch at once, from the same distribution.
 
@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcal.distributed.collectives import average_gradients, gather, place
+from dcal.distributed.collectives import all_gather, average_gradients, rank_and_world_size
 from dcal.output import Branches
 from dcal.task.objective import Losses
-from dcal.training.accumulation import Part, split_batch
+from dcal.training.accumulation import MicroBatch, split_batch
 from dcal.training.parallel import gradients_averaged
-from dcal.training.state import Setup
+from dcal.training.state import TrainState
 from dcal.utils.memory import is_out_of_memory, out_of_memory_names
 from dcal.utils.rng import restore_rng_state, restore_torch_state, rng_state, torch_state
 
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     """Index of the side embedding, (B,)."""
 
 
-def update(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
     """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, and the
     shares of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`.
 
@@ -53,115 +53,118 @@ def update(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[s
     Raises:
         OutOfMemory: the message names the keys to change.
     """
-    setup.model.train()
+    state.model.train()
     with out_of_memory_names(
-        f"train.accumulate={2 * setup.parts} (the same result in smaller parts; train.auto_accumulate=true finds the "
-        "number), train.activation_checkpointing=true, a smaller train.batch_size or dataset.image_size"
+        f"train.accumulate={2 * state.accumulate} (the same result in smaller pieces; train.auto_accumulate=true "
+        "finds the number), train.activation_checkpointing=true, a smaller train.batch_size or dataset.image_size"
     ):
-        losses = compute_gradients(setup, batch, progress)
-        apply_gradients(setup)
+        losses = compute_gradients(state, batch, progress)
+        apply_gradients(state)
     return losses
 
 
-def compute_gradients(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """`differentiate`, in twice as many parts whenever memory runs out, if `train.auto_accumulate` says so.
+def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    """`differentiate`, in twice as many micro-batches whenever memory runs out, if `train.auto_accumulate` says so.
 
-    Every attempt starts from the same random numbers and buffers. The number of parts stays for the steps to come.
+    Every attempt starts from the same random numbers and buffers. The number of micro-batches stays.
     """
-    if not setup.train.auto_accumulate:
-        return differentiate(setup, batch, progress)
+    if not state.train.auto_accumulate:
+        return differentiate(state, batch, progress)
     random_numbers = rng_state()
-    buffers = {name: buffer.clone() for name, buffer in setup.model.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
     while True:
         try:
-            return differentiate(setup, batch, progress)
+            return differentiate(state, batch, progress)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or setup.parts == len(batch["label"]):
+            if not is_out_of_memory(error) or state.accumulate == len(batch["label"]):
                 raise
         # not in the handler: there the error still holds the tensors of the attempt that failed
-        setup.parts = min(2 * setup.parts, len(batch["label"]))
-        log.warning("out of memory: from this step on every batch is split into %d parts", setup.parts)
+        state.accumulate = min(2 * state.accumulate, len(batch["label"]))
+        log.warning("out of memory: from this step on every batch is split into %d micro-batches", state.accumulate)
         restore_rng_state(random_numbers)
-        for name, buffer in setup.model.named_buffers():
+        for name, buffer in state.model.named_buffers():
             buffer.copy_(buffers[name])
-        if setup.device.torch.type == "cuda":
+        if state.device.torch.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def differentiate(setup: Setup, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
     """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
-    setup.optimization.optimizer.zero_grad(set_to_none=True)
-    whole = prepare(setup, batch)
+    state.optimization.optimizer.zero_grad(set_to_none=True)
+    whole = prepare(state, batch)
     # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
-    with setup.device.autocast():
-        drawn = setup.model.draw_partners(whole.images, batch["label"], progress, whole.side, setup.parts)
-    parts = split_batch(len(whole.images), setup.parts, drawn, setup.model.pwca.stream, place())
-    together = setup.objective.triplet_weight > 0 or setup.task.bnneck
-    passes = in_two_passes if together and len(parts) > 1 else in_one_pass
-    losses = passes(setup, whole, parts)
+    with state.device.autocast():
+        drawn = state.model.draw_partners(whole.images, batch["label"], progress, whole.side, state.accumulate)
+    micro_batches = split_batch(
+        len(whole.images), state.accumulate, drawn, state.model.pwca.stream, rank_and_world_size()
+    )
+    together = state.objective.triplet_weight > 0 or state.task.bnneck
+    passes = in_two_passes if together and len(micro_batches) > 1 else in_one_pass
+    losses = passes(state, whole, micro_batches)
     if drawn is not None:
         losses |= {f"pairs_{kind}": share for kind, share in drawn.shares(whole.labels).items()}
-    average_gradients([*setup.objective.parameters(), *(p for head in setup.model.heads for p in head.parameters())])
+    average_gradients([*state.objective.parameters(), *(p for head in state.model.heads for p in head.parameters())])
     return losses
 
 
-def prepare(setup: Setup, batch: Mapping[str, Tensor]) -> Batch:
+def prepare(state: TrainState, batch: Mapping[str, Tensor]) -> Batch:
     """The loader's batch on the device, normalised and blended."""
-    device = setup.device
+    device = state.device
     images, labels = device.normalise(batch["image"]), batch["label"].to(device.torch, non_blocking=True)
     side = device.side_index(batch)
-    if setup.mixup is None:
+    if state.mixup is None:
         return Batch(images, labels, labels, side)
-    blended, targets = setup.mixup(images, labels)
+    blended, targets = state.mixup(images, labels)
     return Batch(blended, targets, labels, side)
 
 
-def in_one_pass(setup: Setup, whole: Batch, parts: Sequence[Part]) -> dict[str, Tensor]:
-    """For a loss that is a mean over images: each part's, by its share of the batch."""
+def in_one_pass(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
+    """For a loss that is a mean over images: each micro-batch's, by its share of the batch."""
     losses: dict[str, Tensor] = {}
-    for part in parts:
-        labels = whole.labels[part.rows]
+    for micro in micro_batches:
+        labels = whole.labels[micro.rows]
         share = len(labels) / len(whole.labels)
-        with gradients_averaged(setup.network, now=part is parts[-1]):
-            with setup.device.autocast():
-                output = setup.model.classify(each(gather, features_of(setup, whole, part)))
-                loss = setup.objective(output, whole.targets[part.rows], labels)
-            setup.scaler.scale(loss.total * share).backward()
+        with gradients_averaged(state.network, now=micro is micro_batches[-1]):
+            with state.device.autocast():
+                output = state.model.classify(map_branches(all_gather, features_of(state, whole, micro)))
+                loss = state.objective(output, whole.targets[micro.rows], labels)
+            state.scaler.scale(loss.total * share).backward()
         for name, value in named(loss).items():
             losses[name] = losses.get(name, 0.0) + value * share
     return losses
 
 
-def in_two_passes(setup: Setup, whole: Batch, parts: Sequence[Part]) -> dict[str, Tensor]:
+def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
     """For a loss that looks at the batch as a whole: features first, gradients after."""
-    states, pieces = [], []
-    for part in parts:
-        states.append(torch_state())
-        with torch.no_grad(), setup.device.autocast():
-            features = features_of(setup, whole, part)
-        pieces.append(each(lambda branch: branch.clone().requires_grad_(), features))
-    rows = torch.cat([part.rows for part in parts])  # type: ignore[misc]  # slices only where there is one part
-    with setup.device.autocast():
-        output = setup.model.classify(each(lambda *branch: torch.cat([gather(rows) for rows in branch]), *pieces))
-        loss = setup.objective(output, whole.targets[rows], whole.labels[rows])
-    setup.scaler.scale(loss.total).backward()
-    for part, state, piece in zip(parts, states, pieces, strict=True):
-        restore_torch_state(state)
-        with gradients_averaged(setup.network, now=part is parts[-1]):
-            with setup.device.autocast():
-                again = [branch for branch in features_of(setup, whole, part) if branch is not None]
+    random_states, pieces = [], []
+    for micro in micro_batches:
+        random_states.append(torch_state())
+        with torch.no_grad(), state.device.autocast():
+            features = features_of(state, whole, micro)
+        pieces.append(map_branches(lambda branch: branch.clone().requires_grad_(), features))
+    rows = torch.cat([micro.rows for micro in micro_batches])  # type: ignore[misc]  # no slices: several micro-batches
+    with state.device.autocast():
+        features = map_branches(lambda *branch: torch.cat([all_gather(rows) for rows in branch]), *pieces)
+        output = state.model.classify(features)
+        loss = state.objective(output, whole.targets[rows], whole.labels[rows])
+    state.scaler.scale(loss.total).backward()
+    for micro, random_state, piece in zip(micro_batches, random_states, pieces, strict=True):
+        restore_torch_state(random_state)
+        with gradients_averaged(state.network, now=micro is micro_batches[-1]):
+            with state.device.autocast():
+                again = [branch for branch in features_of(state, whole, micro) if branch is not None]
             torch.autograd.backward(again, [leaf.grad for leaf in piece if leaf is not None])
     return named(loss)
 
 
-def features_of(setup: Setup, whole: Batch, part: Part) -> Branches:
-    """The branches' features of a part's own images."""
-    side = None if whole.side is None else whole.side[part.images]
-    features, _ = setup.features(whole.images[part.images], part.partners, side)
-    return each(lambda branch: branch[: part.size], features)
+def features_of(state: TrainState, whole: Batch, micro: MicroBatch) -> Branches:
+    """The branches' features of a micro-batch's own images."""
+    side = None if whole.side is None else whole.side[micro.images]
+    features, _ = state.features(whole.images[micro.images], micro.partners, side)
+    return map_branches(lambda branch: branch[: micro.size], features)
 
 
-def each(function: Callable[..., Tensor], *many: Branches) -> Branches:
+def map_branches(function: Callable[..., Tensor], *many: Branches) -> Branches:
     """`function` of every branch that is there, over the same branch of all `many`."""
     return Branches(*(None if branch[0] is None else function(*branch) for branch in zip(*many, strict=True)))  # type: ignore[arg-type]
 
@@ -171,14 +174,14 @@ def named(loss: Losses) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {"loss": loss.total, **loss.branches}.items()}
 
 
-def apply_gradients(setup: Setup) -> None:
+def apply_gradients(state: TrainState) -> None:
     """Clips, steps the optimizer, the schedule and the moving average."""
-    optimizer, schedule = setup.optimization
-    if setup.train.clip_grad is not None:
-        setup.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(setup.model.parameters(), setup.train.clip_grad)
-    setup.scaler.step(optimizer)
-    setup.scaler.update()
+    optimizer, schedule = state.optimization
+    if state.train.clip_grad is not None:
+        state.scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.train.clip_grad)
+    state.scaler.step(optimizer)
+    state.scaler.update()
     schedule.step()
-    if setup.ema is not None:
-        setup.ema.update(setup.model, schedule.last_epoch)  # without the step timm leaves its warm-up out
+    if state.ema is not None:
+        state.ema.update(state.model, schedule.last_epoch)  # without the step timm leaves its warm-up out

@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from dcal.dataset.images import worker_deaths
-from dcal.distributed.collectives import assembled, most, size
+from dcal.distributed.collectives import all_gather_batches, all_reduce_max, world_size
 from dcal.run.directory import Run
 from dcal.task.evaluation import Evaluation
 from dcal.training.checkpoint import save_weights
 from dcal.training.meter import Meter
-from dcal.training.resume import Position, resume, save
-from dcal.training.state import Setup
+from dcal.training.resume import Progress, resume, save
+from dcal.training.state import TrainState
 from dcal.training.step import update
 from dcal.utils.memory import out_of_memory_names
 from dcal.utils.signals import Interrupted, Stop, stop_requests
 
 
-def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
+def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
     """Trains to the last epoch, from the newest checkpoint if there is one; returns the last evaluation.
 
     Raises:
@@ -31,71 +31,73 @@ def fit(setup: Setup, run: Run, tracker: Any) -> Evaluation:
         OutOfMemory: the message names the keys to change.
         WriteError: the run directory cannot be written; the last checkpoint is kept.
     """
-    cfg, at, meter = setup.train, Position(), Meter(setup.train, len(setup.loader), setup.data.records("train"))
-    resume(setup, run, at, meter)
+    cfg, at, meter = state.train, Progress(), Meter(state.train, len(state.loader), state.data.records("train"))
+    resume(state, run, at, meter)
     evaluation: Evaluation | None = None
     with stop_requests() as stop, worker_deaths():
         while at.epoch < cfg.epochs:
-            setup.loader.batch_sampler.seek(at.epoch, at.batch)  # type: ignore[union-attr]
-            for batch in meter.watch(assembled(setup.loader, setup.device.torch), at.epoch, at.batch):
-                losses = update(setup, batch, (at.epoch + at.batch / len(setup.loader)) / cfg.epochs)
+            state.loader.batch_sampler.seek(at.epoch, at.batch)  # type: ignore[union-attr]
+            for batch in meter.watch(all_gather_batches(state.loader, state.device.torch), at.epoch, at.batch):
+                losses = update(state, batch, (at.epoch + at.batch / len(state.loader)) / cfg.epochs)
                 at.batch, at.step = at.batch + 1, at.step + 1
                 meter.add(losses, batch, at.step)
-                signal, due = most(stop.number, meter.checkpoint_due())
+                signal, due = all_reduce_max(stop.number, meter.checkpoint_due())
                 if signal or due:
-                    save(setup, run, at, meter)
+                    save(state, run, at, meter)
                 if signal:
                     raise Interrupted(signal)
             evaluation = None
             if (at.epoch + 1) % cfg.eval_every == 0 or at.epoch + 1 == cfg.epochs:
-                evaluation = evaluate_or_stop(setup, run, at, meter, stop)
+                evaluation = evaluate_or_stop(state, run, at, meter, stop)
             at.epoch, at.batch = at.epoch + 1, 0
-            values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(setup)}
+            values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(state)}
             if evaluation is not None:
                 values |= {f"val/{key}": value for key, value in evaluation.metrics.items()}
-                keep_best(setup, run, at, evaluation)
+                keep_best(state, run, at, evaluation)
             run.log(values)
             tracker.log(values, step=at.step)
-            meter.report(values, setup.task.headline)
-            save(setup, run, at, meter)
-        save_weights(run.directory / "last.safetensors", setup.evaluated.state_dict())
+            meter.report(values, state.task.headline)
+            save(state, run, at, meter)
+        save_weights(run.directory / "last.safetensors", state.assemble_eval_model().state_dict())
         # None: killed between the last checkpoint and the result
-        return evaluation or evaluate_or_stop(setup, run, at, meter, stop)
+        return evaluation or evaluate_or_stop(state, run, at, meter, stop)
 
 
-def evaluate_or_stop(setup: Setup, run: Run, at: Position, meter: Meter, stop: Stop) -> Evaluation:
+def evaluate_or_stop(state: TrainState, run: Run, at: Progress, meter: Meter, stop: Stop) -> Evaluation:
     """The evaluation of the validation split; a request to stop breaks it off, since it changes nothing.
 
     Raises:
         Interrupted: after a checkpoint of the moment before the evaluation.
     """
-    if size() > 1:  # broken off, the processes would not be at one place, and could not save together
-        save(setup, run, at, meter)
+    if world_size() > 1:  # broken off, the processes would not be at one place, and could not save together
+        save(state, run, at, meter)
     try:
         with stop.at_once():
-            return evaluate(setup, setup.validation)
+            return evaluate(state, state.validation)
     except Interrupted:
-        if size() == 1:
-            save(setup, run, at, meter)
+        if world_size() == 1:
+            save(state, run, at, meter)
         raise
 
 
-def evaluate(setup: Setup, split: str) -> Evaluation:
+def evaluate(state: TrainState, split: str) -> Evaluation:
     """The task's evaluation of the evaluated model on a split; not compiled, for its batches come in two sizes."""
-    cfg = setup.train
+    cfg = state.train
     with out_of_memory_names("a smaller train.eval_batch_size"):
-        return setup.task.evaluate(setup.evaluated, setup.data, split, cfg.eval_batch_size, cfg.workers, setup.device)
+        model = state.assemble_eval_model()
+        return state.task.evaluate(model, state.data, split, cfg.eval_batch_size, cfg.workers, state.device)
 
 
-def weights_and_rates(setup: Setup) -> dict[str, float]:
+def weights_and_rates(state: TrainState) -> dict[str, float]:
     """What the optimizer stands at, for the log: learning rate, and the weight of each branch's loss."""
-    weights = {f"train/weight_{branch}": weight for branch, weight in setup.objective.combine.weights().items()}
-    return {"train/lr": setup.optimization.optimizer.param_groups[0]["lr"], **weights}
+    weights = {f"train/weight_{branch}": weight for branch, weight in state.objective.combine.weights().items()}
+    return {"train/lr": state.optimization.optimizer.param_groups[0]["lr"], **weights}
 
 
-def keep_best(setup: Setup, run: Run, at: Position, evaluation: Evaluation) -> None:
+def keep_best(state: TrainState, run: Run, at: Progress, evaluation: Evaluation) -> None:
     """Keeps the best weights by the validation split. Without one there is none to keep: never by the test split."""
-    headline = evaluation.metrics[setup.task.headline]
-    if setup.validation == "val" and headline > at.best:
+    headline = evaluation.metrics[state.task.headline]
+    if state.validation == "val" and headline > at.best:
         at.best = headline
-        save_weights(run.directory / "best.safetensors", setup.evaluated.state_dict(), {"epoch": str(at.epoch)})
+        weights = state.assemble_eval_model().state_dict()
+        save_weights(run.directory / "best.safetensors", weights, {"epoch": str(at.epoch)})

@@ -17,7 +17,7 @@ from dcal.attention.timm_blocks import Attend
 from dcal.attention.trace import Trace, attention_rows, attention_with_trace, full_precision
 from dcal.model import DCAL
 from dcal.utils.device import Device
-from dcal.visualize.examples import look
+from dcal.visualize.examples import rollout_and_selection
 
 
 class Maps(NamedTuple):
@@ -55,7 +55,7 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
         images: uint8 (B, 3, H, W) of the model's size.
     """
     if model.glca is None:
-        return Maps(look(model, images, device)[0], None, None)
+        return Maps(rollout_and_selection(model, images, device)[0], None, None)
     prefix, readout, seen = model.prefix, model.glca.readout, []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -66,7 +66,7 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
         return out
 
     with watched(model.glca, attend=attend):
-        rollout, selected = look(model, images, device)
+        rollout, selected = rollout_and_selection(model, images, device)
     return Maps(rollout, seen[-1][:, prefix:].cpu().view_as(rollout), selected)
 
 

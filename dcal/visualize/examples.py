@@ -26,7 +26,7 @@ LOOK_BATCH = 16
 
 
 @torch.no_grad()
-def look(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+def rollout_and_selection(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
     """Where the model looks: the class token's rollout over the patches, and the patches GLCA selects.
 
     With GLCA the rollout is over the blocks before the branch: what its selection ranks by.
@@ -66,7 +66,7 @@ def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], dev
     while batch := list(islice(left, LOOK_BATCH)):
         images = torch.stack([data.image(*key) for key in batch])
         jpegs += [gallery.encode(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
-        looks.append(look(model, images, device))
+        looks.append(rollout_and_selection(model, images, device))
     attention, selected = (torch.cat(maps).numpy() for maps in zip(*looks, strict=True))
     parts, index = zip(*keys, strict=True)
     gallery.save(gallery.Gallery(list(parts), list(index), jpegs, attention, selected), path)

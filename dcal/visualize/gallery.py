@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcal.run.directory import whole_file
+from dcal.run.directory import atomic_write
 
 FILE = "gallery.npz"
 LONGEST_SIDE = 256
@@ -55,7 +55,7 @@ def encode(pixels_HWC: NDArray[np.uint8]) -> bytes:
 
 def save(gallery: Gallery, path: Path) -> None:
     """Writes the file whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             part=np.array(gallery.part),

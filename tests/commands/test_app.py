@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dcal.commands.app import at_home, quoted
+from dcal.commands.app import expand_home, quoted
 
 TEXTS = [r"_c(\d+)", r"^(-?\d+)_", "a/seed=0/b", "photo (1).jpg", "a[0-9].jpg", "it's/a b=c", "a/'\\'", "~/x"]
 
@@ -19,7 +19,7 @@ def test_text_needs_no_quotes(text: str) -> None:
 
 def test_the_home_directory_is_meant_behind_a_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/some body")
-    assert [at_home(word) for word in ("a=~/x", "a=~", "a=b~/x", "~a", "-m")] == [
+    assert [expand_home(word) for word in ("a=~/x", "a=~", "a=b~/x", "~a", "-m")] == [
         "a=/home/some body/x",
         "a=/home/some body",
         "a=b~/x",

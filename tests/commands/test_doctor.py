@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run_command
+from run_command import run_command
 from safetensors.torch import save_file
 
 from dcal.commands import doctor

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import refused, run_command
 from omegaconf import OmegaConf
+from run_command import refused, run_command
 
 from dcal.commands.evaluate import main, report
 

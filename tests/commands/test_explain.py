@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refused, run_command
 from PIL import Image
+from run_command import refused, run_command
 from torch import Tensor
 
 from dcal.commands.explain import main

@@ -10,8 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from commands import refused, run_command
 from PIL import Image
+from run_command import refused, run_command
 from torch import Tensor
 
 import dcal

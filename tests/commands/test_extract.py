@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import refused, run_command
 from omegaconf import OmegaConf
 from PIL import Image
+from run_command import refused, run_command
 
 from dcal.commands import extract, query
 from dcal.dataset.record import Record
 from dcal.inference.index import read_index
 from dcal.inference.restore import open_images
 from dcal.metric.retrieval import evaluate_retrieval
-from dcal.run.directory import hold
+from dcal.run.directory import acquire_lock
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:
@@ -115,7 +115,7 @@ def test_what_belongs_to_other_settings_is_not_touched(
         run_command(extract.main, *words)
     said = refused(extract.main, *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
     assert "index.npz.parts: begun with other settings (images 1, now 2" in said
-    with hold(tmp_path / "index.npz.parts"):  # parts of two processes would leave gaps
+    with acquire_lock(tmp_path / "index.npz.parts"):  # parts of two processes would leave gaps
         assert "is being worked on by process" in refused(extract.main, *words, capfd=capfd)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import refused, run_command
 from PIL import Image
+from run_command import refused, run_command
 
 from dcal.commands.predict import main, opened
 

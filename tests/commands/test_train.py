@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import killed, one_thread, refused, run_command
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from run_command import killed, one_thread, refused, run_command
 
 from dcal.commands.train import main
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from commands import run_command
 from ranks import CASES
+from run_command import run_command
 
 from dcal.commands.train import main
 from dcal.distributed.launcher import ProcessFailed, launch, to_be_started

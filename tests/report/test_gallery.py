@@ -18,7 +18,7 @@ from dcal.metric.classes import class_accuracies, confusion_matrix, examples_of,
 from dcal.metric.classification import classification_metrics
 from dcal.metric.ranking import MARKS, judge
 from dcal.utils.device import Device
-from dcal.visualize.examples import log_cameras, log_classes, look
+from dcal.visualize.examples import log_cameras, log_classes, rollout_and_selection
 from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode, load, save
 
 CLASSES = 5
@@ -91,7 +91,7 @@ def test_the_attention_that_is_kept_is_what_glca_selects_by() -> None:
     model = tiny_model(dtype=torch.float32)
     size = image_size("deit_tiny_patch16_224")
     images = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    attention, selected = look(model, images, Device("cpu", "fp32", (0.5,) * 3, (0.5,) * 3))
+    attention, selected = rollout_and_selection(model, images, Device("cpu", "fp32", (0.5,) * 3, (0.5,) * 3))
     count = num_selected(RATIO, attention[0].numel())
     ranked = attention.flatten(1).argsort(1, descending=True)[:, :count]
     assert torch.equal(ranked.sort(1).values, selected.flatten(1).nonzero()[:, 1].view(3, -1))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import killed, one_thread, run_command
 from omegaconf import OmegaConf
+from run_command import killed, one_thread, run_command
 from test_config import composed
 
 from dcal.commands.train import main, train

@@ -17,7 +17,7 @@ from dcal.attention.pwca import STREAMS
 from dcal.optimizer import Optimization
 from dcal.task.objective import Objective
 from dcal.training.accumulation import split_batch
-from dcal.training.state import Setup
+from dcal.training.state import TrainState
 from dcal.training.step import differentiate, features_of, prepare, update
 from dcal.utils.device import Device
 from dcal.utils.memory import OutOfMemory
@@ -48,7 +48,7 @@ def make_setup(
     auto: bool = False,
     mixup: Any = None,
     checkpointing: bool = False,
-) -> Setup:
+) -> TrainState:
     """Everything a step needs, in float64, on seven images."""
     torch.manual_seed(0)
     model = tiny_model(
@@ -60,7 +60,7 @@ def make_setup(
     for number, weight in enumerate(objective.parameters()):
         torch.nn.init.constant_(weight, 0.3 * number - 0.2)
     optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1)
-    return Setup(
+    return TrainState(
         task=SimpleNamespace(bnneck=bnneck),
         data=None,
         loader=None,
@@ -72,12 +72,12 @@ def make_setup(
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         features=model.features,
         network=model,
-        parts=1,
+        accumulate=1,
         mixup=mixup,
     )  # type: ignore[arg-type]
 
 
-def gradients(setup: Setup) -> dict[str, Tensor]:
+def gradients(setup: TrainState) -> dict[str, Tensor]:
     """Of every parameter, with the buffers that a step changes."""
     tables = {"model": setup.model, "objective": setup.objective}
     found = {
@@ -93,7 +93,7 @@ def step(parts: int, seed: int = 3, **options: Any) -> tuple[dict[str, Tensor], 
     """Losses and gradients of one batch in so many parts."""
     setup = make_setup(**options)
     setup.model.train()
-    setup.parts = parts
+    setup.accumulate = parts
     torch.manual_seed(seed)
     losses = differentiate(setup, BATCH, 0.0)
     return losses, gradients(setup)
@@ -214,7 +214,7 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(loss: str) 
     setup.features = small
     restore_rng_state(start)
     update(setup, BATCH, 0.0)
-    assert setup.parts == 4 and torch.equal(after, torch.rand(1))
+    assert setup.accumulate == 4 and torch.equal(after, torch.rand(1))
     assert_equal(gradients(setup), gradients(expected), 0.0)
 
 

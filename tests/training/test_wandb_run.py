@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import wandb
 import yaml
-from commands import refused, run_command
+from run_command import refused, run_command
 from wandb_server import KEY, Sent, Server, serving
 
 from dcal.commands.train import main

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import run_command
+from run_command import run_command
 
 from dcal.commands.train import main
 from dcal.utils.rng import restore_rng_state, rng_state, seed_everything

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import refused, run_command
 from PIL import Image
+from run_command import refused, run_command
 
 from dcal.commands.evaluate import main as evaluate
 from dcal.commands.train import main as train

@@ -3,8 +3,8 @@
 Micro-batches follow one another in a process (`train.accumulate`), and each process of a run has its own.
 
 PWCA's pairs are drawn over the whole batch. So a micro-batch needs, besides its own images, those of their partners
-that are not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are
-taken along the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a
+that are not among them: its *guests*, of which only the backbone's stream is computed, without a loss. Images are taken
+along the chains of partners (an image, its partner, the partner's partner, ...); when the pairs are a permutation, a
 micro-batch then meets two guests at most.
 
 Under the stream `symmetric` an image attends to its partner's distracted stream, which attends to the next one's, and

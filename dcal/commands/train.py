@@ -76,13 +76,13 @@ def check_gpus(config: DictConfig) -> None:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    from dcal.backbone import CheckpointError
     from dcal.dataset.record import DataError
     from dcal.training.meter import BadLoss
+    from dcal.utils.errors import UserError
     from dcal.utils.memory import OutOfMemory
     from dcal.utils.signals import Interrupted
 
-    own = (DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
+    own = (DataError, UserError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
     return (ValueError, OSError, *own)
 
 

@@ -34,8 +34,8 @@ dcal-train backbone.name=local-dir:~/models/my_vit backbone.pretrained=true
 - Position embeddings are resampled to the grid of `dataset.image_size`, from any grid.
 - Of a trained model and its moving average (`teacher`, `ema`), the average is taken.
 - Nothing in a file runs: neither pickled objects nor TorchScript. `argparse.Namespace` is the one object allowed.
-- `hf-hub:organisation/name` and `local-dir:FOLDER` are models that timm has saved: `config.json` names the architecture,
-  and `backbone.pretrained=true` takes the weights. Without internet the hub's local cache is used.
+- `hf-hub:organisation/name` and `local-dir:FOLDER` are models that timm has saved: `config.json` names the
+  architecture, and `backbone.pretrained=true` takes the weights. Without internet the hub's local cache is used.
 
 | file | used for | `backbone.checkpoint` |
 |---|---|---|
@@ -48,7 +48,7 @@ def row(file: WeightFile, folder: Path) -> str:
     path = write(file, vit.state_dict(), folder)
     try:
         loaded = load_weights(vit, path)
-        outcome = "; ".join(["loads", *loaded.notes])
+        outcome = "; ".join(["loads", *loaded.notes, *loaded.warnings])
     except CheckpointError as error:
         outcome = str(error).replace(f"backbone.checkpoint={path}:", "refused:")
     return f"| {file.title} | {file.use} | {outcome.replace('*', chr(92) + '*')} |"

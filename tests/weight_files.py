@@ -39,6 +39,8 @@ class WeightFile(NamedTuple):
     """What the sentence must say that refuses it; empty where it loads."""
     said: str = ""
     """What the line that is logged must say."""
+    warned: str = ""
+    """What a warning must say; empty where there is none."""
     plain: bool = True
     """Whether it holds a plain ViT, as DeiT-Tiny is, so that its real weights can be written in this layout."""
 
@@ -375,7 +377,7 @@ FILES = (
         said="left out: head, side",
     ),
     WeightFile("DINO, `teacher` and `student`, pickled arguments", "FGVC, own pre-training", dino, said="teacher"),
-    WeightFile("iBOT, PersonViT, PASS: `masked_embed`", "Re-ID", ibot, said="left out: masked_embed"),
+    WeightFile("iBOT, PersonViT, PASS: `masked_embed`", "Re-ID", ibot, said="left out: masked_embed, head"),
     WeightFile("DINOv2 of Meta", "FGVC, animals", dinov2, DINOV2),
     WeightFile("DINOv2 with registers of Meta", "FGVC", dinov2_registers, DINOV2_REG, plain=False),
     WeightFile("DINOv2's training code, chunked blocks", "own pre-training", chunked, DINOV2, said="teacher"),
@@ -406,14 +408,16 @@ FILES = (
     ),
     WeightFile("OpenAI CLIP, state dict", "CLIP-ReID's start", openai, CLIP, plain=False),
     WeightFile("OpenAI CLIP, TorchScript `.pt`", "CLIP-ReID's start", openai, CLIP, ".pt", plain=False),
-    WeightFile("CLIP-ReID, `image_encoder.*`", "Re-ID", clip_reid, CLIP, said="cv_embed", plain=False),
+    WeightFile(
+        "CLIP-ReID, `image_encoder.*`", "Re-ID", clip_reid, CLIP, said="cv_embed", warned="cv_embed embeds", plain=False
+    ),
     WeightFile("Google's ViT and AugReg, `.npz`", "DCAL's ViT-B, TransFG", jax, suffix=".npz"),
     WeightFile("TransReID, `base.*`", "Re-ID", transreid, said="left out: fc, classifier"),
     WeightFile(
         "TransReID with SIE",
         "Re-ID",
         lambda s: transreid(s, sie=True),
-        said="sie_embed embeds the cameras of the file's data set",
+        warned="sie_embed embeds the cameras of the file's data set",
     ),
     WeightFile(
         "TransReID-SSL with ICS stem",

@@ -7,7 +7,6 @@ where the backbone is in the file is for `dcal.weights.layouts` to find, by the 
 from __future__ import annotations
 
 import argparse
-import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,7 +77,7 @@ def _read(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # of a dozen types, the message of which says only that it failed
         unsafe = _unsafe_objects(path)
         if not unsafe:
             raise

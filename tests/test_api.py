@@ -21,8 +21,8 @@ PAGE = ROOT / "docs" / "api.md"
 SECTIONS = {
     "Model": "model: create_dcal_model DCAL | output: Output Branches",
     "Trained models": "inference.pretrained: load TrainedDCAL",
-    "Backbone": "backbone: create_backbone normalisation Normalisation CheckpointError | attention.support: "
-    "check_supported UnsupportedBackbone",
+    "Backbone": "backbone: create_backbone normalisation Normalisation | weights.load: load_weights Loaded | "
+    "weights.files: CheckpointError | attention.support: check_supported UnsupportedBackbone",
     "Attention": "attention.rollout: AttentionRollout | attention.glca: GlobalLocalCrossAttention | "
     "attention.pwca: PairWiseCrossAttention",
     "Pairs": "attention.pairing: Pairing Partners DrawPartners derangement",

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dcal.commands.app import group_options, suggest
 from dcal.config import Config, check_targets, register
-from dcal.run.directory import config_id
+from dcal.run.identity import config_id
 from dcal.utils.paths import config_dir, experiments_dir
 
 GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")

@@ -24,7 +24,7 @@ from pages import documented
 
 from dcal.commands.app import group_options, suggest
 from dcal.config import register
-from dcal.run.directory import config_id
+from dcal.run.identity import config_id
 from dcal.utils.paths import config_dir, experiments_dir
 
 RECIPES = group_options("experiment")

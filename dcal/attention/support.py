@@ -12,6 +12,8 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from dcal.utils.errors import UserError
+
 REASONS = {
     "Beit": "its attention adds a position bias as wide as its own keys, so a partner's keys cannot be appended",
     "Cait": "its talking-heads attention mixes heads around the softmax and never calls fused attention",
@@ -24,7 +26,7 @@ REASONS = {
 }
 
 
-class UnsupportedBackbone(ValueError):
+class UnsupportedBackbone(UserError):
     """The branches cannot be attached to this model; the message says why."""
 
 

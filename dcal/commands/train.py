@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.commands.app import hydra_command, report_errors
 from dcal.distributed.env import rank_zero_only, world_size
 from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
-from dcal.run.directory import Run, RunLocked
+from dcal.run.directory import Run
+from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 
@@ -76,13 +77,13 @@ def check_gpus(config: DictConfig) -> None:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    from dcal.backbone import CheckpointError
     from dcal.dataset.record import DataError
     from dcal.training.meter import BadLoss
+    from dcal.utils.errors import UserError
     from dcal.utils.memory import OutOfMemory
     from dcal.utils.signals import Interrupted
 
-    own = (DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
+    own = (DataError, UserError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
     return (ValueError, OSError, *own)
 
 

@@ -90,6 +90,8 @@ def test_agrees_with_the_literal_definition(member: str, stream: str) -> None:
 VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "two blocks of GLCA": {"glca": {"blocks": 2}},
     "PWCA in the last block only": {"pwca": {"blocks": 1}},
+    "PWCA in one block in the middle": {"pwca": {"blocks": [2]}},
+    "PWCA in blocks with a gap, both branches deep": {"pwca": {"blocks": [1, 3]}, "glca": {"blocks": 2}},
     "PWCA in the last two, both branches deep": {"pwca": {"blocks": 2}, "glca": {"blocks": 2}},
     "last block's attention": {"glca": {"selection": "last"}},
     "mean readout": {"glca": {"readout": "mean"}},
@@ -120,8 +122,8 @@ def test_head_fusions_agree_with_the_literal_definition(fusion: str) -> None:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("blocks", [3, 1])
-def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [3, 1, [1, 2]])
+def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: Any) -> None:
     model = tiny_model(pwca={"stream": stream, "pairing": "gaussian", "blocks": blocks}).train()
     images = images_for(DEIT)
     partners = model.draw_partners(images)
@@ -465,7 +467,7 @@ def test_create_dcal_model_takes_its_options_as_keywords() -> None:
     model = create_dcal_model(
         "test_vit", 7, (64, 32), 0.3, "dcal", glca_blocks=2, pwca_blocks=1, stream="figure", selection="last"
     )
-    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, 1, "figure")
+    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, (11,), "figure")
     assert model.glca.selection == "last" and model.eval()(torch.randn(1, 3, 64, 32)).sa.shape == (1, 7)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="none").branches == ("sa",)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="glca").branches == ("sa", "glca")

@@ -118,9 +118,7 @@ class UncertaintyLoss(nn.Module):
         ValueError: for no branch, or a branch named twice.
     """
 
-    def __init__(
-        self, branches: Sequence[str], weighting: str = "uncertainty", optional: Collection[str] = ()
-    ) -> None:
+    def __init__(self, branches: Sequence[str], weighting: str = "uncertainty", optional: Collection[str] = ()) -> None:
         super().__init__()
         choose("task.loss_weighting", weighting, WEIGHTINGS)
         if not branches or len(set(branches)) != len(branches):

@@ -46,7 +46,7 @@ class DCAL(nn.Module):
 
     Raises:
         UnsupportedBackbone: the branches cannot be attached to `vit`.
-        ValueError: an option out of its range; the message names its key.
+        UserError, ValueError: an option out of its range; the message names its key.
     """
 
     def __init__(

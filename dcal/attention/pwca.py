@@ -59,12 +59,12 @@ def pwca_block_indices(blocks: int | Sequence[int] | None, depth: int) -> tuple[
         return tuple(range(depth - blocks, depth))
     if isinstance(blocks, Sequence) and not isinstance(blocks, str):
         numbers = list(blocks)
-        if numbers and all(type(number) is int and 1 <= number <= depth for number in numbers):
-            if len(set(numbers)) == len(numbers):
-                return tuple(sorted(number - 1 for number in numbers))
+        known = all(type(number) is int and 1 <= number <= depth for number in numbers)
+        if numbers and known and len(set(numbers)) == len(numbers):
+            return tuple(sorted(number - 1 for number in numbers))
         raise UserError(
-            f"{key}={numbers}: a list names one or more blocks of the backbone, each once, from 1 to {depth}; 0 instead "
-            "of a list switches PWCA off"
+            f"{key}={numbers}: a list names one or more blocks of the backbone, each once, from 1 to {depth}; 0 "
+            "instead of a list switches PWCA off"
         )
     raise UserError(f"{key}={blocks!r}: a number of blocks (the last ones), null for all, or a list such as [6,7,8,9]")
 

@@ -92,7 +92,9 @@ class Meter:
             raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
 
     def close_epoch(self) -> dict[str, float]:
-        """Means over the epoch's steps, of those that had the value, as `train/loss`, `train/loss_<branch>`, `train/pairs_<kind>`, and the speed.
+        """Means as `train/loss`, `train/loss_<branch>` and `train/pairs_<kind>`, and the speed of the epoch.
+
+        A mean is that over the steps that had the value: not every step has every branch.
 
         Starts the next epoch.
         """

@@ -84,7 +84,9 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         ValueError: the model has no PWCA.
     """
     if not model.pwca_blocks:
-        raise ValueError("pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it")
+        raise ValueError(
+            "pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it"
+        )
     model.eval()
     prefix, shares, places = model.prefix, [], []
 

@@ -89,7 +89,9 @@ def test_probability_1_is_the_draw_of_the_pairing_alone() -> None:
     torch.manual_seed(7)
     drawn = model.draw_partners(images_for(DEIT), LABELS)
     torch.manual_seed(7)
-    assert drawn is not None and torch.equal(drawn.index_B, model.pairing(LABELS, 0.0, lambda: images_for(DEIT)).index_B)
+    assert drawn is not None and torch.equal(
+        drawn.index_B, model.pairing(LABELS, 0.0, lambda: images_for(DEIT)).index_B
+    )
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "equal", "fixed"])

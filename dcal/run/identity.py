@@ -22,7 +22,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.config import Config
-from dcal.dataset.record import Catalog, CatalogDigest, catalog_digest
+from dcal.dataset.record import Catalog
+from dcal.run.data_digest import DataDigest, data_digest
 from dcal.run.digest import file_digest
 from dcal.utils.errors import UserError
 
@@ -58,7 +59,9 @@ IDLE: Mapping[str, Callable[[Flat], bool]] = {
     "attention.pwca.pairing_ratio": lambda flat: (
         "mixed" not in (flat.get("attention.pwca.pairing"), *(flat.get("attention.pwca.curriculum") or ()))
     ),
-    "task.loss_weighting": lambda flat: flat["attention"] == "none",
+    "task.loss_weighting": lambda flat: (
+        flat["attention"] == "none" and flat.get("task.loss_weighting") != "uncertainty_always"
+    ),
     "task.triplet.margin": lambda flat: flat.get("task.triplet.weight") == 0,
 }
 """Beginning of a key → whether it decides nothing beside the other values of a configuration."""
@@ -71,7 +74,7 @@ class Identity(NamedTuple):
     """In dotted keys: what differs from the schema's defaults, without idle keys."""
     weights: str | None
     """SHA-256 of the content of `backbone.checkpoint`, or of a folder in `backbone.name`; None without either."""
-    data: CatalogDigest | None
+    data: DataDigest | None
     """None where the options of the reader say it all (drawn sets), or where the data cannot be read."""
     readable: bool = True
     """False if the data cannot be read: the run cannot be told from one on other data."""
@@ -206,7 +209,7 @@ def weights_digest(config: DictConfig) -> str | None:
     return None
 
 
-def read_digest(config: DictConfig) -> tuple[CatalogDigest | None, bool]:
+def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
     """The digest of the data set, and whether it could be read.
 
     What is wrong with the data is not said here: the run meets it again when it opens them, and has a place to note it.
@@ -217,7 +220,7 @@ def read_digest(config: DictConfig) -> tuple[CatalogDigest | None, bool]:
     try:
         with quiet("dcal.dataset"):
             catalog = instantiate(reader, _convert_="all")
-        return (catalog_digest(catalog), True) if isinstance(catalog, Catalog) else (None, False)
+        return (data_digest(catalog), True) if isinstance(catalog, Catalog) else (None, False)
     except Exception:  # a reader may be the user's own, and raise anything
         return None, False
 

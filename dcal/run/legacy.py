@@ -41,7 +41,7 @@ NOT_IDENTITY = {
         "activation_checkpointing",
     },
 }
-NEWER: Mapping[str, Any] = {}
+NEWER: Mapping[str, Any] = {"attention.pwca.probability": 1.0}
 """Dotted key that did not exist then → the value at which it changes nothing; with another a run has no older id."""
 
 

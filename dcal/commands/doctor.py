@@ -26,7 +26,8 @@ from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
-from dcal.run.directory import Run, git_state
+from dcal.run.directory import Run
+from dcal.run.provenance import git_state
 
 GIB = 1024**3
 

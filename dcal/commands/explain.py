@@ -151,7 +151,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     """Deletion and insertion over images of a split: `faithfulness.json` and `.png`, and a table."""
     from dcal.inference.images import chosen
     from dcal.metric.faithfulness import summary
-    from dcal.run.directory import write_atomically
+    from dcal.run.files import write_atomically
     from dcal.visualize.explain_figure import draw_faithfulness
 
     records = chosen(restored, None, config.split, config.dataset, config.faithfulness)

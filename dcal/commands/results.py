@@ -20,7 +20,7 @@ from dcal.report.plot import draw
 from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save
 from dcal.report.run_files import read_folder
 from dcal.report.table import Spec, Table, make_table, specs
-from dcal.run.directory import write_atomically
+from dcal.run.files import write_atomically
 from dcal.utils.paths import experiments_dir
 
 

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.commands.app import hydra_command, report_errors
 from dcal.distributed.env import rank_zero_only, world_size
 from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
-from dcal.run.directory import Run, RunLocked
+from dcal.run.directory import Run
+from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 

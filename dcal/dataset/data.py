@@ -27,7 +27,7 @@ class Data:
 
     Args:
         reader: the catalog; in the YAML a reader function with its options, which Hydra calls first.
-        root: folder of the data set; the reader has used it, here it is for messages only.
+        root: folder of the data set; the reader has used it, here it is for messages.
         image_size, resize, augment: see `dcal.dataset.transform`.
         val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
             are.
@@ -73,6 +73,9 @@ class Data:
             True: train_transform(image_size, resize, augment),
             False: eval_transform(image_size, resize),
         }
+        self.source = reader
+        """The catalog as it was read, before images are held out, left out or given another label."""
+        self.root = root
         _check_labels(reader)
         _check_files(reader, root)
         _check_official(reader, allow_mismatch)

@@ -22,7 +22,7 @@ from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import image_loader
 from dcal.dataset.record import Record
 from dcal.model import DCAL
-from dcal.run.directory import write_atomically
+from dcal.run.files import write_atomically
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device

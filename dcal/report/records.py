@@ -30,7 +30,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.run.directory import IDENTITY, NOT_IDENTITY, write_atomically
+from dcal.run.files import write_atomically
+from dcal.run.identity import IDENTITY, NOT_IDENTITY
 
 Record = dict[str, Any]
 Results = dict[str, Any]

@@ -20,7 +20,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dcal.run.directory import Run, write_atomically
+from dcal.run.directory import Run
+from dcal.run.files import write_atomically
 
 FAILED = "failed"
 

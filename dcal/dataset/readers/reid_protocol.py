@@ -158,6 +158,9 @@ def build_catalog(
     LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
     if official:
         fingerprint["mismatch"] = differences(counts, official)
+        images = {split: table.images for split, table in official.items() if table.images is not None}
+        if set(images) == set(splits):  # junk is no part of the published counts, and listed all the same
+            fingerprint["official_images"] = {**images, "gallery": images["gallery"] + junk}
     identities = sorted({s.identity for s in train})
     label = {identity: i for i, identity in enumerate(identities)}
     return Catalog(

@@ -217,12 +217,16 @@ class LiteralDCAL(nn.Module):
         """The distracted tokens of the batch after the last block, from nothing but the embedded images."""
         model = self.model
         stream, partner = model.pwca.stream, partners.index_B
-        parting = model.depth - model.pwca_blocks
+        parting = model.pwca_blocks[0]
         alone = stream == "symmetric" and not partners.noise  # attends to distracted streams only
         states = self.self_attention_stream(x, ropes, parting if alone else model.depth)[0]
         z = states[parting][partner] if stream == "figure" else states[parting][:batch]
         for index in range(parting, model.depth):
             block, rope, x = model.vit.blocks[index], ropes[index], states[min(index, len(states) - 1)]
+            if index not in model.pwca_blocks:
+                q, k, v = heads_of(block.attn, block.norm1(z), rope)
+                z = rest_of_block(block, z, attention_map(q, k) @ v)
+                continue
             if stream == "figure":
                 own, other = x[:batch], z
             elif stream == "clean":

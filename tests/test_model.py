@@ -21,6 +21,7 @@ from dcal.bench import measure
 from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL, create_dcal_model
 from dcal.output import Output
+from dcal.utils.errors import UserError
 
 DEIT = "deit_tiny_patch16_224"
 DINO = "vit_small_patch16_dinov3"
@@ -92,6 +93,8 @@ POOLED = ("test_vit3", "test_vit2")
 VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "two blocks of GLCA": {"glca": {"blocks": 2}},
     "PWCA in the last block only": {"pwca": {"blocks": 1}},
+    "PWCA in one block in the middle": {"pwca": {"blocks": [2]}},
+    "PWCA in blocks with a gap, both branches deep": {"pwca": {"blocks": [1, 3]}, "glca": {"blocks": 2}},
     "PWCA in the last two, both branches deep": {"pwca": {"blocks": 2}, "glca": {"blocks": 2}},
     "last block's attention": {"glca": {"selection": "last"}},
     "mean readout": {"glca": {"readout": "mean"}},
@@ -123,8 +126,8 @@ def test_head_fusions_agree_with_the_literal_definition(member: str, fusion: str
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("blocks", [3, 1])
-def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [3, 1, [1, 2]])
+def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: Any) -> None:
     model = tiny_model(pwca={"stream": stream, "pairing": "gaussian", "blocks": blocks}).train()
     images = images_for(DEIT)
     partners = model.draw_partners(images)
@@ -465,7 +468,7 @@ def test_partners_are_drawn_where_they_are_needed() -> None:
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UserError), match=message):
         tiny_model(**options)
 
 
@@ -473,7 +476,7 @@ def test_create_dcal_model_takes_its_options_as_keywords() -> None:
     model = create_dcal_model(
         "test_vit", 7, (64, 32), 0.3, "dcal", glca_blocks=2, pwca_blocks=1, stream="figure", selection="last"
     )
-    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, 1, "figure")
+    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, (model.depth - 1,), "figure")
     assert model.glca.selection == "last" and model.eval()(torch.randn(1, 3, 64, 32)).sa.shape == (1, 7)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="none").branches == ("sa",)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="glca").branches == ("sa", "glca")

@@ -35,13 +35,14 @@ class Distraction(NamedTuple):
     """The attention that an image pays to another under PWCA, mean over heads, on the CPU."""
 
     class_token: Tensor
-    """Share of the class token's attention that goes to the distractor, by block (L,); without one, as `patches`."""
+    """Share of the class token's attention that goes to the distractor, by block with PWCA (L,); without one, as
+    `patches`."""
     patches: Tensor
     """The same of the patches, mean over them; NaN in the model's last block, which computes no patch."""
     where: Tensor
     """The class token's attention over the distractor's patches, mean over blocks, (h, w)."""
-    first_block: int
-    """Number of the first block with PWCA, from 1."""
+    blocks: tuple[int, ...]
+    """Numbers of those L blocks, from 1."""
 
 
 @torch.no_grad()
@@ -86,7 +87,9 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         ValueError: the model has no PWCA.
     """
     if not model.pwca_blocks:
-        raise ValueError("pair: the run has no PWCA (attention.pwca.blocks=0), so nothing distracts it")
+        raise ValueError(
+            "pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it"
+        )
     model.eval()
     prefix, shares, places = model.prefix, [], []
 
@@ -107,7 +110,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
     class_token, patches = torch.stack(shares, dim=1).cpu()
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     where = torch.stack(places).mean(0).view(grid).cpu()
-    return Distraction(class_token, patches, where, model.depth - model.pwca_blocks + 1)
+    return Distraction(class_token, patches, where, tuple(index + 1 for index in model.pwca_blocks))
 
 
 def head_mean(trace: Trace) -> Tensor:

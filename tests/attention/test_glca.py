@@ -61,7 +61,7 @@ def test_readouts() -> None:
     }
     torch.testing.assert_close(features["cls_mean"], (features["cls"] + features["mean"]) / 2)
     defaults = DCAL(tiny_vit(DEIT), 5, glca={}, pwca={})
-    assert (defaults.glca_blocks, defaults.glca.readout, defaults.pwca_blocks) == (1, "cls_mean", 3)
+    assert (defaults.glca_blocks, defaults.glca.readout, defaults.pwca_blocks) == (1, "cls_mean", (0, 1, 2))
     assert DCAL(tiny_vit(DEIT), 5).branches == ("sa",)
 
 

@@ -138,7 +138,7 @@ def _overlaps(catalog: Catalog, copies: Copies) -> Iterator[str]:
         both = [record.path for record, one in zip(catalog.splits[split], pictures, strict=True) if one in trained]
         if both:
             yield (
-                f"{name}: {len(both)} of the {len(pictures)} images of split '{split}' are training images, too (the "
+                f"{name}: {len(both)} of the {len(pictures)} images of split '{split}' are also training images (the "
                 f"same file or the same bytes), first {both[0]}: scores will flatter"
             )
         twice = len(pictures) - len(set(pictures))

@@ -185,6 +185,8 @@ def label_of(record: Record, by: Sequence[str]) -> str:
 
 def is_idle(key: str, config: Mapping[str, Any]) -> bool:
     """Whether the key is an option of a branch that this `attention` has not, or weighs a single loss."""
+    if config.get(key) == "uncertainty_always":  # also weighs a loss that is alone
+        return False
     return any(key.startswith(option) and config["attention"] in off for option, off in IDLE.items())
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
+from dcal.attention.pooling import CLASS_TOKEN, pooling_of
 from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
@@ -66,7 +67,10 @@ class DCAL(nn.Module):
             raise ValueError(f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
         self.vit = vit
         self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
+        self.pooling = pooling_of(vit) or CLASS_TOKEN
         self.activation_checkpointing = False
+        if self._attn_pool is not None:
+            self._attn_pool.fused_attn = True  # type: ignore[assignment]
         for block in vit.blocks:  # type: ignore[union-attr]
             block.attn.fused_attn = True  # the branches see attention where it is called as one function
         self.head = Head(channels, num_classes, bnneck)
@@ -78,7 +82,8 @@ class DCAL(nn.Module):
         if self.glca_blocks:
             last = list(vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
             norm = final_norm(vit)
-            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **glca)
+            read: dict[str, Any] = {"pooling": self.pooling, "attention_pool": self._attn_pool}
+            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **read, **glca)
             self.glca_head = Head(channels, num_classes, bnneck)
 
         pwca = {"blocks": 0} if pwca is None else dict(pwca)
@@ -93,6 +98,11 @@ class DCAL(nn.Module):
         )
         if pwca:
             raise ValueError(f"attention.pwca has no option {', '.join(pwca)}")
+
+    @property
+    def _attn_pool(self) -> nn.Module | None:
+        """The backbone's attention pool, where it is read by one."""
+        return getattr(self.vit, "attn_pool", None)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -203,12 +213,13 @@ class DCAL(nn.Module):
             x = x + SIDE_INFORMATION_SCALE * self.side[side]
         tokens, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
 
-        norm = final_norm(self.vit)
-        sa = norm(tokens[:batch, 0])
-        pwca = None if partners is None else norm(tokens[-batch:, 0])
+        norm, fusion = final_norm(self.vit), "mean" if self.glca is None else self.glca.head_fusion
+        sa, weights = self.pooling.feature_with_weights(tokens[:batch], norm, self._attn_pool, fusion)
+        pwca = None if partners is None else self.pooling.feature(tokens[-batch:], norm, self._attn_pool)
         glca, selected = (None, None)
         if self.glca is not None:
-            glca, selected = self.glca(glca_inputs, traces, ropes[self.depth - self.glca_blocks :])
+            later = ropes[self.depth - self.glca_blocks :]
+            glca, selected = self.glca(glca_inputs, traces, later, weights_BN=weights)
         return Branches(sa, glca, pwca), selected
 
     def classify(self, features: Branches, selected: Tensor | None = None) -> Output:
@@ -230,10 +241,10 @@ class DCAL(nn.Module):
     def _trunk(
         self, tokens: Tensor, ropes: Sequence[Tensor | None], partners: Partners | None, batch: int
     ) -> tuple[Tensor, list[Tensor], list[Trace]]:
-        """All blocks on one stream or two. The last one computes the prefix rows only: nothing else is read.
+        """All blocks on one stream or two. The last one computes only what is read: where a class token is, the prefix.
 
         Returns:
-            the prefix rows of both streams, the distracted one last, (S + B, prefix, D); GLCA's inputs; and the
+            those rows of both streams, the distracted one last, (S + B, prefix or N, D); GLCA's inputs; and the
             attention traces of the blocks before GLCA.
         """
         glca_inputs: list[Tensor] = []
@@ -244,7 +255,7 @@ class DCAL(nn.Module):
         for index, (block, rope) in enumerate(zip(self.vit.blocks, ropes, strict=True)):  # type: ignore[arg-type]
             if index >= first_glca:
                 glca_inputs.append(tokens[:batch])
-            prefix_only = self.prefix if index == self.depth - 1 else None
+            prefix_only = self.prefix if index == self.depth - 1 and self.pooling.kind == "token" else None
             if partners is not None and index in met:
                 if index == met[0]:
                     tokens = self.pwca.start(tokens, partners.index_B)

@@ -82,10 +82,7 @@ def test_identity_is_the_configuration_not_what_was_typed() -> None:
     default = config_id(composed())
     assert config_id(composed("attention=dcal", "optimizer.opt=adamw")) == default
     assert config_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
-    assert config_id(composed("attention=glca")) != default
-    assert config_id(composed("train.epochs=7")) != default
-    here, there = (composed(f"backbone.checkpoint=/{folder}/w.safetensors") for folder in ("a", "b"))
-    assert config_id(here) == config_id(there) != default
+    assert config_id(composed("attention=glca")) != default != config_id(composed("train.epochs=7"))
 
 
 @pytest.mark.parametrize(

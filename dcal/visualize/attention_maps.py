@@ -24,7 +24,7 @@ class Maps(NamedTuple):
     """Where a batch was looked at, on the CPU."""
 
     rollout: Tensor
-    """The class token's self-attention rollout over the blocks before GLCA, (B, h, w)."""
+    """The self-attention rollout of the class token or pooled feature over the blocks before GLCA, (B, h, w)."""
     glca: Tensor | None
     """Attention of the rows that GLCA's readout reads, (B, h, w); None without GLCA."""
     selected: Tensor | None
@@ -35,7 +35,8 @@ class Distraction(NamedTuple):
     """The attention that an image pays to another under PWCA, mean over heads, on the CPU."""
 
     class_token: Tensor
-    """Share of the class token's attention that goes to the distractor, by block with PWCA (L,)."""
+    """Share of the class token's attention that goes to the distractor, by block with PWCA (L,); without one, as
+    `patches`."""
     patches: Tensor
     """The same of the patches, mean over them; NaN in the model's last block, which computes no patch."""
     where: Tensor
@@ -49,7 +50,8 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
     """Rollout, GLCA attention and selection of a batch.
 
     GLCA's map is that of its last block, mean over heads, at the rows that its readout reads: the class row (`cls`),
-    the mean of the selected rows (`mean`), or the average of both (`cls_mean`).
+    the mean of the selected rows (`mean`), or the average of both (`cls_mean`). A branch that is read by pooling has
+    the mean of the selected rows.
 
     Args:
         images: uint8 (B, 3, H, W) of the model's size.
@@ -61,7 +63,8 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, trace = attention_with_trace(q, k, v, **options)
         s_BRN = head_mean(trace)
-        class_BN, chosen_BN = s_BRN[:, 0], s_BRN[:, prefix:].mean(1)
+        chosen_BN = s_BRN[:, prefix:].mean(1)
+        class_BN = s_BRN[:, 0] if model.pooling.kind == "token" else chosen_BN
         seen.append({"cls": class_BN, "mean": chosen_BN, "cls_mean": (class_BN + chosen_BN) / 2}[readout])
         return out
 
@@ -95,8 +98,10 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         s_NM = head_mean(trace.of_images(1))[0]
         towards_NN = s_NM[:, s_NM.shape[1] // 2 :]
         share_N = towards_NN.sum(1)
-        shares.append(torch.stack([share_N[0], share_N[prefix:].mean()]))  # the mean of no patch is NaN
-        places.append(towards_NN[0, prefix:])
+        reading = slice(0, 1) if model.pooling.kind == "token" else slice(prefix, None)
+        # the mean of no patch is NaN
+        shares.append(torch.stack([share_N[reading].mean(), share_N[prefix:].mean()]))
+        places.append(towards_NN[reading, prefix:].mean(0))
         return out
 
     pair = Partners(torch.tensor([1, 0], device=device.torch))

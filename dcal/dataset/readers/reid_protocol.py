@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from dcal.dataset.readers.tables import find_root
-from dcal.dataset.record import Catalog, DataError, Record
+from dcal.dataset.record import IMAGE_SUFFIXES, Catalog, DataError, Record
 
 LOG = logging.getLogger(__name__)
 JUNK_POLICY = "id -1 is junk: kept in the gallery records, ignored by the evaluation, never trained on"
@@ -62,7 +60,7 @@ def list_images(folder: Path) -> list[str]:
         DataError: if there is no image.
     """
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and e.name[0] != ".")
+        names = sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.name[0] != ".")
     if not names:
         raise DataError(f"{folder}: no image in it; check dataset.root")
     return names

@@ -97,6 +97,7 @@ class DatasetConfig:
     image_size: list[int] = MISSING
     resize: list[int] = MISSING
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    test_fraction: float | None = None
     val_fraction: float = 0.0
     val_ids: int = 0
     train_fraction: float = 1.0

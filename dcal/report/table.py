@@ -88,6 +88,20 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
+def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Where an axis for the first metric of all rows begins and ends: it has room for every seed, and for intervals.
+
+    An interval may reach beyond: one from two seeds that differ is so long that nothing else could be told apart.
+    """
+    values = [value for row in rows for value in next(iter(row.values.values()))]
+    low, high = min(values), max(values)
+    room = (high - low) or 0.05
+    ends = [end for row in rows if row.interval for end in row.interval]
+    low, high = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    margin = 0.04 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
 def specs(entries: Mapping[str, Any]) -> list[Spec]:
     """The entries of `experiments/tables.yaml`.
 

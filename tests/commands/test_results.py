@@ -15,13 +15,13 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 
 from dcal.commands.results import job
-from dcal.metric.interval import mean_interval
+from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode, decode_groups, encode, encode_groups
 from dcal.report.format import markdown
 from dcal.report.pages import fill
 from dcal.report.records import collect, load, load_all, parse, read_yaml
-from dcal.report.table import Spec, label_of, make_table, specs, with_sa
+from dcal.report.table import Row, Spec, axis_range, label_of, make_table, specs, with_sa
 from dcal.utils.paths import experiments_dir
 
 GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
@@ -342,6 +342,14 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     assert (folder / "README.md").read_text() == before
     assert "| dcal, 0.5 |" in told.out and "| none |" in told.out
     assert (folder / "html" / "fgvc-birds.html").is_file()
+
+
+def test_an_axis_shows_all_seeds_and_cuts_a_long_interval() -> None:
+    short = Row("a", [], {"top1": [0.80, 0.82]}, Interval(0.79, 0.83), None)
+    long = Row("b", [], {"top1": [0.81, 0.84]}, Interval(0.40, 1.00), None)
+    assert axis_range([short]) == pytest.approx((0.7884, 0.8316))
+    low, high = axis_range([short, long])
+    assert 0.75 < low < 0.79 and 0.84 < high < 0.89
 
 
 @pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])

@@ -118,7 +118,8 @@ def standard_error(squares: MeanSquares, seeds: int, count: int) -> tuple[Any, A
     total = np.maximum(squares.seeds + squares.units - squares.rest, larger)
     spread = squares.seeds**2 / of_seeds + squares.units**2 / of_units + squares.rest**2 / (of_seeds * of_units)
     freedom = np.divide(total**2, spread, out=np.zeros_like(spread), where=spread > 0)
-    return np.sqrt(total / (seeds * count)), np.maximum(np.floor(freedom), min(of_seeds, of_units))
+    whole = np.floor(freedom * (1 + 1e-9))  # 3 may come out as 2.9999999
+    return np.sqrt(total / (seeds * count)), np.maximum(whole, min(of_seeds, of_units))
 
 
 def outcomes(values: ArrayLike, name: str, shape: tuple[int, ...] | None = None) -> Floats:

@@ -36,7 +36,7 @@ class PairedComparison:
     p: float
     """Two-sided, of the t test that belongs to the interval."""
     p_sign_flip: float
-    """Two-sided, exact: how many of the 2^S choices of signs move the mean over seeds as far from zero."""
+    """Two-sided: the share of the 2^S choices of signs that move the mean over seeds as far from zero; exact up to 40."""
     verdict: str
     """`better`, `worse`, `equivalent`, `undecided` or `one training only`; see `paired_comparison`."""
     seeds: int
@@ -44,10 +44,12 @@ class PairedComparison:
     groups: int | None
     """None where every item stands for itself."""
     margin: float | None
+    """Up to here a difference does not matter."""
     p_equivalence: float | None
     """Of the two one-sided t tests against -margin and margin, the larger; None without a margin."""
     degrees_of_freedom: float
     squares: MeanSquares = field(compare=False)
+    """Of the table of differences: between seeds, between items (or groups), and what is left."""
 
     def __repr__(self) -> str:
         text = f"first - second = {self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] (95 %), p = {self.p:.2g}"

@@ -141,11 +141,14 @@ def intervals_note(table: Table) -> str:
         + ("" if own is None or own.groups is None else f" of {own.groups.max() + 1} identities")
         for record, own in found
     ]
-    several = max(len(row.records) for row in table.rows) > 1
+    seeds = {len(row.records) for row in table.rows}
+    several = max(seeds) > 1
     text = f"Intervals: 95 %, over {'seeds and ' if several else ''}{' or '.join(judged)}"
     if any(own is None and record["config"]["task"] == "reid" for record, own in found):
         text += "; none where the identities of the queries are not recorded: collect those runs anew"
-    return text + ("." if several else ". One training each: how much another one would differ is not in them.")
+    if not several:
+        return text + ". One training each: how much another one would differ is not in them."
+    return text + ("; over the items alone where there is one seed." if 1 in seeds else ".")
 
 
 def comparisons_note(spec: Spec, compared: Sequence[PairedComparison]) -> str:

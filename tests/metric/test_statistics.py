@@ -155,6 +155,7 @@ def test_one_seed_is_the_t_test_of_scipy() -> None:
     assert found.p == pytest.approx(theirs.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
     assert (found.verdict, found.seeds, found.p_sign_flip) == ("one training only", 1, 1.0)
+    assert all(estimate(rng.random((1, items))).freedom == items - 1 for items in range(2, 300))
     assert mean_interval(first) == pytest.approx(tuple(stats.ttest_1samp(first, 0).confidence_interval(0.95)))
 
 

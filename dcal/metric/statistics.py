@@ -36,7 +36,7 @@ class PairedComparison:
     p: float
     """Two-sided, of the t test that belongs to the interval."""
     p_sign_flip: float
-    """Two-sided: the share of the 2^S choices of signs that move the mean over seeds as far from zero; exact up to 40."""
+    """Two-sided: the share of all choices of signs that move the mean over seeds as far from 0 (exact to 40 seeds)."""
     verdict: str
     """`better`, `worse`, `equivalent`, `undecided` or `one training only`; see `paired_comparison`."""
     seeds: int

@@ -107,7 +107,8 @@ def test_layer_decay_is_timms_by_name(member: str) -> None:
             number, rest = name.removeprefix("glca.blocks.").split(".", 1)
             assert rate == found[f"vit.blocks.{int(number) + 1}.{rest}"]  # three blocks, of which two are copied
         elif name.startswith("glca.norm."):
-            assert rate == 0.5
+            final = "norm" if "vit.norm.weight" in found else "fc_norm"
+            assert rate == found[f"vit.{final}.{name.removeprefix('glca.norm.')}"]
         elif not name.startswith("vit."):
             assert rate == 1.0, name
 

@@ -21,13 +21,14 @@ PAGE = ROOT / "docs" / "api.md"
 SECTIONS = {
     "Model": "model: create_dcal_model DCAL | output: Output Branches",
     "Trained models": "inference.pretrained: load TrainedDCAL",
-    "Backbone": "backbone: create_backbone normalisation Normalisation CheckpointError | attention.support: "
-    "check_supported UnsupportedBackbone",
+    "Backbone": "backbone: create_backbone normalisation Normalisation | weights.load: load_weights Loaded | "
+    "weights.files: CheckpointError | attention.support: check_supported UnsupportedBackbone",
     "Attention": "attention.rollout: AttentionRollout | attention.glca: GlobalLocalCrossAttention | "
     "attention.pwca: PairWiseCrossAttention",
     "Pairs": "attention.pairing: Pairing Partners DrawPartners derangement",
     "Losses": "loss: UncertaintyLoss TripletLoss | task.objective: Objective Losses",
     "Retrieval": "metric.retrieval: evaluate_retrieval | metric.ranking: PerQuery | metric.rerank: k_reciprocal_rerank",
+    "Statistics": "metric.statistics: paired_comparison PairedComparison",
     "Data": "dataset.record: Catalog Record Part DataError | dataset.data: Data | dataset.images: Loader | "
     "dataset.readers.tables: make_catalog Entry | dataset.readers.reid_protocol: build_catalog Sighting Counts",
 }

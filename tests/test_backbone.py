@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -14,8 +16,11 @@ from tiny import MEMBERS, SMALL, image_size, images_for, scramble, tiny_vit
 from torch import Tensor, nn
 
 from dcal.attention.support import REASONS, UnsupportedBackbone, check_supported
-from dcal.backbone import CheckpointError, create_backbone, embed, final_norm, load_weights, normalisation
+from dcal.backbone import create_backbone, embed, final_norm, normalisation
 from dcal.model import DCAL
+from dcal.utils.errors import UserError
+from dcal.weights.files import CheckpointError
+from dcal.weights.load import load_weights
 
 DEIT = "deit_tiny_patch16_224"
 
@@ -56,7 +61,7 @@ def test_overlapping_patches(stride: int, grid: tuple[int, int]) -> None:
     assert tokens.shape[1] == 1 + grid[0] * grid[1]
     model = DCAL(vit, 5, glca={"blocks": 1}, pwca={"blocks": None}).eval()
     assert model(torch.randn(2, 3, 256, 128)).selected.max() < grid[0] * grid[1]
-    with pytest.raises(ValueError, match="patch_stride needs a plain patch projection"):
+    with pytest.raises(UserError, match="patch_stride needs a plain patch projection"):
         create_backbone("vit_tiny_r_s16_p8_224", (64, 64), patch_stride=4, kwargs=SMALL)
 
 
@@ -84,7 +89,7 @@ def test_drop_path_grows_over_the_blocks() -> None:
     ],
 )
 def test_what_cannot_be_built_says_so(name: str, size: tuple[int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         create_backbone(name, size)
 
 
@@ -94,17 +99,17 @@ def test_what_cannot_be_built_says_so(name: str, size: tuple[int, int], message:
 REFUSED = {
     "beit_base_patch16_224": "Beit is not supported: its attention adds a position bias",
     "cait_xxs24_224": "Cait is not supported: its talking-heads",
-    "samvit_base_patch16_224": "VisionTransformerSAM is not supported: it has no class token",
+    "samvit_base_patch16_224": "VisionTransformerSAM is not supported: it attends in windows",
     "hiera_tiny_224": "Hiera is not supported: its resolution changes",
     "swin_tiny_patch4_window7_224": "SwinTransformer is not supported: it attends in windows",
     "swinv2_tiny_window8_256": "SwinTransformerV2 is not supported",
     "xcit_nano_12_p16_224": "Xcit is not supported: it attends over channels",
     "vit_relpos_small_patch16_224": "VisionTransformerRelPos is not supported",
-    "vit_base_patch16_siglip_224": "no class token, whose attention ranks the patches",
+    "vit_dwee_patch16_reg1_gap_256": "its DiffAttention is not plain softmax attention",
     "vit_small_patch16_18x2_224": "its ParallelThingsBlock is not a pre-norm block",
     "vit_base_patch16_xp_224": "its ParallelScalingBlock is not a pre-norm block",
     "eva02_enormous_patch14_clip_224": "its EvaBlockPostNorm is not a pre-norm block",
-    "naflexvit_base_patch16_map": "none of timm's plain Vision Transformer classes",
+    "naflexvit_base_patch16_map": "NaFlexVit is not supported: it packs patches of images of any shape",
     "convnext_atto": "none of timm's plain Vision Transformer classes",
 }
 
@@ -125,8 +130,10 @@ def test_every_reason_belongs_to_a_class_of_timm() -> None:
 
 
 def test_dcal_refuses_too() -> None:
-    with pytest.raises(UnsupportedBackbone, match="no class token"):
-        DCAL(timm.create_model("test_vit2"), 5)
+    with pytest.raises(UnsupportedBackbone, match="pools its tokens by 'max'"):
+        DCAL(timm.create_model("test_vit2", global_pool="max"), 5)
+    with pytest.raises(UnsupportedBackbone, match="pools its tokens by 'prr'"):
+        create_backbone("test_vit", (64, 64), kwargs={"global_pool": "prr"})
     with pytest.raises(UnsupportedBackbone, match="Cait"):
         create_backbone("cait_xxs24_224", (224, 224))
 
@@ -138,39 +145,6 @@ def test_dcal_refuses_too() -> None:
 def save_pth(state: object, path: Path) -> Path:
     torch.save(state, path)
     return path
-
-
-LAYOUTS: dict[str, Callable[[dict[str, Tensor]], object]] = {
-    "timm": lambda state: state,
-    "DeiT": lambda state: {"model": state, "epoch": 3, "args": {"lr": 0.1}},
-    "state_dict and DataParallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}},
-    "teacher of self-supervised training": lambda state: {
-        "student": {},
-        "teacher": {**{f"backbone.{k}": v for k, v in state.items()}, "projector.weight": torch.zeros(3)},
-    },
-    "checkpoint of DCAL": lambda state: {
-        **{f"vit.{k}": v for k, v in state.items()},
-        "glca.blocks.0.norm1.weight": torch.zeros(32),
-        "head.classifier.weight": torch.zeros(5, 32),
-    },
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_of_weight_files(layout: str, tmp_path: Path) -> None:
-    source = plain()
-    path = save_pth(LAYOUTS[layout](source.state_dict()), tmp_path / "weights.pth")
-    vit = small(checkpoint=path)
-    expected = source.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in vit.state_dict().items())
-
-
-def test_safetensors(tmp_path: Path) -> None:
-    source = plain()
-    save_file(source.state_dict(), tmp_path / "weights.safetensors")
-    vit = small(checkpoint=tmp_path / "weights.safetensors")
-    images = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(vit(images), source.forward_head(source.forward_features(images), pre_logits=True))
 
 
 def test_distilled_weights_and_their_two_heads(tmp_path: Path) -> None:
@@ -233,7 +207,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not in the model: blocks.3.* …; .*choose the matching backbone"):
         small(checkpoint=path)
     path = save_pth(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(CheckpointError, match=r"missing: cls_token"):
+    with pytest.raises(CheckpointError, match="no Vision Transformer is in it; it begins with conv1"):
         small(checkpoint=path)
     with pytest.raises(CheckpointError):
         create_backbone("vit_small_patch16_dinov3", (64, 64), checkpoint=path, kwargs=SMALL)
@@ -255,21 +229,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             small(checkpoint=save_pth(content, tmp_path / "empty.pth"))
 
 
-class Exploit:
-    ran = False
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return exec, ("import test_backbone; test_backbone.Exploit.ran = True",)
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
-    """Trap 42."""
-    path = save_pth({"model": plain().state_dict(), "args": Exploit()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match=r"a \.pth that holds tensors only"):
-        small(checkpoint=path)
-    assert not Exploit.ran
-
-
 class Unusual(Exception):
     """What an HTTP library might raise."""
 
@@ -288,16 +247,86 @@ def test_pretrained_without_internet_names_the_way_out(error: Exception, monkeyp
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(CheckpointError, match=rf"could not be fetched \({error}\).*backbone.checkpoint=PATH"):
         create_backbone(DEIT, (64, 64), pretrained=True)
-    with pytest.raises(ValueError, match="choose one source of weights"):
+
+
+def test_sources_of_weights_that_contradict_or_are_empty() -> None:
+    with pytest.raises(UserError, match="choose one source of weights"):
         create_backbone(DEIT, (64, 64), pretrained=True, checkpoint="weights.pth")
+    with pytest.raises(UserError, match=r"backbone\.checkpoint is empty, as after a shell variable that is not set"):
+        create_backbone(DEIT, (64, 64), checkpoint="")
 
 
-def test_a_failed_load_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    vit = small()
-    before = {key: value.clone() for key, value in vit.state_dict().items()}
-    with pytest.raises(CheckpointError):
-        load_weights(vit, save_pth(plain(depth=4).state_dict(), tmp_path / "deep.pth"))
-    assert all(torch.equal(value, before[key]) for key, value in vit.state_dict().items())
+# --- models that timm has saved
+# ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as `timm.models.save_for_hf` writes it, the hub's own form."""
+    vit = plain()
+    timm.models.save_for_hf(vit, tmp_path / "saved", model_args={**SMALL, "img_size": (64, 64)})
+    return tmp_path / "saved"
+
+
+def test_a_folder_of_timm_gives_the_architecture_and_the_weights(saved: Path) -> None:
+    fresh = create_backbone(f"local-dir:{saved}", (64, 96))
+    assert len(fresh.blocks) == 3 and fresh.patch_embed.grid_size == (4, 6)
+    vit = create_backbone(f"local-dir:{saved}", (64, 64), pretrained=True)
+    expected = plain().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in vit.state_dict().items())
+    assert not torch.equal(fresh.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
+
+
+def test_a_model_of_the_hub_is_taken_from_its_cache_without_internet(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache has the layout of the hub's client, which is asked once whether there is a connection."""
+    folder = tmp_path / "hub" / "models--org--name"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved, folder / "snapshots" / ("0" * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked: list[str] = []
+    monkeypatch.setattr("dcal.weights.hub.get_session", lambda: Offline(asked))
+    vit = create_backbone("hf-hub:org/name", (64, 64), pretrained=True)
+    assert torch.equal(vit.cls_token, plain().cls_token)
+    start = time.monotonic()
+    with pytest.raises(
+        CheckpointError, match=r"backbone\.name=hf-hub:org/other could not be fetched .*local-dir:FOLDER"
+    ):
+        create_backbone("hf-hub:org/other", (64, 64))
+    assert time.monotonic() - start < 5 and len(asked) == 2
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+class Offline:
+    """A session of the hub's client without a connection."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def head(self, url: str, timeout: float) -> None:
+        self.asked.append(url)
+        raise Unusual("no route to host")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("local-dir:/nowhere", r"/nowhere holds no config\.json.*backbone\.checkpoint=FILE"),
+        ("ftp://host/model", "Unknown model source 'ftp'"),
+        ("org/name", r"Use 'hf-hub:org/name' to load from the Hub"),
+    ],
+)
+def test_names_of_saved_models_that_are_none(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_backbone(name, (64, 64))
+
+
+def test_a_folder_with_a_configuration_that_timm_cannot_use(saved: Path) -> None:
+    (saved / "config.json").write_text('{"architecture": "no_such_vit", "pretrained_cfg": {}}')
+    with pytest.raises(CheckpointError, match=r"backbone\.name=local-dir:.* cannot be loaded: Unknown model"):
+        create_backbone(f"local-dir:{saved}", (64, 64))
 
 
 def test_normalisation_comes_from_the_weights() -> None:

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
 from dcal.commands.app import group_options
 from dcal.dataset.readers import fgvc, fgvc_mat, reid_vehicle
@@ -81,7 +82,8 @@ def spaced(number: int) -> str:
 
 def head(name: str) -> list[str]:
     """The comment at the top of a set's file: what it is, and what its root holds."""
-    lines = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8").split("_target_")[0].splitlines()
+    text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return re.split(r" (?=dataset\.root: )", " ".join(line.removeprefix("#").strip() for line in lines))
 
 
@@ -89,9 +91,8 @@ def options(name: str) -> list[str]:
     """The reader's own keys, with their defaults and what stands beside them."""
     text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
     block = re.search(r"^reader:\n((?:  .*\n)+)", text, re.MULTILINE)
-    assert block
-    found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE)
-    kept = [entry for entry in found if entry[0] not in ("_target_", "root")]
+    found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE) if block else []
+    kept = [entry for entry in found if entry[0] != "_target_"]
     return [f"- `dataset.reader.{key}={value}`{f': {words}' if words else ''}" for key, value, words in kept]
 
 
@@ -107,7 +108,8 @@ def counts(name: str) -> list[str]:
 
 
 def section(name: str) -> str:
-    config = OmegaConf.load(config_dir() / "dataset" / f"{name}.yaml")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose(f"dataset/{name}").dataset
     sizes = f"Sizes: `image_size={config.image_size}`, `resize={config.resize}`; "
     augment = ", ".join(f"`{key}={value}`" for key, value in config.augment.items())
     paragraphs = [

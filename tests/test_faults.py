@@ -28,7 +28,7 @@ from dcal.commands.train import main
 from dcal.dataset.images import ImageDataset, worker_deaths
 from dcal.dataset.record import DataError
 from dcal.model import DCAL
-from dcal.run.directory import WriteError, explain_write_errors
+from dcal.run.files import WriteError, explain_write_errors
 from dcal.task import fgvc
 from dcal.training import checkpoint
 from dcal.training import trainer as engine

@@ -62,12 +62,17 @@ def test_the_table_is_up_to_date() -> None:
     assert "?" not in written[0], "a licence is missing"
 
 
+RESTRICTED = "dcal/weights/torchscript.py"
+"""Makes plain dictionaries of the modules in a TorchScript archive, and nothing else: tests/weights/test_files.py."""
+
+
 def test_nothing_is_unpickled() -> None:
     for file in (ROOT / "dcal").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                assert not names & {"pickle", "cloudpickle", "joblib", "dill"}, file
+                unpicklers = names & {"pickle", "cloudpickle", "joblib", "dill"}
+                assert not unpicklers or file.relative_to(ROOT).as_posix() == RESTRICTED, file
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load"):
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 torch_load = ast.unparse(node.func) == "torch.load"

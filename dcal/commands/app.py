@@ -61,7 +61,8 @@ def help_text(config_name: str) -> str:
     """What `--help` prints: the command's configuration file with its comments, and the options of its groups."""
     lines = config_file(config_name).read_text(encoding="utf-8").splitlines()
     head = lines[: lines.index("defaults:")]
-    body = lines[lines.index("", len(head)) : lines.index("hydra:")]
+    end = lines.index("hydra:") if "hydra:" in lines else len(lines)
+    body = lines[lines.index("", len(head)) : end]
     groups = [entry for entry in OmegaConf.create("\n".join(lines)).defaults if isinstance(entry, DictConfig)]
     names = [str(key).split()[-1] for entry in groups for key in entry if not str(key).startswith("override")]
     options = [f"{name}: {', '.join(group_options(name))}" for name in names]
@@ -72,6 +73,7 @@ def help_text(config_name: str) -> str:
             "",
             "KEYS (key=value) and their defaults; in a group: what --cfg job shows",
             *body,
+            *([""] if body[-1] else []),
             "Hydra: --cfg job shows the composed configuration, -m runs a sweep, --hydra-help lists the other flags.",
         ]
     )

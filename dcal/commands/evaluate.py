@@ -38,7 +38,7 @@ def check_dataset_keys() -> None:
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
     from dcal.inference.restore import open_data, read_result, restore
-    from dcal.run.directory import write_atomically
+    from dcal.run.files import write_atomically
 
     restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
     data = open_data(restored, config.dataset)

@@ -64,9 +64,9 @@ def check(config: DictConfig) -> None:
         raise ValueError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
     if config.pair is not None and config.images is None:
         raise ValueError(f"pair={config.pair}: needs images= that it distracts from")
-    for key in ("top", "faithfulness", "steps"):
-        if config[key] is not None and config[key] < 1:
-            raise ValueError(f"{key}={config[key]}: must be at least 1")
+    for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
+        if config[key] is not None and config[key] < least:
+            raise ValueError(f"{key}={config[key]}: must be at least {least}")
 
 
 def explain_images(restored: Restored, config: DictConfig, out: Path) -> None:
@@ -151,7 +151,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     """Deletion and insertion over images of a split: `faithfulness.json` and `.png`, and a table."""
     from dcal.inference.images import chosen
     from dcal.metric.faithfulness import summary
-    from dcal.run.directory import write_atomically
+    from dcal.run.files import write_atomically
     from dcal.visualize.explain_figure import draw_faithfulness
 
     records = chosen(restored, None, config.split, config.dataset, config.faithfulness)

@@ -36,7 +36,7 @@ def job(config: DictConfig) -> None:
     """One extraction, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
     from dcal.inference.restore import RunError
-    from dcal.run.directory import RunLocked
+    from dcal.run.lock import RunLocked
     from dcal.utils.signals import Interrupted
 
     mendable = (ValueError, OSError, DataError, RunError, RunLocked, Interrupted)
@@ -48,7 +48,7 @@ def extract(config: DictConfig) -> None:
     from dcal.inference.index import check_suffix, read_index
     from dcal.inference.index_parts import differences, open_parts
     from dcal.inference.restore import restore
-    from dcal.run.directory import acquire_lock
+    from dcal.run.lock import acquire_lock
 
     out = Path(config.out).expanduser()
     check_suffix(out, "out")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors
-from dcal.run.directory import atomic_write
+from dcal.run.files import atomic_write
 
 if TYPE_CHECKING:
     from dcal.inference.restore import Restored

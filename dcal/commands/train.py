@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.commands.app import hydra_command, report_errors
 from dcal.distributed.env import rank_zero_only, world_size
 from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
-from dcal.run.directory import Run, RunLocked
+from dcal.run.directory import Run
+from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
+from dcal.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +32,14 @@ def main() -> None:
 def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
     adopt_batch_system()
-    run = Run(config)
-    return run_point(run, lambda: complete(run))
+    return run_point(lambda: report_errors(lambda: Run(config), (UserError, OSError), config.run.debug), complete)
 
 
 def complete(run: Run) -> Outcome:
     """Brings the run to its result, or only looks it up."""
     result, status = run.result(), "finished before"
     if result is not None:
-        rank_zero_only(print)(f"finished before: {summary(result, run)}")
+        rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.notes]))
         rank_zero_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
         result = report_errors(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
@@ -76,13 +77,13 @@ def check_gpus(config: DictConfig) -> None:
 
 
 def _mendable() -> tuple[type[Exception], ...]:
-    from dcal.backbone import CheckpointError
     from dcal.dataset.record import DataError
     from dcal.training.meter import BadLoss
+    from dcal.utils.errors import UserError
     from dcal.utils.memory import OutOfMemory
     from dcal.utils.signals import Interrupted
 
-    own = (DataError, CheckpointError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
+    own = (DataError, UserError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
     return (ValueError, OSError, *own)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.directory import atomic_write
+from dcal.run.files import atomic_write
 
 Array = NDArray[Any]
 ROWS = 8192  # of a parquet row group

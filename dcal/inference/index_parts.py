@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.directory import atomic_write, write_atomically
+from dcal.run.files import atomic_write, write_atomically
 
 Array = NDArray[Any]
 

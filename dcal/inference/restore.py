@@ -22,7 +22,8 @@ from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import image_loader
 from dcal.dataset.record import Record
 from dcal.model import DCAL
-from dcal.run.directory import write_atomically
+from dcal.run.files import write_atomically
+from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
@@ -168,7 +169,7 @@ def read_config(directory: Path) -> DictConfig:
         # a run that is older than a key had what is the default today; keys of groups have no such default
         today: Any = OmegaConf.load(config_dir() / "train.yaml")
         defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])
-        config = OmegaConf.merge(OmegaConf.structured(Config), defaults, OmegaConf.load(file))
+        config = OmegaConf.merge(OmegaConf.structured(Config), defaults, move_targets(OmegaConf.load(file)))
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
     assert isinstance(config, DictConfig)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dcal.run.directory import lock_holder, versions
+from dcal.run.lock import lock_holder
+from dcal.run.provenance import versions
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 

@@ -1,165 +1,87 @@
-"""A run and its directory: identity, what lies in it, and whether it is finished.
+"""A run and its directory: what lies in it, and whether it is finished.
 
-The directory is a function of the composed configuration, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
+The directory is a function of what the run is made of, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
 what was typed. So the same point reached alone, in a multirun or through an explicitly typed default is the same run,
 and repeating a command continues it or returns its result.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import platform
-import subprocess
-import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path, PurePath
+from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 
 from dcal.distributed.env import rank_zero_only
+from dcal.run.files import explain_write_errors, write_atomically
+from dcal.run.identity import identify
+from dcal.run.legacy import legacy_id
+from dcal.run.lock import acquire_lock
+from dcal.run.provenance import git_state, versions
 from dcal.utils.signals import Interrupted
 
-IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
-"""What makes two runs the same but for the seed."""
-NOT_IDENTITY = {
-    "dataset": {"root", "cache", "on_bad_image"},
-    "train": {
-        "workers",
-        "progress",
-        "figures",
-        "checkpoint_minutes",
-        "eval_batch_size",
-        "accumulate",
-        "auto_accumulate",
-        "compile",
-        "activation_checkpointing",
-    },
-}
-"""Where data lie and how fast they come: no part of what is computed."""
-LOCK = "run.lock"
-
-
-class RunLocked(Exception):
-    """Another process works in the directory."""
-
-
-class WriteError(OSError):
-    """A file of the run cannot be written; the message names it and says what to do."""
-
-
-@contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
-    """Failing to write `path` inside is a `WriteError`; torch and safetensors have errors of their own for it."""
-    try:
-        yield
-    except WriteError:
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if "DataLoader worker" in str(error):  # torch tells its death wherever the main process happens to be
-            raise
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise WriteError(
-            f"{path} cannot be written ({reason}): free some space there or write elsewhere (run.root=, out=). "
-            "What was complete before is kept: repeat the command to go on"
-        ) from error
-
-
-def config_id(config: DictConfig) -> str:
-    """Eight hex digits over the identity nodes, interpolations unresolved and paths cut to their last part."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    identity = {
-        key: {k: v for k, v in plain[key].items() if k not in NOT_IDENTITY.get(key, ())}
-        if isinstance(plain[key], dict)
-        else plain[key]
-        for key in IDENTITY
-    }
-    checkpoint = identity["backbone"].get("checkpoint")
-    if checkpoint:  # the same weights lie elsewhere on another machine
-        identity["backbone"]["checkpoint"] = PurePath(checkpoint).name
-    text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to be written inside; then it is flushed to disk and renamed.
-
-    So `path` is whole or as it was before, whatever happens, and nothing half-written stays.
-
-    Raises:
-        WriteError: the disk is full or not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explain_write_errors(path):
-        try:
-            yield temporary
-            fsync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def fsync(path: Path) -> None:
-    """Has a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@rank_zero_only
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a whole file or leaves the old one."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def acquire_lock(directory: Path) -> IO[str]:
-    """Takes a directory for this process, until the lock is closed or the process ends.
-
-    Raises:
-        RunLocked: another process holds it; the message says which.
-    """
-    lock = (directory / LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise RunLocked(f"{directory} is being worked on by {holder}: wait for it or stop it") from None
-    # A data worker outlives a killed process by seconds, and with the descriptor it would inherit the lock.
-    os.register_at_fork(after_in_child=lock.close)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
-    return lock
+CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
 
 
 class Run:
     """One run directory, held by one process at a time: `with Run(config) as run:`.
 
     Raises:
-        RunLocked: on entering, if another process holds it; the message says which.
+        UserError: `backbone.checkpoint` is not there; on entering, if the directory cannot be held or written.
     """
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
-        self.cfg_id = config_id(config)
+        self.identity = identify(config)
         self.seed = int(config.seed)
-        root = Path(config.run.root).expanduser().absolute()
-        self.directory = root / str(config.name) / self.cfg_id / f"seed={self.seed}"
+        self.notes: list[str] = []
+        """Sentences on how the directory was found, for whoever returns or continues what is in it."""
+        self.directory = self._locate()
+        self.cfg_id = self.directory.parent.name
         self._lock: IO[str] | None = None
         self._code: dict[str, Any] | None = None
+
+    def _locate(self) -> Path:
+        """The directory of this run: under its id, or, made before today, under the id that it had then."""
+        folder = Path(self.config.run.root).expanduser().absolute() / str(self.config.name)
+        seed = f"seed={self.seed}"
+        today = folder / self.identity.cfg_id / seed
+        if (today / IDENTITY_FILE).is_file():
+            return today
+        older_id = legacy_id(self.config)
+        older = None if older_id is None else folder / older_id / seed
+        if older is not None and self._is_older_run(older):
+            return older
+        if not self.identity.readable:  # a finished run is returned where its data are not
+            alike = [
+                file.parent
+                for file in folder.glob(f"*/{seed}/{IDENTITY_FILE}")
+                if _read(file).get("settings_id") == self.identity.settings_id
+            ]
+            finished = [directory for directory in alike if (directory / RESULT_FILE).is_file()]
+            if len(finished) == 1:
+                self.notes.append("its data cannot be read now: found by its settings alone")
+                return finished[0]
+        return today
+
+    def _is_older_run(self, directory: Path) -> bool:
+        """Whether an older run is there that knows the same classes: more of its data it did not record."""
+        if (directory / IDENTITY_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
+            return False
+        if self.identity.data is None and self.identity.weights is None:
+            return True
+        names = _read(directory / "model.json").get("class_names")
+        if self.identity.data is not None and names is not None and names != self.identity.data.class_names:
+            return False
+        self.notes.append(
+            "made by an older version, which kept no digest of data and weights: that they were the same is assumed "
+            "(run.fresh=true trains anew)"
+        )
+        return True
 
     def __enter__(self) -> Run:
         self._hold()
@@ -188,7 +110,7 @@ class Run:
 
     @property
     def result_file(self) -> Path:
-        return self.directory / "result.json"
+        return self.directory / RESULT_FILE
 
     def result(self) -> dict[str, Any] | None:
         """The result if the run is finished, else None."""
@@ -198,9 +120,11 @@ class Run:
         return result
 
     def write_config(self, overrides: list[str]) -> None:
-        """Leaves the resolved configuration, what was typed, and the versions in the directory."""
+        """Leaves in the directory: identity, resolved configuration, what was typed, and versions."""
         self._code = git_state()  # now: who works on the code while it trains commits something else
-        write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        write_atomically(self.directory / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
+        if self.cfg_id == self.identity.cfg_id:  # else an older run, which cannot be given one
+            write_atomically(self.directory / IDENTITY_FILE, json.dumps(self.identity.to_json(), indent=1))
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
 
@@ -240,60 +164,9 @@ class Run:
         return result
 
 
-def lock_holder(directory: Path) -> str | None:
-    """Who works in a run directory, as it says in the lock; None if nobody does."""
-    path = directory / LOCK
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return lock.read().strip() or "another process"
-    return None
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the code that runs and whether it was changed since; None outside a checkout.
-
-    Where code travels without its `.git` (a container, a copied folder), `DCAL_COMMIT` in the environment names it.
-    """
-    named = os.environ.get("DCAL_COMMIT")
-    if named:
-        return {"commit": named, "dirty": False}
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    return {
-        "commit": commit,
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "platform": platform.platform(), "argv": " ".join(sys.argv)}
-    for package in (
-        "dcal",
-        "torch",
-        "timm",
-        "albumentations",
-        "numpy",
-        "opencv-python-headless",
-        "hydra-core",
-        "wandb",
-    ):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file of a run, empty if it is missing or torn."""
+    with suppress(OSError, ValueError):
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+    return {}

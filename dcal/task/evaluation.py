@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.directory import atomic_write
+from dcal.run.files import atomic_write
 
 
 class Evaluation(NamedTuple):

@@ -21,7 +21,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.directory import atomic_write, explain_write_errors, fsync
+from dcal.run.files import atomic_write, explain_write_errors, fsync
 
 log = logging.getLogger(__name__)
 KEEP = 2

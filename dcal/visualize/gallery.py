@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dcal.run.directory import atomic_write
+from dcal.run.files import atomic_write
 
 FILE = "gallery.npz"
 LONGEST_SIDE = 256

@@ -20,7 +20,7 @@ from dcal.dataset.record import Record
 from dcal.inference.index import read_index
 from dcal.inference.restore import open_images
 from dcal.metric.retrieval import evaluate_retrieval
-from dcal.run.directory import acquire_lock
+from dcal.run.lock import acquire_lock
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:

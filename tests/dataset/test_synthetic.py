@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
 from dcal.config import DatasetConfig
 from dcal.dataset.record import Catalog, DataError
@@ -22,8 +22,8 @@ from dcal.dataset.synthetic.bird import PLACES, draw_pose
 from dcal.dataset.synthetic.birds import CLASS_NAMES, SPECIES, draw_image, read_synthetic_birds
 from dcal.dataset.synthetic.drawing import SUPERSAMPLE
 from dcal.dataset.synthetic.people import read_synthetic_people
+from dcal.utils.paths import config_dir
 
-CONF = Path(__file__).parents[2] / "conf" / "dataset"
 SMALL_BIRDS: dict[str, Any] = {"image_size": 48, "train_per_class": 1, "test_per_class": 1}
 SMALL_PEOPLE: dict[str, Any] = {
     "image_size": (64, 32),
@@ -232,6 +232,7 @@ def test_a_person_looks_the_same_to_every_camera() -> None:
 
 @pytest.mark.parametrize("name", ["synthetic_birds", "synthetic_people"])
 def test_configuration_has_all_keys_of_its_group(name: str) -> None:
-    options: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        options = compose(f"dataset/{name}").dataset
     assert list(options) == [f.name for f in fields(DatasetConfig)]
-    assert options["reader"]["_target_"].endswith(f"read_{name}")
+    assert options.reader._target_.endswith(f"read_{name}")

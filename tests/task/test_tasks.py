@@ -34,7 +34,8 @@ from dcal.utils.paths import config_dir
     ],
 )
 def test_options_without_effect_are_refused(task: str, options: dict[str, Any], message: str) -> None:
-    config = OmegaConf.load(config_dir() / "task" / f"{task}.yaml")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose(f"task/{task}").task
     make(config)
     with pytest.raises(ValueError, match=message):
         make(OmegaConf.merge(config, options))

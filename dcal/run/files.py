@@ -1,0 +1,68 @@
+"""Writing files of a run: whole or as they were before, and on disk when a function returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dcal.distributed.env import rank_zero_only
+
+
+class WriteError(OSError):
+    """A file of the run cannot be written; the message names it and says what to do."""
+
+
+@contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Failing to write `path` inside is a `WriteError`; torch and safetensors have errors of their own for it."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if "DataLoader worker" in str(error):  # torch tells its death wherever the main process happens to be
+            raise
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise WriteError(
+            f"{path} cannot be written ({reason}): free some space there or write elsewhere (run.root=, out=). "
+            "What was complete before is kept: repeat the command to go on"
+        ) from error
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to be written inside; then it is flushed to disk and renamed.
+
+    So `path` is whole or as it was before, whatever happens, and nothing half-written stays.
+
+    Raises:
+        WriteError: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with explain_write_errors(path):
+        try:
+            yield temporary
+            fsync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def fsync(path: Path) -> None:
+    """Has a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@rank_zero_only
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a whole file or leaves the old one."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,67 @@
+"""docs/weights.md says what becomes of weight files of other code bases: every row is the outcome of loading one.
+
+`python tests/test_weights_page.py` writes it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import timm
+from tiny import SMALL, scramble
+from weight_files import FILES, WeightFile, write
+
+from dcal.weights.files import CheckpointError
+from dcal.weights.load import load_weights
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "weights.md"
+
+HEAD = """\
+# Weight files
+
+`backbone.checkpoint=FILE` takes the files below as they are; the layout is found out by the names in the file.
+`backbone.name` has to name the architecture: a file does not say how many heads its attention has.
+
+```bash
+dcal-train backbone.name=vit_small_patch14_reg4_dinov2 backbone.checkpoint=dinov2_vits14_reg4_pretrain.pth
+dcal-train backbone.name=hf-hub:timm/vit_base_patch16_siglip_224.v2_webli backbone.pretrained=true
+dcal-train backbone.name=local-dir:~/models/my_vit backbone.pretrained=true
+```
+
+- Every tensor of the backbone has to be in the file. What else is in it (heads, decoders, optimizers) is left out, and
+  one line of the log lists it. Parts on which the features depend, such as register tokens, are never left out.
+- Position embeddings are resampled to the grid of `dataset.image_size`, from any grid.
+- Of a trained model and its moving average (`teacher`, `ema`), the average is taken.
+- Nothing in a file runs: neither pickled objects nor TorchScript. `argparse.Namespace` is the one object allowed.
+- `hf-hub:organisation/name` and `local-dir:FOLDER` are models that timm has saved: `config.json` names the
+  architecture, and `backbone.pretrained=true` takes the weights. Without internet the hub's local cache is used.
+
+| file | used for | `backbone.checkpoint` |
+|---|---|---|
+"""
+
+
+def row(file: WeightFile, folder: Path) -> str:
+    vit = timm.create_model(file.model, img_size=112, num_classes=0, **SMALL)
+    scramble(vit)
+    path = write(file, vit.state_dict(), folder)
+    try:
+        loaded = load_weights(vit, path)
+        outcome = "; ".join(["loads", *loaded.notes, *loaded.warnings])
+    except CheckpointError as error:
+        outcome = str(error).replace(f"backbone.checkpoint={path}:", "refused:")
+    return f"| {file.title} | {file.use} | {outcome.replace('*', chr(92) + '*')} |"
+
+
+def page() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return HEAD + "\n".join(row(file, Path(folder)) for file in FILES) + "\n"
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_weights_page.py"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

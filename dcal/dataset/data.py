@@ -27,7 +27,7 @@ class Data:
 
     Args:
         reader: the catalog; in the YAML a reader function with its options, which Hydra calls first.
-        root: folder of the data set; the reader has used it, here it is for messages only.
+        root: folder of the data set; the reader has used it, here it is for messages.
         image_size, resize, augment: see `dcal.dataset.transform`.
         val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
             are.
@@ -68,6 +68,7 @@ class Data:
             raise ValueError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
         if val_ids < 0:
             raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+        self.root = root
         self.image_size = (image_size[0], image_size[1])
         self._transforms = {
             True: train_transform(image_size, resize, augment),

@@ -39,7 +39,8 @@ class GLCAConfig:
 
 @dataclass
 class PWCAConfig:
-    blocks: int | None = MISSING
+    blocks: Any = MISSING  # int, list of int or None: OmegaConf has no such union
+    probability: float = 1.0
     stream: str = MISSING
     pairing: str = MISSING
     pairing_ratio: float = MISSING

@@ -7,13 +7,15 @@ which loss goes to which branch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WEIGHTINGS = ("uncertainty", "fixed", "equal")
+from dcal.utils.errors import choose
+
+WEIGHTINGS = ("uncertainty", "uncertainty_always", "fixed", "equal")
 
 
 class TripletLoss(nn.Module):
@@ -91,59 +93,68 @@ class UncertaintyLoss(nn.Module):
       optimum w_b = log L_b, so a branch counts inversely to its loss. The total falls below zero once losses
       are small: that is legitimate, so never select or stop on it. FairMOT divides by two, which with w = 0
       halves the plain sum.
+    - `uncertainty_always`: the same also where there is only one branch.
     - `fixed`: sum_b L_b.
     - `equal`: mean of L_b.
 
-    With exactly one branch every weighting is the loss itself, without a parameter: a weight would only
-    rescale the plain baseline's loss (and its learning rate with it), so the baseline would not be the plain
-    model any more.
+    With exactly one branch every weighting but `uncertainty_always` is the loss itself, without a parameter: a
+    weight would only rescale the plain baseline's loss (and its learning rate with it), so the baseline would not
+    be the plain model any more. `uncertainty_always` is that rescaled baseline, as a control: w follows log L, so
+    the loss has the factor 1 / (2 L), which rises as the loss falls.
+
+    In a step without an optional branch, the sum or mean is that over the branches which are there. The learned
+    weight of a branch that is not there has no gradient in that step, so an optimizer leaves it as it is.
 
     The parameters (`log_variance.sa`, ...) have shape (1,), because FSDP2 refuses scalar ones. They belong in
     the optimizer without weight decay.
 
     Args:
         branches: names of the branches, e.g. ("sa", "glca", "pwca").
-        weighting: one of "uncertainty", "fixed", "equal".
+        weighting: one of `WEIGHTINGS`.
+        optional: those of the branches that a step may be without.
 
     Raises:
-        ValueError: for an unknown weighting, no branch, or a branch named twice.
+        UserError: for an unknown weighting.
+        ValueError: for no branch, or a branch named twice.
     """
 
-    def __init__(self, branches: Sequence[str], weighting: str = "uncertainty") -> None:
+    def __init__(self, branches: Sequence[str], weighting: str = "uncertainty", optional: Collection[str] = ()) -> None:
         super().__init__()
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"task.loss_weighting={weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
+        choose("task.loss_weighting", weighting, WEIGHTINGS)
         if not branches or len(set(branches)) != len(branches):
             raise ValueError(f"UncertaintyLoss needs branches, each named once; got {list(branches)}")
         self.branches = tuple(branches)
         self.weighting = weighting
-        learned = self.branches if weighting == "uncertainty" and len(self.branches) > 1 else ()
+        self.optional = frozenset(optional)
+        is_learned = weighting == "uncertainty_always" or (weighting == "uncertainty" and len(self.branches) > 1)
+        learned = self.branches if is_learned else ()
         self.log_variance = nn.ParameterDict({branch: nn.Parameter(torch.zeros(1)) for branch in learned})
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The total, a scalar.
 
         Args:
-            losses: one scalar per branch, by its name.
+            losses: one scalar per branch, by its name; optional branches may be missing.
 
         Raises:
-            ValueError: if `losses` are not those of exactly the branches: a branch left out would train
-                unnoticed without its loss.
+            ValueError: if `losses` are not those of the branches: a branch left out would train unnoticed
+                without its loss.
         """
-        if set(losses) != set(self.branches):
+        present = [branch for branch in self.branches if branch in losses]
+        if len(present) < len(losses) or not present or not {*self.branches} - {*present} <= self.optional:
             raise ValueError(f"losses of the branches {list(self.branches)} expected, got {list(losses)}")
         if self.log_variance:
             terms = []
-            for branch in self.branches:
+            for branch in present:
                 w = self.log_variance[branch].squeeze()
                 terms.append(0.5 * (torch.exp(-w) * losses[branch] + w))
             return torch.stack(terms).sum()
-        total = torch.stack([losses[branch] for branch in self.branches]).sum()
-        return total / len(self.branches) if self.weighting == "equal" else total
+        total = torch.stack([losses[branch] for branch in present]).sum()
+        return total / len(present) if self.weighting == "equal" else total
 
     @torch.no_grad()
     def weights(self) -> dict[str, float]:
-        """The factor that each branch's loss has in the total now, for logging."""
+        """The factor that each branch's loss has in the total of a step with all branches now, for logging."""
         if self.log_variance:
             return {branch: 0.5 * float(torch.exp(-self.log_variance[branch])) for branch in self.branches}
         weight = 1.0 / len(self.branches) if self.weighting == "equal" else 1.0

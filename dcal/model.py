@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
-from dcal.attention.pwca import PairWiseCrossAttention
+from dcal.attention.pooling import CLASS_TOKEN, pooling_of
+from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
@@ -37,15 +38,16 @@ class DCAL(nn.Module):
         vit: a supported timm ViT; its weights become the self-attention branch, shared with PWCA.
         num_classes: classes, or training identities.
         glca: `blocks` (1 if not given, 0 for off), `top_ratio`, `selection`, `readout`, `init`; None for off.
-        pwca: `blocks` (the last that many of the backbone; None for all, 0 for off), `stream`, `pairing`,
-            `pairing_ratio`, `curriculum`; None for off.
+        pwca: `blocks` (the last that many of the backbone, or a list of block numbers from 1; None for all, 0 for
+            off), `probability` that a training step has the branch, `stream`, `pairing`, `pairing_ratio`,
+            `curriculum`; None for off.
         head_fusion: `mean`, `max` or `min` over heads in the rollout.
         bnneck: BNNeck in every head, as Re-ID has it.
         side_information: number of cameras (or camera-view pairs) that get a learned embedding; 0 for none.
 
     Raises:
         UnsupportedBackbone: the branches cannot be attached to `vit`.
-        ValueError: an option out of its range; the message names its key.
+        UserError, ValueError: an option out of its range; the message names its key.
     """
 
     def __init__(
@@ -65,7 +67,10 @@ class DCAL(nn.Module):
             raise ValueError(f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
         self.vit = vit
         self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
+        self.pooling = pooling_of(vit) or CLASS_TOKEN
         self.activation_checkpointing = False
+        if self._attn_pool is not None:
+            self._attn_pool.fused_attn = True  # type: ignore[assignment]
         for block in vit.blocks:  # type: ignore[union-attr]
             block.attn.fused_attn = True  # the branches see attention where it is called as one function
         self.head = Head(channels, num_classes, bnneck)
@@ -77,12 +82,16 @@ class DCAL(nn.Module):
         if self.glca_blocks:
             last = list(vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
             norm = final_norm(vit)
-            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **glca)
+            read: dict[str, Any] = {"pooling": self.pooling, "attention_pool": self._attn_pool}
+            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **read, **glca)
             self.glca_head = Head(channels, num_classes, bnneck)
 
         pwca = {"blocks": 0} if pwca is None else dict(pwca)
-        blocks = pwca.pop("blocks", None)
-        self.pwca_blocks = _in_range("attention.pwca.blocks", self.depth if blocks is None else blocks, self.depth)
+        self.pwca_probability = float(pwca.pop("probability", 1.0))
+        if not 0.0 <= self.pwca_probability <= 1.0:
+            raise UserError(f"attention.pwca.probability={self.pwca_probability}: must be between 0 and 1")
+        met = pwca_block_indices(pwca.pop("blocks", None), self.depth)
+        self.pwca_blocks = met if self.pwca_probability else ()
         self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))
         self.pairing: DrawPartners = Pairing(
             pwca.pop("pairing", "natural"), pwca.pop("pairing_ratio", 0.5), pwca.pop("curriculum", ())
@@ -91,8 +100,13 @@ class DCAL(nn.Module):
             raise ValueError(f"attention.pwca has no option {', '.join(pwca)}")
 
     @property
+    def _attn_pool(self) -> nn.Module | None:
+        """The backbone's attention pool, where it is read by one."""
+        return getattr(self.vit, "attn_pool", None)
+
+    @property
     def branches(self) -> tuple[str, ...]:
-        """The branches that a training step has losses for."""
+        """The branches that training has losses for; with `pwca_probability` below 1 not every step has PWCA's."""
         return ("sa", *(["glca"] if self.glca else []), *(["pwca"] if self.pwca_blocks else []))
 
     @property
@@ -121,8 +135,9 @@ class DCAL(nn.Module):
         side: Tensor | None = None,
         parts: int = 1,
     ) -> Partners | None:
-        """Draws the PWCA partners of a training batch; None where PWCA is off. Not compiled: it uses the CPU
-        generator. Of several processes, which all have the same batch, the first draws for all.
+        """Draws the PWCA partners of a training batch; None where PWCA is off, or off in this step because
+        `pwca_probability` says so. Not compiled: it uses the CPU generator. Of several processes, which all have the
+        same batch, the first draws for all.
 
         Args:
             images: the batch, as for `forward`.
@@ -135,6 +150,9 @@ class DCAL(nn.Module):
             ValueError: fewer than two images, or labels missing that the pairing needs.
         """
         if not self.pwca_blocks:
+            return None
+        # a sure thing draws no random number: probability 1 stays what it was before there was a probability
+        if self.pwca_probability < 1.0 and broadcast(torch.rand(1)).item() >= self.pwca_probability:
             return None
         if labels is None:
             labels = torch.full((len(images),), UNKNOWN)
@@ -201,12 +219,13 @@ class DCAL(nn.Module):
             x = x + SIDE_INFORMATION_SCALE * self.side[side]
         tokens, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
 
-        norm = final_norm(self.vit)
-        sa = norm(tokens[:batch, 0])
-        pwca = None if partners is None else norm(tokens[-batch:, 0])
+        norm, fusion = final_norm(self.vit), "mean" if self.glca is None else self.glca.head_fusion
+        sa, weights = self.pooling.feature_with_weights(tokens[:batch], norm, self._attn_pool, fusion)
+        pwca = None if partners is None else self.pooling.feature(tokens[-batch:], norm, self._attn_pool)
         glca, selected = (None, None)
         if self.glca is not None:
-            glca, selected = self.glca(glca_inputs, traces, ropes[self.depth - self.glca_blocks :])
+            later = ropes[self.depth - self.glca_blocks :]
+            glca, selected = self.glca(glca_inputs, traces, later, weights_BN=weights)
         return Branches(sa, glca, pwca), selected
 
     def classify(self, features: Branches, selected: Tensor | None = None) -> Output:
@@ -228,23 +247,23 @@ class DCAL(nn.Module):
     def _trunk(
         self, tokens: Tensor, ropes: Sequence[Tensor | None], partners: Partners | None, batch: int
     ) -> tuple[Tensor, list[Tensor], list[Trace]]:
-        """All blocks on one stream or two. The last one computes the prefix rows only: nothing else is read.
+        """All blocks on one stream or two. The last one computes only what is read: where a class token is, the prefix.
 
         Returns:
-            the prefix rows of both streams, the distracted one last, (S + B, prefix, D); GLCA's inputs; and the
+            those rows of both streams, the distracted one last, (S + B, prefix or N, D); GLCA's inputs; and the
             attention traces of the blocks before GLCA.
         """
         glca_inputs: list[Tensor] = []
         traces: list[Trace] = []
-        parting = self.depth - self.pwca_blocks if partners is not None else self.depth
+        met = self.pwca_blocks if partners is not None else ()
         first_glca = self.depth - self.glca_blocks
         wanted = first_glca if self.glca is not None and self.glca.needs_traces else 0
         for index, (block, rope) in enumerate(zip(self.vit.blocks, ropes, strict=True)):  # type: ignore[arg-type]
             if index >= first_glca:
                 glca_inputs.append(tokens[:batch])
-            prefix_only = self.prefix if index == self.depth - 1 else None
-            if partners is not None and index >= parting:
-                if index == parting:
+            prefix_only = self.prefix if index == self.depth - 1 and self.pooling.kind == "token" else None
+            if partners is not None and index in met:
+                if index == met[0]:
                     tokens = self.pwca.start(tokens, partners.index_B)
                 tokens, trace = self._call(self.pwca, block, tokens, partners.index_B, rope, prefix_only)
             else:
@@ -299,7 +318,7 @@ def create_dcal_model(
         attention: `none`, `glca`, `pwca` or `dcal` (both).
         pretrained: fetch timm's weights.
         checkpoint_path: weight file for the backbone.
-        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `stream`, `pairing`,
+        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `probability`, `stream`, `pairing`,
             `pairing_ratio`, `curriculum`; `head_fusion`, `bnneck`, `side_information`; `drop_path_rate`,
             `patch_stride`.
 
@@ -314,7 +333,7 @@ def create_dcal_model(
         "top_ratio": top_ratio,
         "blocks": options.pop("glca_blocks", 1) if attention in ("glca", "dcal") else 0,
     }
-    of_pwca = ("stream", "pairing", "pairing_ratio", "curriculum")
+    of_pwca = ("probability", "stream", "pairing", "pairing_ratio", "curriculum")
     pwca: dict[str, Any] = {key: options.pop(key) for key in of_pwca if key in options}
     pwca["blocks"] = options.pop("pwca_blocks", None) if attention in ("pwca", "dcal") else 0
     own = {key: options.pop(key) for key in ("drop_path_rate", "patch_stride") if key in options}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dcal.attention.pairing import Partners
@@ -100,14 +101,14 @@ class LiteralDCAL(nn.Module):
         x, ropes = self.embed(images)
         states, maps = self.self_attention_stream(x, ropes)
         norm = model.vit.norm if not isinstance(model.vit.norm, nn.Identity) else model.vit.fc_norm
-        sa = norm(states[-1])[:batch, 0]
+        sa, weights = self.read(states[-1][:batch], norm, model.vit.attn_pool)
         glca, selected = None, None
         if model.glca is not None:
             maps = [s[:batch] for s in maps[: model.depth - model.glca_blocks]]
-            glca, selected = self.glca_stream([x[:batch] for x in states], maps, ropes)
+            glca, selected = self.glca_stream([x[:batch] for x in states], maps, ropes, weights)
         pwca = None
         if partners is not None and model.pwca_blocks:
-            pwca = norm(self.pwca_stream(x, ropes, partners, batch))[:, 0]
+            pwca = self.read(self.pwca_stream(x, ropes, partners, batch), norm, model.vit.attn_pool)[0]
         return Output(
             model.head(sa),
             None if glca is None else model.glca_head(glca),
@@ -115,6 +116,47 @@ class LiteralDCAL(nn.Module):
             Branches(sa, glca, pwca),
             selected,
         )
+
+    def read(
+        self, x_BND: Tensor, norm: nn.Module, pool: nn.Module | None, equal: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The feature of the tokens as the backbone defines it, and the weight that every token has in it, (B, N).
+
+        Args:
+            equal: an attention pool gives all patches the same weight.
+        """
+        vit, (batch, tokens) = self.model.vit, x_BND.shape[:2]
+        before = isinstance(vit.fc_norm, nn.Identity)
+        y = norm(x_BND) if before else x_BND
+        weights = torch.zeros(batch, tokens, dtype=y.dtype, device=y.device)
+        if pool is None and vit.cls_token is not None:
+            weights[:, 0] = 1.0
+            feature = norm(x_BND)[:, 0]
+            return feature, weights
+        patches = slice(vit.num_prefix_tokens, None)
+        seen = (
+            slice(None) if getattr(vit, "pool_include_prefix", isinstance(vit, Eva) and pool is not None) else patches
+        )
+        if pool is None:
+            weights[:, seen] = 1.0 / y[:, seen].shape[1]
+            feature = (weights[:, None] @ y)[:, 0]
+        else:
+            heads, width = pool.num_heads, y.shape[-1] // pool.num_heads
+            k, v = pool.kv(y[:, seen]).unflatten(-1, (2, heads, width)).permute(2, 0, 3, 1, 4)
+            q = pool.q(pool.latent).unflatten(-1, (heads, width)).transpose(1, 2).expand(batch, -1, -1, -1)
+            s = attention_map(q, k)
+            if equal:
+                s = torch.zeros_like(s)
+                s[..., y[:, seen].shape[1] - y[:, patches].shape[1] :] = 1.0 / y[:, patches].shape[1]
+            weights[:, seen] = {"mean": s.mean(1), "max": s.amax(1), "min": s.amin(1)}[self.fusion][:, 0].detach()
+            weights = weights / weights.sum(1, keepdim=True)
+            z = pool.proj((s @ v).transpose(1, 2).flatten(2))
+            feature = (z + pool.mlp(pool.norm(z)))[:, 0]
+        return (feature if before else norm(feature)), weights
+
+    @property
+    def fusion(self) -> str:
+        return "mean" if self.model.glca is None else self.model.glca.head_fusion
 
     def embed(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         vit, depth = self.model.vit, self.model.depth
@@ -139,7 +181,7 @@ class LiteralDCAL(nn.Module):
         return states, maps
 
     def glca_stream(
-        self, states: list[Tensor], maps: list[Tensor], ropes: list[Tensor | None]
+        self, states: list[Tensor], maps: list[Tensor], ropes: list[Tensor | None], weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The branch's feature and the selected patches, by the product of matrices."""
         model, glca = self.model, self.model.glca
@@ -150,10 +192,7 @@ class LiteralDCAL(nn.Module):
         with torch.no_grad(), full_precision(states[0].device):
             used = maps[-1:] if glca.selection == "last" else maps
             wide = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in used]
-            if glca.selection == "last":
-                rank = getattr(wide[0], {"mean": "mean", "max": "amax", "min": "amin"}[glca.head_fusion])(1)[:, 0]
-            else:
-                rank = rollout_matrix(wide, glca.head_fusion)[:, 0]
+            rank = (weights.to(wide[0].dtype)[:, None] @ rollout_matrix(wide, glca.head_fusion))[:, 0]
             selected = rank[:, prefix:].topk(count, dim=1).indices
         rows = torch.cat([torch.arange(prefix, device=selected.device).expand(len(selected), -1), selected + prefix], 1)
         every = torch.arange(len(rows), device=rows.device)[:, None]
@@ -165,6 +204,11 @@ class LiteralDCAL(nn.Module):
             _, k, v = heads_of(block.attn, block.norm1(full), rope)
             out = attention_map(q, k) @ v
             x = rest_of_block(block, scattered, out)[every, rows]
+        if model.vit.cls_token is None or model.vit.attn_pool is not None:
+            equal = {"cls": [False], "mean": [True], "cls_mean": [False, True]}[glca.readout]
+            return torch.stack([self.read(x, glca.norm, glca.attn_pool, equal=way)[0] for way in equal]).mean(
+                0
+            ), selected
         y = glca.norm(x)
         mean = y[:, prefix:].mean(1)
         return {"cls": y[:, 0], "mean": mean, "cls_mean": (y[:, 0] + mean) / 2}[glca.readout], selected
@@ -173,12 +217,16 @@ class LiteralDCAL(nn.Module):
         """The distracted tokens of the batch after the last block, from nothing but the embedded images."""
         model = self.model
         stream, partner = model.pwca.stream, partners.index_B
-        parting = model.depth - model.pwca_blocks
+        parting = model.pwca_blocks[0]
         alone = stream == "symmetric" and not partners.noise  # attends to distracted streams only
         states = self.self_attention_stream(x, ropes, parting if alone else model.depth)[0]
         z = states[parting][partner] if stream == "figure" else states[parting][:batch]
         for index in range(parting, model.depth):
             block, rope, x = model.vit.blocks[index], ropes[index], states[min(index, len(states) - 1)]
+            if index not in model.pwca_blocks:
+                q, k, v = heads_of(block.attn, block.norm1(z), rope)
+                z = rest_of_block(block, z, attention_map(q, k) @ v)
+                continue
             if stream == "figure":
                 own, other = x[:batch], z
             elif stream == "clean":

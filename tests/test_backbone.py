@@ -99,17 +99,17 @@ def test_what_cannot_be_built_says_so(name: str, size: tuple[int, int], message:
 REFUSED = {
     "beit_base_patch16_224": "Beit is not supported: its attention adds a position bias",
     "cait_xxs24_224": "Cait is not supported: its talking-heads",
-    "samvit_base_patch16_224": "VisionTransformerSAM is not supported: it has no class token",
+    "samvit_base_patch16_224": "VisionTransformerSAM is not supported: it attends in windows",
     "hiera_tiny_224": "Hiera is not supported: its resolution changes",
     "swin_tiny_patch4_window7_224": "SwinTransformer is not supported: it attends in windows",
     "swinv2_tiny_window8_256": "SwinTransformerV2 is not supported",
     "xcit_nano_12_p16_224": "Xcit is not supported: it attends over channels",
     "vit_relpos_small_patch16_224": "VisionTransformerRelPos is not supported",
-    "vit_base_patch16_siglip_224": "no class token, whose attention ranks the patches",
+    "vit_dwee_patch16_reg1_gap_256": "its DiffAttention is not plain softmax attention",
     "vit_small_patch16_18x2_224": "its ParallelThingsBlock is not a pre-norm block",
     "vit_base_patch16_xp_224": "its ParallelScalingBlock is not a pre-norm block",
     "eva02_enormous_patch14_clip_224": "its EvaBlockPostNorm is not a pre-norm block",
-    "naflexvit_base_patch16_map": "none of timm's plain Vision Transformer classes",
+    "naflexvit_base_patch16_map": "NaFlexVit is not supported: it packs patches of images of any shape",
     "convnext_atto": "none of timm's plain Vision Transformer classes",
 }
 
@@ -130,8 +130,10 @@ def test_every_reason_belongs_to_a_class_of_timm() -> None:
 
 
 def test_dcal_refuses_too() -> None:
-    with pytest.raises(UnsupportedBackbone, match="no class token"):
-        DCAL(timm.create_model("test_vit2"), 5)
+    with pytest.raises(UnsupportedBackbone, match="pools its tokens by 'max'"):
+        DCAL(timm.create_model("test_vit2", global_pool="max"), 5)
+    with pytest.raises(UnsupportedBackbone, match="pools its tokens by 'prr'"):
+        create_backbone("test_vit", (64, 64), kwargs={"global_pool": "prr"})
     with pytest.raises(UnsupportedBackbone, match="Cait"):
         create_backbone("cait_xxs24_224", (224, 224))
 

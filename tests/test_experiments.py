@@ -173,7 +173,7 @@ PAPER = {
     "paper/reid": (
         ["veri", "msmt17", "market1501", "dukemtmc"],
         ["deit_tiny", "deit_small", "deit_base", "vit_base"],
-        {"epochs": 120, "batch_size": 64, "opt": "sgd", "weight_decay": 1e-4, "top_ratio": 0.3},
+        {"epochs": 120, "batch_size": 64, "opt": "momentum", "weight_decay": 1e-4, "top_ratio": 0.3},
     ),
 }
 

@@ -119,14 +119,17 @@ def test_the_house_stays_tidy() -> None:
 
 
 def test_only_build_instantiates() -> None:
-    """`_target_` runs code, so there is one place that decides which targets are allowed."""
+    """`_target_` runs code, so there is one place that decides which targets are allowed.
+
+    The identity of a run reads the data set that the user of `dcal-train` has configured; no other command does.
+    """
     guilty = set()
     for module, tree in sources().items():
         used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         for name in {*imported(tree, "dcal"), *used}:
             if name.endswith(("utils.instantiate", "utils.call")) or name == "hydra.utils.*":
                 guilty.add(module)
-    assert guilty <= {"training.build"}
+    assert guilty <= {"training.build", "run.identity"}
 
 
 def test_the_rules_catch_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:

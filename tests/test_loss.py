@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcal.loss import TripletLoss, UncertaintyLoss
+from dcal.utils.errors import UserError
 
 
 def triplet_oracle(features: list[list[float]], labels: list[int], margin: float | None) -> float:
@@ -135,8 +136,36 @@ def test_one_branch_is_the_plain_loss(weighting: str) -> None:
     assert combine.weights() == {"sa": 1.0} and not list(combine.parameters())
 
 
+def test_one_branch_with_a_learned_weight_rises_as_its_loss_falls() -> None:
+    combine = UncertaintyLoss(("sa",), "uncertainty_always")
+    assert combine({"sa": torch.tensor(1.7)}).item() == pytest.approx(0.85)
+    optimizer = torch.optim.SGD(combine.parameters(), lr=0.5)
+    for value in (2.0, 0.05):
+        for _ in range(200):
+            optimizer.zero_grad()
+            combine({"sa": torch.tensor(value)}).backward()
+            optimizer.step()
+        assert combine.weights()["sa"] == pytest.approx(1 / (2 * value), rel=1e-3)
+
+
+def test_with_several_branches_always_means_what_it_means_otherwise() -> None:
+    always, usual = UncertaintyLoss(("sa", "glca"), "uncertainty_always"), UncertaintyLoss(("sa", "glca"))
+    losses = {"sa": torch.tensor(0.7), "glca": torch.tensor(2.0)}
+    assert always(losses) == usual(losses) and always.weights() == usual.weights()
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("uncertainty", 1.5), ("fixed", 3.0), ("equal", 1.5)])
+def test_a_step_may_be_without_an_optional_branch(weighting: str, expected: float) -> None:
+    combine = UncertaintyLoss(("sa", "glca", "pwca"), weighting, optional=("pwca",))
+    total = combine({"sa": torch.tensor(1.0), "glca": torch.tensor(2.0)})
+    assert total.item() == pytest.approx(expected)
+    for wrong in ({"sa": torch.tensor(1.0), "pwca": torch.tensor(1.0)}, {"sa": torch.tensor(1.0)}, {}):
+        with pytest.raises(ValueError, match="glca"):
+            combine(wrong)
+
+
 def test_faults_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^task.loss_weighting='best': choose one of uncertainty"):
+    with pytest.raises(UserError, match=r"^task.loss_weighting='best': .*uncertainty"):
         UncertaintyLoss(("sa",), "best")
     with pytest.raises(ValueError, match="pwca"):
         UncertaintyLoss(("sa", "pwca"))({"sa": torch.tensor(1.0)})

@@ -21,6 +21,7 @@ from dcal.bench import measure
 from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL, create_dcal_model
 from dcal.output import Output
+from dcal.utils.errors import UserError
 
 DEIT = "deit_tiny_patch16_224"
 DINO = "vit_small_patch16_dinov3"
@@ -87,9 +88,13 @@ def test_agrees_with_the_literal_definition(member: str, stream: str) -> None:
     assert_close(model(images).glca, LiteralDCAL(model)(images).glca, 1e-9)
 
 
+POOLED = ("test_vit3", "test_vit2")
+"""Read by an attention pool over registers and patches, and by the mean of the patches behind a register."""
 VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "two blocks of GLCA": {"glca": {"blocks": 2}},
     "PWCA in the last block only": {"pwca": {"blocks": 1}},
+    "PWCA in one block in the middle": {"pwca": {"blocks": [2]}},
+    "PWCA in blocks with a gap, both branches deep": {"pwca": {"blocks": [1, 3]}, "glca": {"blocks": 2}},
     "PWCA in the last two, both branches deep": {"pwca": {"blocks": 2}, "glca": {"blocks": 2}},
     "last block's attention": {"glca": {"selection": "last"}},
     "mean readout": {"glca": {"readout": "mean"}},
@@ -103,7 +108,7 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     ("variant", "stream"),
     [(name, stream) for name in VARIANTS for stream in (STREAMS if "pwca" in VARIANTS[name] else ("clean",))],
 )
-@pytest.mark.parametrize("member", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_rope_mixed_224"])
+@pytest.mark.parametrize("member", ["deit_tiny_distilled_patch16_224", "vit_small_patch16_rope_mixed_224", *POOLED])
 def test_variants_agree_with_the_literal_definition(member: str, variant: str, stream: str) -> None:
     options = VARIANTS[variant]
     model = tiny_model(
@@ -114,14 +119,15 @@ def test_variants_agree_with_the_literal_definition(member: str, variant: str, s
 
 
 @pytest.mark.parametrize("fusion", ["max", "min"])
-def test_head_fusions_agree_with_the_literal_definition(fusion: str) -> None:
-    model = tiny_model(head_fusion=fusion).train()
-    assert_same_step(model, *both(model, images_for(DEIT), NEXT))
+@pytest.mark.parametrize("member", [DEIT, *POOLED])
+def test_head_fusions_agree_with_the_literal_definition(member: str, fusion: str) -> None:
+    model = tiny_model(member, head_fusion=fusion).train()
+    assert_same_step(model, *both(model, images_for(member), NEXT))
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("blocks", [3, 1])
-def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [3, 1, [1, 2]])
+def test_noise_partners_agree_with_the_literal_definition(stream: str, blocks: Any) -> None:
     model = tiny_model(pwca={"stream": stream, "pairing": "gaussian", "blocks": blocks}).train()
     images = images_for(DEIT)
     partners = model.draw_partners(images)
@@ -149,9 +155,14 @@ def test_glca_with_all_patches_and_copied_weights_is_the_last_block(member: str)
     # `selection: all` is the same thing said differently
     model = tiny_model(member, glca={"selection": "all", "readout": "mean"}).eval()
     images = images_for(member)
-    tokens = plain_tokens(model, images)
-    assert_close(model(images).features.glca, tokens[:, model.prefix :].mean(1), 1e-10)
-    assert_close(model(images).features.sa, tokens[:, 0], 1e-10)
+    tokens, features = plain_tokens(model, images), model(images).features
+    if model.pooling.kind == "token":
+        assert_close(features.glca, tokens[:, model.prefix :].mean(1), 1e-10)
+        assert_close(features.sa, tokens[:, 0], 1e-10)
+    else:  # as timm reads the model itself
+        assert_close(features.sa, model.vit(images), 1e-10)
+        same = (features.glca - features.sa).abs().max() < 1e-10
+        assert same == (model.pooling.kind == "mean")  # equal weights are not those of the pool's query
 
 
 def plain_tokens(model: DCAL, images: Tensor) -> Tensor:
@@ -300,7 +311,7 @@ def test_autocast_gives_float32_gradients_and_nearby_features(member: str) -> No
             assert_close(getattr(out.features, name).float(), value, 0.1, name)
 
 
-@pytest.mark.parametrize("member", [DEIT, DINO])
+@pytest.mark.parametrize("member", [DEIT, DINO, *POOLED])
 def test_evaluation_compiles_in_one_graph(member: str) -> None:
     model = tiny_model(member, dtype=torch.float32).eval()
     images = images_for(member, dtype=torch.float32)
@@ -332,7 +343,7 @@ def assert_same_outputs(actual: Output, expected: Output, tolerance: float) -> N
         assert_close(value, expected.logits()[name], tolerance, name)
 
 
-@pytest.mark.parametrize("member", [DEIT, "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", DINO])
+@pytest.mark.parametrize("member", [DEIT, "deit_tiny_distilled_patch16_224", "eva02_tiny_patch14_224", DINO, *POOLED])
 def test_the_evaluation_graph_exports(member: str) -> None:
     model = tiny_model(member, vit={"depth": 2}, dtype=torch.float32).eval()
     images = images_for(member, dtype=torch.float32)
@@ -457,7 +468,7 @@ def test_partners_are_drawn_where_they_are_needed() -> None:
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, UserError), match=message):
         tiny_model(**options)
 
 
@@ -465,7 +476,7 @@ def test_create_dcal_model_takes_its_options_as_keywords() -> None:
     model = create_dcal_model(
         "test_vit", 7, (64, 32), 0.3, "dcal", glca_blocks=2, pwca_blocks=1, stream="figure", selection="last"
     )
-    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, 1, "figure")
+    assert (model.glca_blocks, model.pwca_blocks, model.pwca.stream) == (2, (model.depth - 1,), "figure")
     assert model.glca.selection == "last" and model.eval()(torch.randn(1, 3, 64, 32)).sa.shape == (1, 7)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="none").branches == ("sa",)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="glca").branches == ("sa", "glca")

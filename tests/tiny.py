@@ -30,6 +30,29 @@ FAMILIES = (
     Family("DeiT", "deit_tiny_patch16_224", "deit_*_patch16_*"),
     Family("DeiT, distilled", "deit_tiny_distilled_patch16_224", "deit_*_distilled_*"),
     Family("DeiT-3", "deit3_small_patch16_224", "deit3_*"),
+    Family("SigLIP and SigLIP 2", "vit_base_patch16_siglip_224", "vit_*_siglip_???"),
+    Family("SigLIP, mean of the patches", "vit_base_patch16_siglip_gap_224", "vit_*_siglip_gap_*"),
+    Family("AIMv2", "aimv2_large_patch14_224", "aimv2_*", 14),
+    Family(
+        "ViT with RoPE, registers and no class token", "vit_medium_patch16_rope_reg1_gap_256", "vit_*_rope_reg*_gap_*"
+    ),
+    Family("SO150M", "vit_so150m_patch16_reg4_gap_256", "vit_so150m_*_gap_*"),
+    Family("ViT with registers and no class token", "vit_medium_patch16_reg4_gap_256", "vit_*_reg?_gap_*"),
+    Family("ViT without class token", "vit_medium_patch16_gap_240", "vit_*_gap_*"),
+    Family("test models without class token", "test_vit2", "test_vit2"),
+    Family("test models with an attention pool over registers", "test_vit3", "test_vit3"),
+    Family(
+        "Perception Encoder, core, without class token",
+        "vit_pe_core_gigantic_patch14_448",
+        "vit_pe_core_gigantic_*",
+        14,
+    ),
+    Family(
+        "Perception Encoder, language and spatial, without class token",
+        "vit_pe_lang_gigantic_patch14_448",
+        "vit_pe_*_gigantic_*",
+        14,
+    ),
     Family("hybrids of a ResNet and a ViT", "vit_tiny_r_s16_p8_224", "vit_*_r_s16_* vit_*_r26_* vit_*_r50_*", 32),
     Family("DINOv2", "vit_small_patch14_dinov2", "vit_*_patch14_dinov2", 14),
     Family("DINOv2 with registers", "vit_small_patch14_reg4_dinov2", "vit_*_reg4_dinov2", 14),
@@ -95,7 +118,10 @@ def tiny_model(
     if model.glca is not None and model.glca_blocks:
         copied = [*model.glca.blocks, model.glca.norm]
         norm = model.vit.fc_norm if isinstance(model.vit.norm, nn.Identity) else model.vit.norm
-        for target, source in zip(copied, [*model.vit.blocks[-model.glca_blocks :], norm], strict=True):
+        sources = [*model.vit.blocks[-model.glca_blocks :], norm]
+        if model.glca.attn_pool is not None:
+            copied, sources = [*copied, model.glca.attn_pool], [*sources, model.vit.attn_pool]
+        for target, source in zip(copied, sources, strict=True):
             target.load_state_dict(source.state_dict())
     return model.to(dtype)
 

@@ -16,12 +16,16 @@ Where K₂ and V₂ come from above the first block is not in the paper; `stream
 
 Attending to oneself changes nothing (`pwca(x, x) = sa(x)`) in all three.
 
+The partner need not be met in every block. The second stream starts at the first block in which it is; in a later
+block in which it is not, both streams run plain self-attention, each on its own tokens.
+
 Shapes: B images, S ≥ B images in the backbone's stream (the first B of them, then noise partners), N tokens,
 D channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +34,39 @@ from torch import Tensor, nn
 from dcal.attention.rows import project_keys_values, run_prefix
 from dcal.attention.timm_blocks import Attend
 from dcal.attention.trace import Trace, attention, attention_with_trace
+from dcal.utils.errors import UserError
 
 STREAMS = ("clean", "symmetric", "figure")
+
+
+def pwca_block_indices(blocks: int | Sequence[int] | None, depth: int) -> tuple[int, ...]:
+    """The blocks in which the distracted stream meets the partner, by their index from 0, in order.
+
+    Args:
+        blocks: as `attention.pwca.blocks`: how many of the backbone's last blocks (None for all, 0 for none), or a
+            list of block numbers, from 1.
+        depth: blocks of the backbone.
+
+    Raises:
+        UserError: neither, or blocks that the backbone does not have.
+    """
+    key = "attention.pwca.blocks"
+    if blocks is None:
+        return tuple(range(depth))
+    if isinstance(blocks, int) and not isinstance(blocks, bool):
+        if not 0 <= blocks <= depth:
+            raise UserError(f"{key}={blocks}: this backbone allows 0 to {depth}")
+        return tuple(range(depth - blocks, depth))
+    if isinstance(blocks, Sequence) and not isinstance(blocks, str):
+        numbers = list(blocks)
+        known = all(type(number) is int and 1 <= number <= depth for number in numbers)
+        if numbers and known and len(set(numbers)) == len(numbers):
+            return tuple(sorted(number - 1 for number in numbers))
+        raise UserError(
+            f"{key}={numbers}: a list names one or more blocks of the backbone, each once, from 1 to {depth}; 0 "
+            "instead of a list switches PWCA off"
+        )
+    raise UserError(f"{key}={blocks!r}: a number of blocks (the last ones), null for all, or a list such as [6,7,8,9]")
 
 
 class PairWiseCrossAttention(nn.Module):

@@ -2,8 +2,11 @@
 
 With S̄_l = ½ S_l + ½ E for the head-fused attention S_l of block l, the rollout is Ŝ = S̄_L ⋯ S̄_1. Its
 class-token row is all that is ranked, and e_clsᵀ Ŝ is a chain of vector-matrix products from the last block
-down to the first; the N×N product is never formed. No gradient flows through it, and stochastic depth is
-ignored: a block that is dropped for one training step still counts with the attention it would have had.
+down to the first; the N×N product is never formed. A backbone that is read by pooling has no class token: the weights
+of its tokens in the pooled feature take the place of e_cls, which gives the mean row of Ŝ over the patches, or the
+mean weighted by the attention of the pool's query (`dcal.attention.pooling`). No gradient flows through it, and
+stochastic depth is ignored: a block that is dropped for one training step still counts with the attention it would
+have had.
 
 Shapes: B images, N tokens, P patches, H heads, D channels per head.
 """
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dcal.attention.pooling import CLASS_TOKEN, pooling_of
 from dcal.attention.support import check_supported
 from dcal.attention.timm_blocks import intercept
 from dcal.attention.trace import (
@@ -33,18 +37,26 @@ HEAD_FUSIONS = ("mean", "max", "min")
 
 
 @torch.no_grad()
-def rollout_row(traces: Sequence[Trace], fusion: str = "mean", row: int = 0) -> Tensor:
-    """Row `row` (0: the class token) of the rollout matrix over the traced blocks, first block first: (B, N).
+def rollout_row(traces: Sequence[Trace], fusion: str = "mean", weights_BN: Tensor | None = None) -> Tensor:
+    """The class token's row of the rollout matrix over the traced blocks, first block first: (B, N).
 
     float32, or float64 where the traces are. Autocast is off inside: ranks need the precision.
+
+    Args:
+        fusion: `mean`, `max` or `min` over heads.
+        weights_BN: the mean of the rows with these weights instead, each (N,) with sum 1.
     """
     q = traces[-1].q_BHND
     dtype = torch.promote_types(q.dtype, torch.float32)
     with full_precision(q.device):
-        # e_row times the last block's map is that one row of the map: nothing else of it is computed.
-        s_BN = fuse_heads(attention_rows(traces[-1], slice(row, row + 1), dtype), fusion).squeeze(1)
-        r_BN = torch.cat([s_BN[:, :row], s_BN[:, row : row + 1] + 1.0, s_BN[:, row + 1 :]], dim=1) / 2
-        for trace in reversed(traces[:-1]):
+        if weights_BN is None:
+            # e_cls times the last block's map is the first row of the map: nothing else of it is computed.
+            s_BN = fuse_heads(attention_rows(traces[-1], slice(0, 1), dtype), fusion).squeeze(1)
+            r_BN = torch.cat([s_BN[:, :1] + 1.0, s_BN[:, 1:]], dim=1) / 2
+            traces = traces[:-1]
+        else:
+            r_BN = weights_BN.to(dtype)
+        for trace in reversed(traces):
             r_BN = (r_BN + row_times_attention(r_BN, trace, fusion)) / 2
     return r_BN
 
@@ -89,19 +101,23 @@ class AttentionRollout:
         self.head_fusion = head_fusion
         self.num_prefix_tokens = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
         self._blocks = list(vit.blocks)  # type: ignore[arg-type]
-        self._traces: list[Trace | None] = [None] * len(self._blocks)
+        self._pool = getattr(vit, "attn_pool", None)
+        self._pooling = pooling_of(vit) or CLASS_TOKEN
+        # of the blocks, and last of the attention pool where there is one
+        self._attentions = [*(block.attn for block in self._blocks), *([self._pool] if self._pool else [])]
+        self._traces: list[Trace | None] = [None] * len(self._attentions)
         self._handles: list[Any] = []
         self._fused: list[bool] = []
 
     def __enter__(self) -> AttentionRollout:
         if self._handles:
             raise RuntimeError("this AttentionRollout is already open")
-        self._traces = [None] * len(self._blocks)
+        self._traces = [None] * len(self._attentions)
         self._eager = torch.compiler.set_stance("force_eager")  # dynamo does not guard on hooks
-        self._fused = [bool(block.attn.fused_attn) for block in self._blocks]
-        for index, block in enumerate(self._blocks):
-            block.attn.fused_attn = True
-            self._handles += _record_calls(block, self._traces, index)
+        self._fused = [bool(module.fused_attn) for module in self._attentions]
+        for index, module in enumerate(self._attentions):
+            module.fused_attn = True
+            self._handles += _record_calls(module, self._traces, index)
         return self
 
     def __exit__(
@@ -111,19 +127,30 @@ class AttentionRollout:
             handle.remove()
         self._handles = []
         self._eager.__exit__(kind, error, trace)
-        for block, fused in zip(self._blocks, self._fused, strict=True):
-            block.attn.fused_attn = fused
+        for module, fused in zip(self._attentions, self._fused, strict=True):
+            module.fused_attn = fused
 
     def _recorded(self) -> list[Trace]:
-        traces = [trace for trace in self._traces if trace is not None]
+        traces = [trace for trace in self._traces[: len(self._blocks)] if trace is not None]
         if len(traces) != len(self._blocks):
             raise RuntimeError(
                 f"{len(traces)} of {len(self._blocks)} blocks were recorded: run the model inside `with rollout:` first"
             )
         return traces
 
+    def _weights(self, traces: Sequence[Trace]) -> Tensor | None:
+        """The weight of every token in the model's feature; None for a class token."""
+        pool = self._traces[-1] if self._pool is not None else None
+        if self._pool is not None and pool is None:
+            raise RuntimeError("the attention pool was not recorded: run the whole model, not `forward_features` alone")
+        q = traces[0].q_BHND
+        return self._pooling.weights(q.shape[2], pool, self.head_fusion, q)
+
     def cls_attention(self, blocks: int | None = None) -> Tensor:
         """The class token's rollout over the patches: (B, P), float32; with the prefix columns it would sum to 1.
+
+        Of a model without class token: the mean of the rows of all patches, or their mean weighted by the attention of
+        the pool's query.
 
         Args:
             blocks: over the first that many blocks, as GLCA beside the last M ranks by the L - M before; None for all.
@@ -131,7 +158,9 @@ class AttentionRollout:
         Raises:
             RuntimeError: no forward pass was recorded.
         """
-        return rollout_row(self._recorded()[:blocks], self.head_fusion)[:, self.num_prefix_tokens :].float()
+        traces = self._recorded()
+        row_BN = rollout_row(traces[:blocks], self.head_fusion, self._weights(traces))
+        return row_BN[:, self.num_prefix_tokens :].float()
 
     @torch.no_grad()
     def matrix(self) -> Tensor:
@@ -165,8 +194,8 @@ class AttentionRollout:
         return torch.zeros_like(attention_BP, dtype=torch.bool).scatter(1, top, True)
 
 
-def _record_calls(block: nn.Module, traces: list[Trace | None], index: int) -> list[Any]:
-    """Hooks that put `block`'s attention trace into `traces[index]` at each of its forward passes."""
+def _record_calls(attention: nn.Module, traces: list[Trace | None], index: int) -> list[Any]:
+    """Hooks that put the trace of an attention module into `traces[index]` at each of its forward passes."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, traces[index] = attention_with_trace(q, k, v, **options)
@@ -179,6 +208,7 @@ def _record_calls(block: nn.Module, traces: list[Trace | None], index: int) -> l
         modes[-1].__enter__()
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        modes.pop().__exit__(None, None, None)
+        if modes:  # a hook of somebody else that ran before may have failed
+            modes.pop().__exit__(None, None, None)
 
-    return [block.register_forward_pre_hook(enter), block.register_forward_hook(leave, always_call=True)]
+    return [attention.register_forward_pre_hook(enter), attention.register_forward_hook(leave, always_call=True)]

@@ -1,8 +1,8 @@
 """Which timm models the branches can be attached to, and the reason where they cannot.
 
-The branches need: a class token to rank patches for, blocks in one sequence at one resolution, attention that
-calls `F.scaled_dot_product_attention` without a bias over the keys, and projections that
-`rows.project_keys_values` knows.
+The branches need: a feature that is read at the class token, at the mean of the patches or by an attention pool; blocks
+in one sequence at one resolution; attention that calls `F.scaled_dot_product_attention` without a bias over the keys;
+and projections that `rows.project_keys_values` knows.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from dcal.attention.pooling import pooling_of
 from dcal.utils.errors import UserError
 
 REASONS = {
     "Beit": "its attention adds a position bias as wide as its own keys, so a partner's keys cannot be appended",
     "Cait": "its talking-heads attention mixes heads around the softmax and never calls fused attention",
-    "VisionTransformerSAM": "it has no class token and attends in windows",
+    "VisionTransformerSAM": "it attends in windows",
     "Hiera": "its resolution changes between stages, so there is no rollout over one set of patches",
-    "SwinTransformer": "it attends in windows of changing resolution and has no class token",
-    "SwinTransformerV2": "it attends in windows of changing resolution and has no class token",
+    "SwinTransformer": "it attends in windows of changing resolution",
+    "SwinTransformerV2": "it attends in windows of changing resolution",
     "Xcit": "it attends over channels, not over tokens",
+    "NaFlexVit": "it packs patches of images of any shape into one sequence, so there is no one grid; the plain model "
+    "of the same weights (vit_base_patch16_siglip_256 for naflexvit_base_patch16_siglip) is supported",
     "VisionTransformerRelPos": "its attention adds a relative-position bias as wide as its own keys",
 }
 
@@ -43,7 +46,7 @@ def check_supported(vit: nn.Module) -> None:
     if reason:
         raise UnsupportedBackbone(
             f"backbone {type(vit).__name__} is not supported: {reason}. Supported are timm's VisionTransformer and Eva "
-            "families with a class token (DeiT, DeiT-3, AugReg, R50 hybrids, DINOv2, DINOv3, CLIP, EVA-02)"
+            "families (DeiT, AugReg, R50 hybrids, CLIP, SigLIP, DINOv2, DINOv3, EVA-02, AIMv2, ...)"
         )
 
 
@@ -53,8 +56,8 @@ def _why_unsupported(vit: nn.Module) -> str | None:
         return REASONS[name]
     if not isinstance(vit, (VisionTransformer, Eva)):
         return "it is none of timm's plain Vision Transformer classes"
-    if getattr(vit, "cls_token", None) is None:
-        return "it has no class token, whose attention ranks the patches"
+    if pooling_of(vit) is None:
+        return f"it pools its tokens by {vit.global_pool!r}, which gives them no weights to rank them by"
     for block in vit.blocks:
         if type(block) not in (Block, EvaBlock):
             return f"its {type(block).__name__} is not a pre-norm block of attention followed by an MLP"

@@ -50,7 +50,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     for part in task.splits(split):
         check_sides(restored, data.records(part))
     evaluation = task.evaluate(restored.model, data, split, train.eval_batch_size, train.workers, restored.device)
-    comparable = result is not None and result["split"] == split and is_data_of_run(restored, data)
+    comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
     print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")

@@ -19,6 +19,7 @@ from dcal.run.directory import Run
 from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
+from dcal.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +32,14 @@ def main() -> None:
 def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
     adopt_batch_system()
-    run = Run(config)
-    return run_point(run, lambda: complete(run))
+    return run_point(lambda: report_errors(lambda: Run(config), (UserError, OSError), config.run.debug), complete)
 
 
 def complete(run: Run) -> Outcome:
     """Brings the run to its result, or only looks it up."""
     result, status = run.result(), "finished before"
     if result is not None:
-        rank_zero_only(print)(f"finished before: {summary(result, run)}")
+        rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.notes]))
         rank_zero_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
         result = report_errors(lambda: carry_out(run.config), _mendable(), run.config.run.debug)

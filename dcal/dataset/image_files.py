@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from dcal.dataset.images import ImageDataset, Loader
 from dcal.dataset.readers.tables import images_below
-from dcal.dataset.record import DataError, Record
+from dcal.dataset.record import IMAGE_SUFFIXES, DataError, Record
 from dcal.dataset.transform import eval_transform
 
 UNKNOWN = -1
@@ -105,7 +103,7 @@ def _files(path: Path, key: str) -> list[Path]:
     """The files that one path, glob or list stands for."""
     if path.is_dir():
         found = images_below(path)
-        problem = f"no image below this folder (none of {' '.join(IMG_EXTENSIONS)})"
+        problem = f"no image below this folder (none of {' '.join(IMAGE_SUFFIXES)})"
     elif path.is_file() and path.suffix.lower() == ".txt":
         found, problem = _listed(path, key), "lists no path"
     elif path.is_file():

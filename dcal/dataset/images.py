@@ -24,8 +24,8 @@ from dcal.dataset.cache import CACHES, PixelCache
 from dcal.dataset.decode import DECODES, Pixels, read_image
 from dcal.dataset.record import DataError, Record
 from dcal.dataset.sampler import Draw
-from dcal.dataset.synthetic.store import cache_home
 from dcal.dataset.transform import seed_transform
+from dcal.utils.paths import cache_home
 
 logger = logging.getLogger(__name__)
 Item = dict[str, Any]

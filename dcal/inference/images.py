@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from dcal.dataset.image_files import find_images, image_loader, spread
 from dcal.dataset.record import Record
 from dcal.inference.restore import Restored, drop_none
 from dcal.inference.trust import RunError
+from dcal.run.data_digest import data_digest
+from dcal.run.directory import IDENTITY_FILE
 from dcal.training.build import make
 from dcal.utils.errors import UserError
 
@@ -119,10 +122,20 @@ def chosen(
     return records, f"{origin}, {len(records)} images"
 
 
-def is_data_of_run(restored: Restored, data: Data) -> bool:
-    """Whether a data set is, image for image, the one that the run was trained and evaluated on."""
-    own = restored.config.dataset
-    return str(data.root) == str(own.root)
+def is_data_of_run(restored: Restored, data: Data, dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set is the one that the run was trained and evaluated on, wherever it is.
+
+    Args:
+        data: what `open_data` gave.
+        dataset: of the command's configuration, with which `open_data` was called.
+    """
+    file = restored.directory / IDENTITY_FILE
+    known = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else None
+    if known is not None:
+        return bool(data_digest(data.source).sha256 == known["sha256"])
+    # a drawn set is what its reader's options say, and an older run has kept nothing but the place
+    same_place = "recipe" in data.source.protocol or str(data.root) == str(restored.config.dataset.root)
+    return same_place and not dataset.get("reader")
 
 
 def data_title(data: Data, *splits: str) -> str:

@@ -22,6 +22,7 @@ from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
 from dcal.run.files import write_atomically
+from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import GPU_ONLY, Device, choose_device
@@ -129,7 +130,7 @@ def read_config(directory: Path) -> DictConfig:
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
-        written = plain(OmegaConf.to_container(OmegaConf.load(file), resolve=False), file)
+        written = plain(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
         # a run that is older than a key had what is the default today; keys of groups have no such default
         today: Any = OmegaConf.load(config_dir() / "train.yaml")
         defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])

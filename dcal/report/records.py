@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.run.files import write_atomically
-from dcal.run.identity import IDENTITY, NOT_IDENTITY
+from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 
 Record = dict[str, Any]
 Results = dict[str, Any]
@@ -130,8 +130,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     for group, keys in NOT_IDENTITY.items():
         identity[group] = {key: value for key, value in identity[group].items() if key not in keys}
     walk({key: node if isinstance(node, Mapping) else {"": node} for key, node in identity.items()}, "")
-    glca, pwca = found["attention.glca.blocks"] != 0, found["attention.pwca.blocks"] != 0
-    found["attention"] = {(0, 0): "none", (1, 0): "glca", (0, 1): "pwca", (1, 1): "dcal"}[glca, pwca]
+    found["attention"] = attention_name(found)
     found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
     found["dataset"] = config["dataset"]["reader"]["_target_"].rpartition(".")[2].removeprefix("read_")
     return {key.rstrip("."): value for key, value in sorted(found.items())}
@@ -224,7 +223,8 @@ def load(path: Path) -> Results:
     """
     results: Results = parse(path, json.loads)
     for record in results["runs"]:
-        record["config"] = {**results["config"], **record["config"]}
+        # a run from before a key existed has what is its default: what it did then
+        record["config"] = {**recorded_defaults(), **results["config"], **record["config"]}
         record["headline"] = results["headline"]
     return results
 

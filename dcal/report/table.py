@@ -22,13 +22,7 @@ from dcal.metric.statistics import (
     resampled_means,
 )
 from dcal.report.records import Record, Results, decode
-
-IDLE = {
-    "attention.glca.": ("none", "pwca"),
-    "attention.pwca.": ("none", "glca"),
-    "task.loss_weighting": ("none",),
-}
-"""Beginning of a key → the `attention` under which it decides nothing."""
+from dcal.run.identity import is_idle
 
 
 @dataclass
@@ -156,7 +150,7 @@ def with_sa(record: Record) -> Record:
 def matches(record: Record, where: Mapping[str, Any]) -> bool:
     config = {**record["config"], "split": record["split"]}
     return all(
-        config.get(key) in wanted if isinstance(wanted, list) else config.get(key) == wanted
+        is_idle(key, config) or (config.get(key) in wanted if isinstance(wanted, list) else config.get(key) == wanted)
         for key, wanted in where.items()
     )
 
@@ -181,11 +175,6 @@ def label_of(record: Record, by: Sequence[str]) -> str:
     """The values of the keys, e.g. `dcal, 0.0004`; not those that decide nothing without a branch that is off."""
     config = {**record["config"], "cfg_id": record["cfg_id"]}
     return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
-
-
-def is_idle(key: str, config: Mapping[str, Any]) -> bool:
-    """Whether the key is an option of a branch that this `attention` has not, or weighs a single loss."""
-    return any(key.startswith(option) and config["attention"] in off for option, off in IDLE.items())
 
 
 def show(value: Any) -> str:

@@ -1,6 +1,6 @@
 """A run and its directory: what lies in it, and whether it is finished.
 
-The directory is a function of the composed configuration, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
+The directory is a function of what the run is made of, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
 what was typed. So the same point reached alone, in a multirun or through an explicitly typed default is the same run,
 and repeating a command continues it or returns its result.
 """
@@ -18,27 +18,70 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
 from dcal.run.files import explain_write_errors, write_atomically
-from dcal.run.identity import config_id
+from dcal.run.identity import identify
+from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
 from dcal.run.provenance import git_state, versions
 from dcal.utils.signals import Interrupted
+
+CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
 
 
 class Run:
     """One run directory, held by one process at a time: `with Run(config) as run:`.
 
     Raises:
-        RunLocked: on entering, if another process holds it; the message says which.
+        UserError: `backbone.checkpoint` is not there; on entering, if the directory cannot be held or written.
     """
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
-        self.cfg_id = config_id(config)
+        self.identity = identify(config)
         self.seed = int(config.seed)
-        root = Path(config.run.root).expanduser().absolute()
-        self.directory = root / str(config.name) / self.cfg_id / f"seed={self.seed}"
+        self.notes: list[str] = []
+        """Sentences on how the directory was found, for whoever returns or continues what is in it."""
+        self.directory = self._locate()
+        self.cfg_id = self.directory.parent.name
         self._lock: IO[str] | None = None
         self._code: dict[str, Any] | None = None
+
+    def _locate(self) -> Path:
+        """The directory of this run: under its id, or, made before today, under the id that it had then."""
+        folder = Path(self.config.run.root).expanduser().absolute() / str(self.config.name)
+        seed = f"seed={self.seed}"
+        today = folder / self.identity.cfg_id / seed
+        if (today / IDENTITY_FILE).is_file():
+            return today
+        older_id = legacy_id(self.config)
+        older = None if older_id is None else folder / older_id / seed
+        if older is not None and self._is_older_run(older):
+            return older
+        if not self.identity.readable:  # a finished run is returned where its data are not
+            alike = [
+                file.parent
+                for file in folder.glob(f"*/{seed}/{IDENTITY_FILE}")
+                if _read(file).get("settings_id") == self.identity.settings_id
+            ]
+            finished = [directory for directory in alike if (directory / RESULT_FILE).is_file()]
+            if len(finished) == 1:
+                self.notes.append("its data cannot be read now: found by its settings alone")
+                return finished[0]
+        return today
+
+    def _is_older_run(self, directory: Path) -> bool:
+        """Whether an older run is there that knows the same classes: more of its data it did not record."""
+        if (directory / IDENTITY_FILE).is_file() or not (directory / CONFIG_FILE).is_file():
+            return False
+        if self.identity.data is None and self.identity.weights is None:
+            return True
+        names = _read(directory / "model.json").get("class_names")
+        if self.identity.data is not None and names is not None and names != self.identity.data.class_names:
+            return False
+        self.notes.append(
+            "made by an older version, which kept no digest of data and weights: that they were the same is assumed "
+            "(run.fresh=true trains anew)"
+        )
+        return True
 
     def __enter__(self) -> Run:
         self._hold()
@@ -67,7 +110,7 @@ class Run:
 
     @property
     def result_file(self) -> Path:
-        return self.directory / "result.json"
+        return self.directory / RESULT_FILE
 
     def result(self) -> dict[str, Any] | None:
         """The result if the run is finished, else None."""
@@ -77,9 +120,11 @@ class Run:
         return result
 
     def write_config(self, overrides: list[str]) -> None:
-        """Leaves the resolved configuration, what was typed, and the versions in the directory."""
+        """Leaves in the directory: identity, resolved configuration, what was typed, and versions."""
         self._code = git_state()  # now: who works on the code while it trains commits something else
-        write_atomically(self.directory / "config_resolved.yaml", OmegaConf.to_yaml(self.config, resolve=True))
+        write_atomically(self.directory / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
+        if self.cfg_id == self.identity.cfg_id:  # else an older run, which cannot be given one
+            write_atomically(self.directory / IDENTITY_FILE, json.dumps(self.identity.to_json(), indent=1))
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
 
@@ -117,3 +162,11 @@ class Run:
         }
         write_atomically(self.result_file, json.dumps(result, indent=1) + "\n")
         return result
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON file of a run, empty if it is missing or torn."""
+    with suppress(OSError, ValueError):
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return content
+    return {}

@@ -1,15 +1,34 @@
-"""What makes two runs the same: the configuration but for the seed, and nothing that only decides speed or place."""
+"""What makes two runs the same: settings, weights and data, but neither the seed nor what only decides speed or place.
+
+The id is a hash of what differs from the schema's defaults (`dcal.config`), so that a new key at its default changes no
+id, and of the last name of a `_target_` of this package, so that a moved module does not either. docs/identity.md has
+the table of what counts.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from pathlib import PurePath
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.config import Config
+from dcal.dataset.record import Catalog
+from dcal.run.data_digest import DataDigest, data_digest
+from dcal.run.digest import file_digest
+from dcal.utils.errors import UserError
+
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
-"""What makes two runs the same but for the seed."""
+"""Nodes of the configuration that decide the numbers of a run."""
 NOT_IDENTITY = {
     "dataset": {"root", "cache", "on_bad_image"},
     "train": {
@@ -24,21 +43,203 @@ NOT_IDENTITY = {
         "activation_checkpointing",
     },
 }
-"""Where data lie and how fast they come: no part of what is computed."""
+"""Keys of these nodes that only decide where data are and how fast they come."""
+ROOT = "<root>"
+"""Stands for `dataset.root` in what is hashed: the same data elsewhere are the same data."""
+
+Flat = Mapping[str, Any]
+"""A configuration in dotted keys, with `attention` by its name; see `attention_name`."""
+_NO_GLCA = ("none", "pwca")
+_NO_PWCA = ("none", "glca")
+IDLE: Mapping[str, Callable[[Flat], bool]] = {
+    "attention.glca.": lambda flat: flat["attention"] in _NO_GLCA,
+    "attention.head_fusion": lambda flat: flat["attention"] in _NO_GLCA,
+    "attention.pwca.": lambda flat: flat["attention"] in _NO_PWCA,
+    "attention.pwca.curriculum": lambda flat: flat.get("attention.pwca.pairing") != "curriculum",
+    "attention.pwca.pairing_ratio": lambda flat: (
+        "mixed" not in (flat.get("attention.pwca.pairing"), *(flat.get("attention.pwca.curriculum") or ()))
+    ),
+    "task.loss_weighting": lambda flat: (
+        flat["attention"] == "none" and flat.get("task.loss_weighting") != "uncertainty_always"
+    ),
+    "task.triplet.margin": lambda flat: flat.get("task.triplet.weight") == 0,
+}
+"""Beginning of a key → whether it decides nothing beside the other values of a configuration."""
+
+
+class Identity(NamedTuple):
+    """What makes a run this run, as `identity.json` in its directory keeps it."""
+
+    settings: dict[str, Any]
+    """In dotted keys: what differs from the schema's defaults, without idle keys."""
+    weights: str | None
+    """SHA-256 of the content of `backbone.checkpoint`, or of a folder in `backbone.name`; None without either."""
+    data: DataDigest | None
+    """None where the options of the reader say it all (drawn sets), or where the data cannot be read."""
+    readable: bool = True
+    """False if the data cannot be read: the run cannot be told from one on other data."""
+
+    @property
+    def settings_id(self) -> str:
+        """Eight hexadecimal digits over settings and weights."""
+        return _short({"settings": self.settings, "weights": self.weights})
+
+    @property
+    def cfg_id(self) -> str:
+        """Eight hexadecimal digits over everything: the name of the folder that holds the seeds of a run."""
+        if self.data is None:
+            return self.settings_id
+        return _short({"settings": self.settings, "weights": self.weights, "data": self.data.sha256})
+
+    def to_json(self) -> dict[str, Any]:
+        """For `identity.json`."""
+        data = None
+        if self.data is not None:
+            data = {**asdict(self.data), "classes": len(self.data.class_names)}
+            del data["class_names"]  # model.json has them
+        return {
+            "cfg_id": self.cfg_id,
+            "settings_id": self.settings_id,
+            "settings": self.settings,
+            "weights": self.weights,
+            "data": data,
+        }
+
+
+def identify(config: DictConfig) -> Identity:
+    """The identity of the run that `config` describes; reads the lists of its data set, but no image.
+
+    Raises:
+        UserError: `backbone.checkpoint` is not there; the message names the key.
+    """
+    data, readable = read_digest(config)
+    return Identity(settings(config), weights_digest(config), data, readable)
 
 
 def config_id(config: DictConfig) -> str:
-    """Eight hex digits over the identity nodes, interpolations unresolved and paths cut to their last part."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    identity = {
-        key: {k: v for k, v in plain[key].items() if k not in NOT_IDENTITY.get(key, ())}
-        if isinstance(plain[key], dict)
-        else plain[key]
-        for key in IDENTITY
+    """The id over settings and weights alone, which is the run's where the data need no digest.
+
+    Raises:
+        UserError: `backbone.checkpoint` is not there; the message names the key.
+    """
+    return Identity(settings(config), weights_digest(config), None).settings_id
+
+
+def settings(config: DictConfig) -> dict[str, Any]:
+    """What decides the numbers, in dotted keys: no defaults of the schema, no idle keys, no paths."""
+    kept = copy.deepcopy(config)
+    OmegaConf.set_readonly(kept, False)
+    kept.dataset.root = ROOT
+    nodes = {key: kept[key] for key in IDENTITY}
+    plain: dict[str, Any] = {
+        key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for key, node in nodes.items()
     }
-    checkpoint = identity["backbone"].get("checkpoint")
-    if checkpoint:  # the same weights lie elsewhere on another machine
-        identity["backbone"]["checkpoint"] = PurePath(checkpoint).name
-    text = json.dumps(identity, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    for key, left_out in NOT_IDENTITY.items():
+        plain[key] = {name: value for name, value in plain[key].items() if name not in left_out}
+    flat = dict(flatten(plain))
+    described = {**flat, "attention": attention_name(flat)}
+    defaults = schema_defaults()
+    found = {}
+    for key, value in flat.items():
+        if key in ("backbone.checkpoint", "dataset.reader.root") or key.endswith("_partial_"):
+            continue
+        if (key in defaults and value == defaults[key]) or is_idle(key, described):
+            continue
+        if key.endswith("_target_"):
+            value = str(value).rpartition(".")[2] if str(value).startswith("dcal.") else value
+        elif key == "backbone.name" and str(value).startswith("local-dir:"):
+            value = "local-dir"
+        found[key] = value
+    return dict(sorted(found.items()))
+
+
+@cache
+def schema_defaults() -> dict[str, Any]:
+    """Dotted key → the schema's default, for the keys that have one. It never moves: that would change ids."""
+    schema: Any = OmegaConf.to_container(OmegaConf.structured(Config), throw_on_missing=False)
+    nodes = {key: schema[key] for key in IDENTITY}
+    return {key: value for key, value in flatten(nodes) if value != "???"}
+
+
+@cache
+def recorded_defaults() -> dict[str, Any]:
+    """`schema_defaults` of the keys that a record of a finished run has: neither targets, nor places, nor speed."""
+    left_out = {f"{node}.{key}" for node, keys in NOT_IDENTITY.items() for key in keys}
+    left_out |= {"backbone.kwargs", *(key for key in schema_defaults() if key.endswith(("_target_", "_partial_")))}
+    return {key: value for key, value in schema_defaults().items() if key not in left_out}
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested configuration as dotted keys and their values; empty nodes give nothing."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def attention_name(flat: Flat) -> str:
+    """`none`, `glca`, `pwca` or `dcal`, by the branches that a flat configuration has."""
+    glca, pwca = flat["attention.glca.blocks"] != 0, flat["attention.pwca.blocks"] != 0
+    return {(False, False): "none", (True, False): "glca", (False, True): "pwca", (True, True): "dcal"}[glca, pwca]
+
+
+def is_idle(key: str, flat: Flat) -> bool:
+    """Whether a key decides nothing in this configuration, as an option of a branch that is off."""
+    return any(key.startswith(beginning) and idle(flat) for beginning, idle in IDLE.items())
+
+
+def weights_digest(config: DictConfig) -> str | None:
+    """SHA-256 of the weights that the backbone starts from, None where timm or chance gives them.
+
+    Raises:
+        UserError: the file is not there.
+    """
+    checkpoint, name = config.backbone.checkpoint, str(config.backbone.name)
+    if checkpoint:
+        file = Path(checkpoint).expanduser()
+        if not file.is_file():
+            raise UserError(f"backbone.checkpoint={checkpoint}: no such file; give the path of a weight file")
+        return file_digest(file)
+    folder = Path(name.removeprefix("local-dir:")).expanduser()
+    if name.startswith("local-dir:") and folder.is_dir():
+        files = sorted(file for file in folder.iterdir() if file.is_file())
+        return _sha256([(file.name, file_digest(file)) for file in files])
+    return None
+
+
+def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
+    """The digest of the data set, and whether it could be read.
+
+    What is wrong with the data is not said here: the run meets it again when it opens them, and has a place to note it.
+    """
+    reader = config.dataset.get("reader")
+    if reader is None or str(reader.get("_target_")).rpartition(".")[2].startswith("read_synthetic_"):
+        return None, True  # drawn by the program: its options are part of the settings
+    try:
+        with quiet("dcal.dataset"):
+            catalog = instantiate(reader, _convert_="all")
+        return (data_digest(catalog), True) if isinstance(catalog, Catalog) else (None, False)
+    except Exception:  # a reader may be the user's own, and raise anything
+        return None, False
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silences a package's log below errors: what it says is said again when the data are opened."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _short(content: Any) -> str:
+    return _sha256(content)[:8]

@@ -37,18 +37,20 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def run_point(run: Run, work: Callable[[], Outcome]) -> float:
-    """Calls `work` and returns its value; in a multirun a failure is noted, and the value NaN.
+def run_point(find: Callable[[], Run], work: Callable[[Run], Outcome]) -> float:
+    """Calls `work` on the run that `find` gives; returns its value, in a multirun NaN and a note where it fails.
 
     Who asks a point to stop (Ctrl-C, a batch system) means the sweep: only an `Exception` is the point's own affair.
     """
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
-        return work().value
+        return work(find()).value
+    run = None
     try:
-        outcome = work()
+        run = find()
+        outcome = work(run)
     except Exception as error:
         outcome = Outcome(FAILED, error=f"{type(error).__name__}: {error}".removeprefix("JobError: error: "))
-        print(f"{run.directory}: {outcome.error}", file=sys.stderr)
+        print(f"{run.directory if run else 'no run'}: {outcome.error}", file=sys.stderr)
     except BaseException:
         _note(run, Outcome("interrupted"))
         raise
@@ -56,11 +58,15 @@ def run_point(run: Run, work: Callable[[], Outcome]) -> float:
     return outcome.value
 
 
-def _note(run: Run, outcome: Outcome) -> None:
+def _note(run: Run | None, outcome: Outcome) -> None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir) / "points"
     folder.mkdir(parents=True, exist_ok=True)
-    note = {**outcome._asdict(), "overrides": list(hydra.overrides.task), "directory": str(run.directory)}
+    note = {
+        **outcome._asdict(),
+        "overrides": list(hydra.overrides.task),
+        "directory": str(run.directory) if run else "",
+    }
     write_atomically(folder / f"{hydra.job.num:04d}.json", json.dumps(note, indent=1))
 
 

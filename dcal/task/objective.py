@@ -30,7 +30,7 @@ class Objective(nn.Module):
 
     Args:
         branches: the model's branches, e.g. ("sa", "glca", "pwca").
-        weighting: `uncertainty`, `fixed` or `equal`.
+        weighting: one of `dcal.loss.WEIGHTINGS`.
         label_smoothing: in [0, 1).
         triplet_weight: 0 switches the triplet loss off.
         triplet_margin: None for the soft margin.
@@ -52,7 +52,8 @@ class Objective(nn.Module):
             raise ValueError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
         if triplet_weight < 0.0:
             raise ValueError(f"task.triplet.weight={triplet_weight}: must not be negative")
-        self.combine = UncertaintyLoss(branches, weighting)
+        # attention.pwca.probability leaves PWCA out of some steps
+        self.combine = UncertaintyLoss(branches, weighting, optional=("pwca",))
         self.label_smoothing = label_smoothing
         self.triplet_weight = triplet_weight
         self.triplet = TripletLoss(triplet_margin)

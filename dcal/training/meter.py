@@ -37,7 +37,7 @@ class Meter:
     def __init__(self, cfg: TrainConfig, batches: int, records: Sequence[Record]) -> None:
         self.cfg, self.batches, self.records = cfg, batches, records
         self.sums: dict[str, Tensor] = {}
-        self.steps = 0
+        self.counts: dict[str, int] = {}  # steps that had the value: not every step has every branch
         self.images, self.epoch_seconds = 0, 0.0  # of the epoch, in all its sessions
         self.started = self.saved = self.epoch_started = time.monotonic()
         self.pending: tuple[Tensor, Tensor, int] | None = None
@@ -66,11 +66,11 @@ class Meter:
         """
         self.check_pending()
         self.pending = losses["loss"], batch["index"], step
-        self.steps += 1
         self.images += len(batch["label"])
         self.epoch_seconds = time.monotonic() - self.epoch_started
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
         if self.bar is not None:
             self.bar.update(len(batch["label"]))
 
@@ -92,15 +92,17 @@ class Meter:
             raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
 
     def close_epoch(self) -> dict[str, float]:
-        """Means over the epoch's steps as `train/loss`, `train/loss_<branch>`, `train/pairs_<kind>`, and the speed.
+        """Means as `train/loss`, `train/loss_<branch>` and `train/pairs_<kind>`, and the speed of the epoch.
+
+        A mean is that over the steps that had the value: not every step has every branch.
 
         Starts the next epoch.
         """
         own = ("loss", "pairs_self", "pairs_same_class")
         names = {name: f"train/{name}" if name in own else f"train/loss_{name}" for name in self.sums}
-        values = {names[name]: (total / self.steps).item() for name, total in self.sums.items()}
+        values = {names[name]: (total / self.counts[name]).item() for name, total in self.sums.items()}
         values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
-        self.sums, self.steps, self.images, self.epoch_seconds = {}, 0, 0, 0.0
+        self.sums, self.counts, self.images, self.epoch_seconds = {}, {}, 0, 0.0
         return values
 
     @rank_zero_only
@@ -128,10 +130,12 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """The sums of an epoch that is cut short, for a checkpoint."""
         sums = {name: value.cpu() for name, value in self.sums.items()}
-        return {"sums": sums, "steps": self.steps, "images": self.images, "seconds": self.epoch_seconds}
+        return {"sums": sums, "counts": dict(self.counts), "images": self.images, "seconds": self.epoch_seconds}
 
     def restore(self, state: Mapping[str, Any], seconds: float) -> None:
         """Goes on from `state`, `seconds` into the run."""
-        self.sums, self.steps = dict(state["sums"]), state["steps"]
+        self.sums = dict(state["sums"])
+        # an older checkpoint has one count, for all values were there in every step
+        self.counts = state["counts"] if "counts" in state else dict.fromkeys(self.sums, state["steps"])
         self.images, self.epoch_seconds = state.get("images", 0), state.get("seconds", 0.0)  # 0: an older checkpoint
         self.started = time.monotonic() - seconds

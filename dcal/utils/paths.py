@@ -1,4 +1,4 @@
-"""Where the YAML files are: beside the package in a checkout, inside it once installed from a wheel.
+"""Where caches are, and the YAML files: beside the package in a checkout, inside it once installed from a wheel.
 
 In the repository `conf/` and `experiments/` are top-level folders, because users read and edit them;
 setup.cfg maps them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the
@@ -7,6 +7,7 @@ checkout.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -28,6 +29,11 @@ def experiments_dir() -> Path:
         FileNotFoundError: the installation lacks the folder.
     """
     return _find("experiments")
+
+
+def cache_home() -> Path:
+    """Where what can be made again is kept (drawn data sets, digests): `$XDG_CACHE_HOME/dcal`, or `~/.cache/dcal`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcal"
 
 
 def _find(name: str) -> Path:

@@ -24,7 +24,7 @@ class Maps(NamedTuple):
     """Where a batch was looked at, on the CPU."""
 
     rollout: Tensor
-    """The class token's self-attention rollout over the blocks before GLCA, (B, h, w)."""
+    """The self-attention rollout of the class token or pooled feature over the blocks before GLCA, (B, h, w)."""
     glca: Tensor | None
     """Attention of the rows that GLCA's readout reads, (B, h, w); None without GLCA."""
     selected: Tensor | None
@@ -35,13 +35,14 @@ class Distraction(NamedTuple):
     """The attention that an image pays to another under PWCA, mean over heads, on the CPU."""
 
     class_token: Tensor
-    """Share of the class token's attention that goes to the distractor, by block (L,)."""
+    """Share of the class token's attention that goes to the distractor, by block with PWCA (L,); without one, as
+    `patches`."""
     patches: Tensor
     """The same of the patches, mean over them; NaN in the model's last block, which computes no patch."""
     where: Tensor
     """The class token's attention over the distractor's patches, mean over blocks, (h, w)."""
-    first_block: int
-    """Number of the first block with PWCA, from 1."""
+    blocks: tuple[int, ...]
+    """Numbers of those L blocks, from 1."""
 
 
 @torch.no_grad()
@@ -49,7 +50,8 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
     """Rollout, GLCA attention and selection of a batch.
 
     GLCA's map is that of its last block, mean over heads, at the rows that its readout reads: the class row (`cls`),
-    the mean of the selected rows (`mean`), or the average of both (`cls_mean`).
+    the mean of the selected rows (`mean`), or the average of both (`cls_mean`). A branch that is read by pooling has
+    the mean of the selected rows.
 
     Args:
         images: uint8 (B, 3, H, W) of the model's size.
@@ -61,7 +63,8 @@ def attention_maps(model: DCAL, images: Tensor, device: Device) -> Maps:
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, trace = attention_with_trace(q, k, v, **options)
         s_BRN = head_mean(trace)
-        class_BN, chosen_BN = s_BRN[:, 0], s_BRN[:, prefix:].mean(1)
+        chosen_BN = s_BRN[:, prefix:].mean(1)
+        class_BN = s_BRN[:, 0] if model.pooling.kind == "token" else chosen_BN
         seen.append({"cls": class_BN, "mean": chosen_BN, "cls_mean": (class_BN + chosen_BN) / 2}[readout])
         return out
 
@@ -84,7 +87,9 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         ValueError: the model has no PWCA.
     """
     if not model.pwca_blocks:
-        raise ValueError("pair: the run has no PWCA (attention.pwca.blocks=0), so nothing distracts it")
+        raise ValueError(
+            "pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it"
+        )
     model.eval()
     prefix, shares, places = model.prefix, [], []
 
@@ -93,8 +98,10 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         s_NM = head_mean(trace.of_images(1))[0]
         towards_NN = s_NM[:, s_NM.shape[1] // 2 :]
         share_N = towards_NN.sum(1)
-        shares.append(torch.stack([share_N[0], share_N[prefix:].mean()]))  # the mean of no patch is NaN
-        places.append(towards_NN[0, prefix:])
+        reading = slice(0, 1) if model.pooling.kind == "token" else slice(prefix, None)
+        # the mean of no patch is NaN
+        shares.append(torch.stack([share_N[reading].mean(), share_N[prefix:].mean()]))
+        places.append(towards_NN[reading, prefix:].mean(0))
         return out
 
     pair = Partners(torch.tensor([1, 0], device=device.torch))
@@ -103,7 +110,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
     class_token, patches = torch.stack(shares, dim=1).cpu()
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     where = torch.stack(places).mean(0).view(grid).cpu()
-    return Distraction(class_token, patches, where, model.depth - model.pwca_blocks + 1)
+    return Distraction(class_token, patches, where, tuple(index + 1 for index in model.pwca_blocks))
 
 
 def head_mean(trace: Trace) -> Tensor:

@@ -139,7 +139,7 @@ def _predictions(axis: Any, guesses: Mapping[str, Sequence[tuple[str, float]]]) 
 
 def _shares(axis: Any, pair: Distraction) -> None:
     """The share of attention to the distractor over depth; a half is what an image pays to itself."""
-    depth = np.arange(len(pair.class_token)) + pair.first_block
+    depth = np.array(pair.blocks)
     axis.axhline(50, color="#c8ccd2", linewidth=1)
     axis.plot(depth, 100 * pair.class_token.numpy(), "o-", markersize=3, color="#e07b39", label="of the class token")
     axis.plot(depth, 100 * pair.patches.numpy(), "o-", markersize=3, color="#4c78a8", label="of the patches")

@@ -54,11 +54,13 @@ def test_equals_the_product_of_matrices(
     assert torch.equal(chosen, wanted)
 
 
-def test_any_row_of_the_matrix_can_be_asked_for() -> None:
+@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
+def test_any_mean_of_the_rows_can_be_asked_for(fusion: str) -> None:
     traces = traces_of(2, 3, 9, 4)
-    expected = rollout_matrix([full_map(trace) for trace in traces])
-    for row in range(9):
-        torch.testing.assert_close(rollout_row(traces, row=row), expected[:, row], rtol=1e-12, atol=1e-12)
+    expected = rollout_matrix([full_map(trace) for trace in traces], fusion)
+    for weights in (*torch.eye(9).double(), torch.full((9,), 1 / 9).double(), torch.rand(9).double().softmax(0)):
+        row = rollout_row(traces, fusion, weights.expand(2, -1))
+        torch.testing.assert_close(row, weights @ expected, rtol=1e-12, atol=1e-12)
 
 
 def test_direction_and_normalisation() -> None:
@@ -84,16 +86,43 @@ def test_the_context_records_any_family(member: str) -> None:
     scramble(vit)
     images = images_for(member)
     plain = vit.forward_features(images)
+    pooled: list[Tensor] = []  # what timm's own pool attends with
+    if vit.attn_pool is not None:
+        vit.attn_pool.register_forward_pre_hook(lambda module, args: pooled.append(args[0]))
     with AttentionRollout(vit) as rollout, torch.no_grad():
-        inside = vit.forward_features(images)
-    torch.testing.assert_close(inside, plain)
-    assert len(rollout._traces) == 3  # one map per block
+        inside = vit(images)
+    torch.testing.assert_close(inside, vit(images))
+    assert len(rollout._recorded()) == 3  # one map per block
     matrix, patches = rollout.matrix(), plain.shape[1] - vit.num_prefix_tokens
     assert matrix.shape == (3, plain.shape[1], plain.shape[1]) and patches == 12
     torch.testing.assert_close(matrix.sum(-1), torch.ones(matrix.shape[:2]).double())
     attention = rollout.cls_attention()
     assert attention.dtype == torch.float32
-    torch.testing.assert_close(attention, matrix[:, 0, vit.num_prefix_tokens :].float())
+    weights = weights_of_tokens(vit, pooled)
+    expected = (weights @ matrix)[:, 0] if weights is not None else matrix[:, 0]
+    torch.testing.assert_close(attention, expected[:, vit.num_prefix_tokens :].float())
+
+
+def weights_of_tokens(vit: nn.Module, pooled: list[Tensor]) -> Tensor | None:
+    """The weight of every token in timm's own feature, (B, 1, N), by its definition; None for a class token."""
+    if pooled:
+        pool, x_BMD = vit.attn_pool, pooled[0]
+        q = pool.q(pool.latent).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        k = pool.kv(x_BMD).unflatten(-1, (2, pool.num_heads, -1))[:, :, 0].transpose(1, 2)
+        weights = (q @ k.mT * pool.scale).softmax(-1).mean(1)
+    elif vit.cls_token is None:
+        weights = torch.full((3, 1, 12), 1 / 12).double()
+    else:
+        return None
+    return torch.cat([weights.new_zeros(3, 1, 12 + vit.num_prefix_tokens - weights.shape[2]), weights], 2)
+
+
+def test_a_pool_that_did_not_run_is_an_error() -> None:
+    vit = tiny_vit("test_vit3").double().eval()
+    with AttentionRollout(vit) as rollout, torch.no_grad():
+        vit.forward_features(images_for("test_vit3"))
+    with pytest.raises(RuntimeError, match="the attention pool was not recorded: run the whole model"):
+        rollout.cls_attention()
 
 
 def test_maps_are_those_of_unfused_attention() -> None:

@@ -123,6 +123,18 @@ def test_parts_give_the_gradients_of_the_whole(stream: str, loss: str) -> None:
             assert_equal(split[1], whole[1])
 
 
+@pytest.mark.parametrize("stream", STREAMS)
+def test_parts_agree_on_a_set_of_blocks_and_on_the_steps_that_have_pwca(stream: str) -> None:
+    options = {"pwca": {"stream": stream, "blocks": [1, 2], "probability": 0.5}}
+    seen = set()
+    for seed in range(6):
+        whole, split = step(1, seed, **options), step(3, seed, **options)
+        assert_equal(split[0], whole[0])
+        assert_equal(split[1], whole[1])
+        seen.add("pwca" in whole[0])
+    assert seen == {True, False}
+
+
 def test_so_they_do_without_pwca_with_mixup_and_with_activations_recomputed() -> None:
     def blend(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # across the batch, as timm's Mixup
         target = torch.nn.functional.one_hot(labels, 5).double()
@@ -195,7 +207,7 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(loss: str) 
     options = {**LOSSES[loss], "drop_path": 0.4, "glca": {"selection": "random"}}
     torch.manual_seed(3)
     expected, start = make_setup(**options), rng_state()
-    expected.parts = 4
+    expected.accumulate = 4
     expected.model.train()
     restore_rng_state(start)
     differentiate(expected, BATCH, 0.0)

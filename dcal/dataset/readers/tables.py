@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.io import loadmat
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from dcal.dataset.record import Catalog, DataError, Part, Record
+from dcal.dataset.record import IMAGE_SUFFIXES, Catalog, DataError, Part, Record
 
 
 class Entry(NamedTuple):
@@ -85,7 +84,7 @@ def images_below(folder: Path) -> list[Path]:
     Hidden files and folders (`._1.jpg` of a Mac, `.ipynb_checkpoints`) are passed over, links to folders followed.
     """
     found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))
-    return sorted(path for path in found if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def read_lines(file: Path, name: str) -> list[str]:

@@ -29,17 +29,13 @@ from filelock import FileLock
 from dcal.dataset.record import DataError, Part, Record
 from dcal.dataset.synthetic import drawing
 from dcal.dataset.synthetic.drawing import Image
+from dcal.utils.paths import cache_home
 
 logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Draw = Callable[[Job], tuple[Image, Record]]
 Entry = dict[str, Any]
 _INDEX = "index.json"
-
-
-def cache_home() -> Path:
-    """Where data sets are kept that were given no root: `$XDG_CACHE_HOME/dcal`, or `~/.cache/dcal`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcal"
 
 
 def recipe_hash(options: Mapping[str, object], sources: Sequence[str]) -> str:

@@ -1,0 +1,52 @@
+"""Digests of files by their content, computed once per file and kept between commands."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from dcal.run.files import write_atomically
+from dcal.utils.paths import cache_home
+
+SETTLED_SECONDS = 2.0
+"""A younger file may still change without its time of change saying so: its digest is not kept."""
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """`sha256` of a large file that rarely changes, remembered by its path, size and time of change.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    path = path.resolve()
+    found = path.stat()
+    version = [found.st_size, found.st_mtime_ns]
+    memory = cache_home() / "digests.json"
+    known: dict[str, list[object]] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    entry = known.get(str(path))
+    if entry is not None and entry[:2] == version:
+        return str(entry[2])
+    digest = sha256(path)
+    if time.time() - found.st_mtime > SETTLED_SECONDS:
+        with suppress(OSError):  # no home, or a full one: computed again next time
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memory, json.dumps({**known, str(path): [*version, digest]}, indent=1))
+    return digest

@@ -1,0 +1,98 @@
+"""Runs made before 28 November 2026: how their id was computed, and where their `_target_`s have moved.
+
+Their id hashed whole nodes of the configuration, dotted targets included, the file name of `backbone.checkpoint`, and
+nothing of the data. Such a directory is still found, returned, resumed and opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+MOVED = {
+    "dcal.dataset.loader.Data": "dcal.dataset.data.Data",
+    "dcal.dataset.fgvc.": "dcal.dataset.readers.fgvc.",
+    "dcal.dataset.fgvc_mat.": "dcal.dataset.readers.fgvc_mat.",
+    "dcal.dataset.reid.": "dcal.dataset.readers.reid_person.",
+    "dcal.dataset.reid_identity.": "dcal.dataset.readers.reid_custom.",
+    "dcal.dataset.reid_vehicle.": "dcal.dataset.readers.reid_vehicle.",
+    "dcal.dataset.synthetic_birds.": "dcal.dataset.synthetic.birds.",
+    "dcal.dataset.synthetic_people.": "dcal.dataset.synthetic.people.",
+}
+"""Beginning of an old `_target_` → what has replaced it."""
+
+IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
+NOT_IDENTITY = {
+    "dataset": {"root", "cache", "on_bad_image"},
+    "train": {
+        "workers",
+        "progress",
+        "figures",
+        "checkpoint_minutes",
+        "eval_batch_size",
+        "accumulate",
+        "auto_accumulate",
+        "compile",
+        "activation_checkpointing",
+    },
+}
+NEWER: Mapping[str, Any] = {"attention.pwca.probability": 1.0}
+"""Dotted key that did not exist then → the value at which it changes nothing; with another a run has no older id."""
+
+
+def legacy_id(config: DictConfig) -> str | None:
+    """The id that the run had before, or None if it could not have been described then."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    identity = {
+        key: {name: value for name, value in plain[key].items() if name not in NOT_IDENTITY.get(key, ())}
+        if isinstance(plain[key], dict)
+        else plain[key]
+        for key in IDENTITY
+    }
+    for key, neutral in NEWER.items():
+        if _remove(identity, key, neutral) != neutral:
+            return None
+    checkpoint = identity["backbone"].get("checkpoint")
+    if checkpoint:
+        identity["backbone"]["checkpoint"] = PurePath(checkpoint).name
+    backwards = {new: old for old, new in MOVED.items()}
+    text = json.dumps(_with_targets(identity, backwards), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def move_targets(config: Any) -> DictConfig:
+    """The configuration of an older run with its `_target_`s where they are today; interpolations stay."""
+    moved = _with_targets(OmegaConf.to_container(config, resolve=False), MOVED)
+    return OmegaConf.create(moved)
+
+
+def _with_targets(node: Any, moved: Mapping[str, str]) -> Any:
+    """The node with another beginning of every `_target_` that has moved."""
+    if isinstance(node, list):
+        return [_with_targets(value, moved) for value in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _renamed(value, moved) if key == "_target_" and isinstance(value, str) else _with_targets(value, moved)
+        for key, value in node.items()
+    }
+
+
+def _renamed(target: str, moved: Mapping[str, str]) -> str:
+    for before, after in moved.items():
+        if target.startswith(before):
+            return after + target.removeprefix(before)
+    return target
+
+
+def _remove(node: dict[str, Any], key: str, missing: Any) -> Any:
+    """Takes a dotted key out of nested dictionaries and returns its value, or `missing`."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node.get(parent) or {}
+    return node.pop(last, missing)

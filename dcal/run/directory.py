@@ -17,7 +17,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.files import explain_write_errors, write_atomically
+from dcal.run.files import explain_write_errors, remove_partial, write_atomically
 from dcal.run.identity import identify
 from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
@@ -93,8 +93,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.directory)
         self.failure_file.unlink(missing_ok=True)
-        for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
-            left.unlink()
+        remove_partial(self.directory)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, Interrupted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+log = logging.getLogger(__name__)
 
 
 class Optimization(NamedTuple):
@@ -44,7 +47,8 @@ def create_optimization(
         objective: holds the learned loss weights.
         new_parameters: names of the model's parameters that get `lr · new_lr_scale`.
         batch_size: images per optimizer step over all processes; scales `lr` where `lr_batch_size` is given.
-        schedule: `warmup_epochs`, `warmup_lr_ratio`, `final_lr_ratio`.
+        schedule: `warmup_epochs`, `warmup_lr_ratio`, `final_lr_ratio`. A warm-up that is not shorter than the run
+            takes half of it, with a warning.
 
     Raises:
         ValueError: a negative or unknown setting; the message names its key.
@@ -73,9 +77,12 @@ def create_optimization(
         raise ValueError(f"optimizer.opt={opt!r}: {error}") from error
     warmup_steps = round(schedule["warmup_epochs"] * steps_per_epoch)
     if warmup_steps >= total_steps > 1:
-        raise ValueError(
-            f"optimizer.schedule.warmup_epochs={schedule['warmup_epochs']:g} leaves no epoch after the warm-up: lower "
-            "it or raise train.epochs"
+        warmup_steps = total_steps // 2
+        log.warning(
+            "optimizer.schedule.warmup_epochs=%g is not below the length of the run, %g epochs: the warm-up takes half "
+            "of it",
+            schedule["warmup_epochs"],
+            total_steps / steps_per_epoch,
         )
 
     def factor(step: int) -> float:

@@ -19,7 +19,8 @@ from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, lin
 from run_command import composed_command, run_command
 
 import dcal
-from dcal.commands.app import group_options, known_keys, suggest
+from dcal.commands.checks import check_words
+from dcal.commands.keys import group_options, known_keys
 
 EXECUTED = ("README.md", "tutorial.md")
 """Pages whose Python runs, block after block in one namespace. That of the others, which need a run, must parse."""
@@ -113,7 +114,7 @@ def test_documented_commands_compose(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for words, file in shown.items():
         try:
             if any(word.startswith("ablation=") for word in words):
-                suggest(words[1:])  # tests/test_experiments.py composes every ablation
+                check_words(words[1:])  # tests/test_experiments.py composes every ablation
             else:
                 composed_command(words)
         except (Exception, SystemExit) as error:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dcal.attention.pairing import Partners
-from dcal.backbone import create_backbone, normalisation
+from dcal.backbone import create_backbone, normalisation, portable
 from dcal.dataset.decode import read_image
 from dcal.dataset.transform import eval_transform
 from dcal.inference.model_card import model_card
@@ -237,7 +237,10 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
     """
     config = restored.config
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    backbone = {key: plain["backbone"][key] for key in ("name", "patch_stride", "kwargs", "drop_path_rate")}
+    backbone = {key: plain["backbone"][key] for key in ("patch_stride", "drop_path_rate")}
+    backbone["name"], backbone["kwargs"] = portable(
+        restored.model.vit, plain["backbone"]["name"], plain["backbone"]["kwargs"]
+    )
     model = TrainedDCAL(
         backbone=backbone,
         attention={key: plain["attention"][key] for key in ("glca", "pwca", "head_fusion")},

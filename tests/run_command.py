@@ -22,8 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.checks import check_words
-from dcal.commands.keys import config_folders
+from dcal.commands.keys import check_words, config_folders
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.commands.queue import parse
 from dcal.config import register
@@ -37,6 +36,13 @@ def run_command(main: Callable[[], object], *words: str) -> None:
     GlobalHydra.instance().clear()
     with mock.patch.object(sys, "argv", [main.__module__, *words]):
         main()
+
+
+def incomplete(main: Callable[[], object], *words: str) -> None:
+    """Calls an entry point that must do its work and say by its exit code that it left images out."""
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main, *words)
+    assert stopped.value.code == 3
 
 
 @contextmanager

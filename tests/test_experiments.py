@@ -22,8 +22,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pages import documented
 
-from dcal.commands.checks import check_words
-from dcal.commands.keys import group_options
+from dcal.commands.keys import check_words, group_options
 from dcal.config import register
 from dcal.run.identity import config_id
 from dcal.utils.errors import UserError

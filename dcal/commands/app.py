@@ -20,8 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal import __version__
 from dcal import config as schema
-from dcal.commands.checks import check_complete, check_words
-from dcal.commands.keys import config_file, group_options
+from dcal.commands.keys import check_complete, check_words, config_file, group_options
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.utils.errors import UserError
 from dcal.utils.memory import keep_freed_memory

@@ -28,7 +28,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from dcal.commands.checks import check_words
+from dcal.commands.keys import check_words
 from dcal.commands.overrides import prepare
 from dcal.config import register
 from dcal.run.directory import Run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_command import refused, run_command
+from run_command import incomplete, refused, run_command
 from torch import Tensor
 
 from dcal.commands.explain import main
@@ -51,9 +51,9 @@ def test_a_figure_for_each_image(
     task: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, out = request.getfixturevalue(f"{task}_run"), tmp_path / "out"
-    run_command(main, f"run={run}", f"images={folder}", f"pair={folder / 'a.png'}", f"out={out}")
+    incomplete(main, f"run={run}", f"images={folder}", f"pair={folder / 'a.png'}", f"out={out}")
     said = capfd.readouterr()
-    assert "2 figures" in said.out and "1 of 3 images could not be read" in said.err
+    assert "2 figures" in said.out and "1 of 3 images were left out" in said.err
     assert sorted(out.rglob("*.*")) == [out / "a.png.png", out / "deep" / "a.png.png"]
     with Image.open(out / "a.png.png") as with_pair:
         pair_height = with_pair.height
@@ -149,7 +149,7 @@ def test_intervals_are_paired() -> None:
     """A map that is better by a constant on every image: its lead has no width, whatever the images."""
     base = [Curves(torch.tensor([1.0, level]), torch.tensor([0.0, level])) for level in (0.2, 0.5, 0.9)]
     lead = [Curves(one.deletion - 0.1, one.insertion + 0.1) for one in base]
-    result = summary({"rollout": lead, "random": base}, "random", resamples=200)
+    result = summary({"rollout": lead, "random": base}, "random")
     entry = result["rollout"]["insertion"]
     assert entry["low"] < entry["auc"] < entry["high"]
     for kind, expected in (("deletion", -0.1), ("insertion", 0.1)):
@@ -159,7 +159,7 @@ def test_intervals_are_paired() -> None:
 
 def test_faithfulness_of_a_run(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_command(main, f"run={fgvc_run}", "faithfulness=3", "steps=2", f"out={tmp_path}")
-    assert "3 images of split test" in capfd.readouterr().out
+    assert "split test, 3 images: " in capfd.readouterr().out
     written = json.loads((tmp_path / "faithfulness.json").read_text())
     assert list(written["maps"]) == ["rollout", "glca", "random"] and written["images"] == 3
     for entry in written["maps"].values():  # nothing hidden on one end is everything shown on the other
@@ -183,7 +183,7 @@ def test_mistakes_are_one_sentence(
     assert "names 3 images; give one" in said(image, f"pair={folder}")
     assert "no such file or folder" in said(image, "pair=none.png")
     assert "is no image" in said(f"images={folder / 'bad.png'}")
-    assert "faithfulness=0: must be" in said("faithfulness=0")
-    assert "steps=0: must be" in said("faithfulness=1", "steps=0")
-    assert "no split 'query'" in said("faithfulness=1", "split=query")
+    assert "faithfulness=1: must be at least 2" in said("faithfulness=1")
+    assert "steps=0: must be" in said("faithfulness=2", "steps=0")
+    assert "no split 'query'" in said("faithfulness=2", "split=query")
     assert not (tmp_path / "out").exists()

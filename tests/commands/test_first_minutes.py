@@ -15,7 +15,7 @@ from torch import nn
 import dcal
 from dcal.commands import app, predict, train
 from dcal.commands.app import hydra_command
-from dcal.commands.checks import check_words
+from dcal.commands.keys import check_words
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.optimizer import create_optimization
 from dcal.utils.errors import UserError

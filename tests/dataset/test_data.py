@@ -306,6 +306,20 @@ class TestDecoding:
         Image.fromarray(pixels(0, 208, 304)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png", cover).shape == (208, 304, 3)
 
+    @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, IndexError, KeyError, OverflowError])
+    def test_whatever_a_decoder_raises_on_damaged_bytes_is_a_damaged_image(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    ) -> None:
+        path = tmp_path / "an avif by content.jpg"
+        Image.new("RGB", (8, 8)).save(path, format="GIF")
+
+        def convert(*_: object) -> None:
+            raise error("Invalid data")
+
+        monkeypatch.setattr(Image.Image, "convert", convert)
+        with pytest.raises(DataError, match=r"an avif by content\.jpg: is damaged"):
+            read_image(path)
+
     def test_no_image_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_text("<html>404</html>")
         for name in ("a.jpg", "missing.jpg"):

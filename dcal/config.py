@@ -167,6 +167,7 @@ class WandbConfig:
 @dataclass
 class RunConfig:
     root: str = MISSING
+    fresh: bool = False
     debug: bool = False
 
 

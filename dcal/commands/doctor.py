@@ -11,13 +11,14 @@ Every line says OK, WARN or FAIL, and what to do; the exit code is 1 if one says
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -66,9 +67,21 @@ def job(config: DictConfig) -> None:
         ("wandb", lambda: wandb_access(config)),
         ("disk", lambda: disk(config)),
     ]
-    code = report(checks)
+    with notes_unlogged():
+        code = report(checks)
     if code:
         raise SystemExit(code)
+
+
+@contextmanager
+def notes_unlogged() -> Iterator[None]:
+    """Keeps `Data` from logging its notes, which are findings here."""
+    log = logging.getLogger("dcal.dataset.data")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
 
 
 def report(checks: Iterable[tuple[str, Check]]) -> int:
@@ -167,13 +180,15 @@ def precision(config: DictConfig) -> Iterator[Finding]:
 
 
 def dataset(config: DictConfig) -> Iterator[Finding]:
-    """The reader's own checks, the counts, and one image of each split."""
+    """The checks that a training run makes, what was read, and one image of each split."""
+    from dcal.dataset.fingerprint import describe
     from dcal.training.build import make
 
     data = make(config.dataset)
     catalog = data.catalog
-    counts = ", ".join(f"{split} {len(records)}" for split, records in catalog.splits.items())
-    yield Finding(OK, "data", f"{catalog.name}: images in {counts}; {data.num_classes} classes or identities to learn")
+    yield Finding(OK, "data", describe(data.source, data.root))
+    for note in data.notes:
+        yield Finding(WARN, "data", note)
     for split in catalog.splits:
         data.image(split, 0)
 

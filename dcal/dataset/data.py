@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from dcal.dataset.cache import CACHES
+from dcal.dataset.checks import check_catalog
 from dcal.dataset.decode import DECODES
 from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
 from dcal.dataset.keypoints import Landmarks, locate
-from dcal.dataset.record import Catalog, DataError, Record
+from dcal.dataset.record import Catalog, Record
 from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
 from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
+from dcal.distributed.env import rank_zero_only
 
 __all__ = ["Data", "ImageDataset", "Loader"]
 logger = logging.getLogger(__name__)
@@ -32,12 +34,11 @@ class Data:
         val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
             are.
         decode, cache, on_bad_image: see `ImageDataset`.
-        allow_mismatch: go on with a copy of which the reader says that it is not the official one.
+        allow_mismatch: accept a copy that is not the official one, where the figures depend on it.
 
     Raises:
         ValueError: an option has no valid value; the message starts with its key.
-        DataError: a split is empty, its first image is missing, a label is out of range, or the copy is not the
-            official one.
+        DataError: what `check_catalog` refuses.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Data:
         self.source = reader
         """The catalog as it was read, before images are held out, left out or given another label."""
         self.root = root
-        _check_labels(reader)
-        _check_files(reader, root)
-        _check_official(reader, allow_mismatch)
+        self.notes, self.copies = check_catalog(
+            reader, root, allow_mismatch=allow_mismatch, skip_missing=on_bad_image == "skip"
+        )
+        for note in self.notes:
+            rank_zero_only(logger.warning)("%s", note)
         if val_fraction:
             reader = hold_out_fraction(reader, val_fraction)
         if val_ids:
@@ -207,38 +210,3 @@ class Data:
                 on_bad_image=self._on_bad_image,
             )
         return self._datasets[split, training]
-
-
-def _check_labels(catalog: Catalog) -> None:
-    """Those of queries and galleries are identities, of which any number will do."""
-    for split, records in catalog.splits.items():
-        if split == "train" or "query" not in catalog.splits:
-            wrong = next((record for record in records if not 0 <= record.label < catalog.num_classes), None)
-            if wrong is not None:
-                raise DataError(
-                    f"{wrong.path}: its label is {wrong.label}, but the {catalog.num_classes} classes of "
-                    f"{catalog.name} count from 0"
-                )
-
-
-def _check_files(catalog: Catalog, root: str | Path | None) -> None:
-    for split, records in catalog.splits.items():
-        if not records:
-            raise DataError(f"{catalog.name}: split '{split}' has no images; check dataset.root={root}")
-        if not records[0].path.is_file():
-            raise DataError(
-                f"{records[0].path}: no such file, but the lists of {catalog.name} name it; are the images "
-                f"unpacked, and is dataset.root={root} right?"
-            )
-
-
-def _check_official(catalog: Catalog, allow_mismatch: bool) -> None:
-    """Sets of which part is often used (CUB, ...) are silent about it; Re-ID figures depend on every gallery image."""
-    mismatch = "; ".join(catalog.protocol.get("mismatch", ()))
-    if mismatch and not allow_mismatch:
-        raise DataError(
-            f"{catalog.name} in dataset.root is not the official set: {mismatch}. Its figures do not compare with "
-            "published ones. If that is meant, say dataset.allow_mismatch=true"
-        )
-    if mismatch:
-        logger.warning("%s is not the official set (allowed): %s", catalog.name, mismatch)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 _THREADS = 16
 _CHUNK = 500  # paths per task: a task for each would cost more than the question
+_END = 4096  # bytes: two pictures of equal size hardly ever end alike
 _SHOWN_FROM = 20_000  # files, from which on a progress bar is worth its line
+
+Answer = TypeVar("Answer")
 
 
 class FileFacts(NamedTuple):
@@ -32,22 +37,34 @@ def file_facts(paths: Sequence[Path]) -> list[FileFacts | None]:
 
     Nothing is opened. A progress bar is shown for large sets.
     """
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    facts: list[FileFacts | None] = []
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(
-            desc="looking for images",
-            total=len(paths),
-            unit="img",
-            leave=False,
-            disable=None if len(paths) >= _SHOWN_FROM else True,
-        ) as bar,
-    ):
-        for found in pool.map(_facts_of, chunks):
-            facts += found
-            bar.update(len(found))
-    return facts
+    return _in_threads(_facts, paths, "looking for images")
+
+
+def first_alike(paths: Sequence[Path], facts: Sequence[FileFacts | None]) -> list[int]:
+    """For each path the position of the first one with the same content; its own where it is the first.
+
+    The same file under two names (links, `..`) is alike, and so are the same bytes. Only files of equal size are
+    opened, of these the last 4 KiB are read, and only where these are equal the rest. Missing, empty and unreadable
+    files, and what is no regular file, are like nothing.
+
+    Args:
+        paths: of the images.
+        facts: of each, from `file_facts`.
+    """
+    first: dict[object, int] = {}
+    alike = [index if found is None else first.setdefault(found.inode, index) for index, found in enumerate(facts)]
+    keys: dict[int, tuple[object, ...]] = {}
+    for index, found in enumerate(facts):
+        if found is not None and found.regular and found.size and alike[index] == index:
+            keys[index] = (found.size,)
+    for read in (_end_of, _digest_of):
+        asked = _shared(keys)
+        contents = _in_threads(read, [paths[index] for index in asked], "comparing images")
+        keys = {index: (*keys[index], content) for index, content in zip(asked, contents, strict=True) if content}
+    same: dict[tuple[object, ...], int] = {}
+    for index in _shared(keys):
+        alike[index] = same.setdefault(keys[index], index)
+    return [alike[index] for index in alike]
 
 
 def common_folder(paths: Iterable[Path]) -> Path:
@@ -59,8 +76,19 @@ def common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath({os.path.dirname(os.path.normpath(path)) for path in paths}))
 
 
-def _facts_of(paths: Sequence[Path]) -> list[FileFacts | None]:
-    return [_facts(path) for path in paths]
+def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer]:
+    """The answer for each path, in order; with a progress bar if there are many."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    answers: list[Answer] = []
+    quiet = None if len(paths) >= _SHOWN_FROM else True  # None: where there is no terminal
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(desc=title, total=len(paths), unit="img", leave=False, disable=quiet) as bar,
+    ):
+        for found in pool.map(lambda chunk: [ask(path) for path in chunk], chunks):
+            answers += found
+            bar.update(len(found))
+    return answers
 
 
 def _facts(path: Path) -> FileFacts | None:
@@ -69,3 +97,25 @@ def _facts(path: Path) -> FileFacts | None:
     except (OSError, ValueError):  # a ValueError for a name with a null byte, which no file has
         return None
     return FileFacts(found.st_size, stat.S_ISREG(found.st_mode), (found.st_dev, found.st_ino))
+
+
+def _shared(keys: Mapping[int, Hashable]) -> list[int]:
+    """Positions, ascending, whose key another one has, too."""
+    count = Counter(keys.values())
+    return [index for index, key in keys.items() if count[key] > 1]
+
+
+def _end_of(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+            return file.read(_END)
+    except OSError:
+        return None
+
+
+def _digest_of(path: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError:
+        return None

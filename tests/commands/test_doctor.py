@@ -39,7 +39,7 @@ def test_a_training_that_can_begin(
     monkeypatch.chdir(tmp_path)
     code, lines = asked(capfd, *TINY)
     assert code == 0 and not [text for text in lines if text.startswith("FAIL")]
-    assert "images in train 32, test 16; 16 classes" in line(lines, "OK", "data")
+    assert "16 classes; images: train 32, test 16; 48 of 48 listed images are here" in line(lines, "OK", "data")
     assert "2 batches of 16 images" in line(lines, "OK", "settings")
     assert "test_vit" in line(lines, "OK", "model") and "GiB free" in line(lines, "OK", "disk")
     assert not list(tmp_path.iterdir()), "a check leaves nothing behind"

@@ -7,7 +7,6 @@ all names of the set are numbered in order, numbers first.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_
 from dcal.dataset.readers.tables import images_below, read_rows
 from dcal.dataset.record import Catalog, DataError
 
-LOG = logging.getLogger(__name__)
 SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "id", "camera", "split")
 
@@ -38,7 +36,7 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
     Args:
         root: the folder.
         camera: regular expression searched in the file name, whose first group is the camera, e.g.
-            `_c(\\\\d+)`; None: the set has no cameras, and a query is compared with all other images.
+            `_c(\\d+)`; None: the set has no cameras, and a query is compared with all other images.
         test_fraction: share of the identities, in (0, 1).
 
     Raises:
@@ -76,7 +74,6 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
         protocol={
             "split": "folders" if given else f"by name, test_fraction={test_fraction}",
             "camera": camera,
-            "identities_in_train_and_test": shared(seen),
         },
         identity_names={n: name for name, n in number.items()},
     )
@@ -159,15 +156,6 @@ def split_identities(sightings: Iterable[Sighting], test: set[int]) -> dict[str,
     return splits
 
 
-def shared(seen: Mapping[str, Iterable[Sighting]]) -> int:
-    """Number of identities that are both trained on and searched for, with a warning: scores flatter."""
-    train, *test = ({s.identity for s in seen[split]} for split in SPLITS)
-    both = train & set.union(*test) - {-1}
-    if both:
-        LOG.warning("%d identities are both in train and in query or gallery: scores will flatter", len(both))
-    return len(both)
-
-
 def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Catalog:
     """A table with the columns path, id, camera and split, in any order; other columns are passed over.
 
@@ -209,6 +197,6 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
     return build_catalog(
         "identity_csv",
         *(seen[split] for split in SPLITS),
-        protocol={"file": table.name, "identities_in_train_and_test": shared(seen)},
+        protocol={"file": table.name},
         identity_names={n: name for name, n in number.items()},
     )

@@ -143,6 +143,7 @@ def read_msmt17(
         parts[3],
         protocol={"version": version, "train_lists": train},
         official={"train": MSMT17_TRAIN[train], **MSMT17_TEST},
+        numbered_apart=True,
     )
 
 

@@ -119,6 +119,7 @@ def build_catalog(
     protocol: Mapping[str, Any] | None = None,
     identity_names: Mapping[int, str] | None = None,
     official: Mapping[str, Counts] | None = None,
+    numbered_apart: bool = False,
 ) -> Catalog:
     """The catalog with its fingerprint: counts per split, `mismatch`, junk and camera policy, `protocol`.
 
@@ -134,6 +135,7 @@ def build_catalog(
         protocol: what else decides the figures (version, lists), added to the fingerprint.
         identity_names: name by annotated number, where identities are called otherwise than by it.
         official: published counts by split; None where there are none.
+        numbered_apart: the identities of the test are numbered from 0 again, so that equal numbers mean nothing.
 
     Raises:
         DataError: a split is empty.
@@ -154,8 +156,14 @@ def build_catalog(
         "camera_policy": CAMERA_POLICY if counts["query"].cameras else "no cameras: no gallery image is ignored",
     }
     LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
+    both = 0 if numbered_apart else len({s.identity for s in train} & {s.identity for s in (*query, *gallery)})
+    fingerprint["identities_in_train_and_test"] = both
+    if both and not official:
+        LOG.warning("%s: %d identities are both in train and in query or gallery: scores will flatter", name, both)
     if official:
         fingerprint["mismatch"] = differences(counts, official)
+        if both:
+            fingerprint["mismatch"].append(f"{both} identities are both in train and in query or gallery")
         images = {split: table.images for split, table in official.items() if table.images is not None}
         if set(images) == set(splits):  # junk is no part of the published counts, and listed all the same
             fingerprint["official_images"] = {**images, "gallery": images["gallery"] + junk}

@@ -122,6 +122,15 @@ def test_market1501_junk_and_distractors(tmp_path: Path) -> None:
     assert "train identities: 2 instead of 751" in catalog.protocol["mismatch"]
 
 
+def test_an_identity_of_training_in_the_test_is_a_mismatch(tmp_path: Path) -> None:
+    root = market(tmp_path)
+    assert read_market1501(root).protocol["identities_in_train_and_test"] == 0
+    touch(root / "bounding_box_train", ["0005_c6s1_000001_00.jpg"])
+    catalog = read_market1501(root)
+    assert catalog.protocol["identities_in_train_and_test"] == 1
+    assert "1 identities are both in train and in query or gallery" in catalog.protocol["mismatch"]
+
+
 def test_mismatch_is_an_error_that_can_be_allowed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     catalog = read_market1501(market(tmp_path))
     options: dict[str, Any] = {"image_size": [8, 4], "resize": [8, 4], "augment": {"flip": 0.5, "pad": 0, "erase": 0.0}}
@@ -257,6 +266,11 @@ def test_identity_folder_splits_by_name(tmp_path: Path) -> None:
     touch(tmp_path / "zoe", ["zoe_c1_0.jpg", "zoe_c2_0.jpg"])  # the order is by name alone: at most zoe moves in
     more = read_identity_folder(tmp_path, camera=r"_c(\d)", test_fraction=0.5)
     assert len(tested & {name.split("_")[0] for name in names(more, "query")}) >= 2
+
+
+def test_the_pattern_in_the_documentation_matches() -> None:
+    (pattern,) = re.findall(r"`(_c\S+)`", read_identity_folder.__doc__ or "")
+    assert reid_identity.camera_of(Path("0001_c12s1.jpg"), re.compile(pattern)) == "12"
 
 
 def test_every_query_of_a_split_folder_has_a_match(tmp_path: Path) -> None:

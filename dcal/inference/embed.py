@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dcal.dataset.record import Record
 from dcal.inference.restore import Restored, open_images, read_result
+from dcal.run.digest import sha256
 from dcal.task.inference import combined_features, infer_batches
-from dcal.training.checkpoint import checksum
 
 
 def embed(restored: Restored, records: Sequence[Record]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,7 +37,7 @@ def provenance(restored: Restored) -> dict[str, Any]:
     cfg_id = result["cfg_id"] if result else restored.directory.absolute().parent.name
     return {
         "run": f"{own.name}/{cfg_id}/seed={own.seed}",
-        "weights": checksum(restored.weights),
+        "weights": sha256(restored.weights),
         "inference": list(restored.task.inference),
         "flip_test": restored.task.flip_test,
         "image_size": list(own.dataset.image_size),

@@ -22,6 +22,7 @@ from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import image_loader
 from dcal.dataset.record import Record
 from dcal.model import DCAL
+from dcal.run.digest import check_digest
 from dcal.run.files import write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
@@ -83,6 +84,7 @@ def restore(
     config.backbone.pretrained, config.backbone.checkpoint = False, None  # the run's own weights follow
     card = _read_json(folder / "model.json")
     file = weight_file(folder, weights)
+    check_digest(file)
     task: Task = make(config.task)
     height, width = config.dataset.image_size
     cameras, views = card["sides"]
@@ -197,8 +199,14 @@ def weight_file(directory: Path, weights: str) -> Path:
     file = directory / f"{weights}.safetensors" if weights in ("last", "best") else Path(weights).expanduser()
     if file.is_file():
         return file
+    last = "the run is not finished: repeat its command, or give weights=PATH of a checkpoint's model.safetensors"
+    if (directory / "result.json").is_file():
+        last = (
+            "the run is finished, but its weights are lost: repeat its command with run.fresh=true, or give "
+            "weights=PATH of a checkpoint's model.safetensors"
+        )
     reason = {
-        "last": "the run is not finished: repeat its command, or give weights=PATH of a checkpoint's model.safetensors",
+        "last": last,
         "best": "kept only with a validation split (dataset.val_fraction, dataset.val_ids): use weights=last",
     }
     raise RunError(f"weights={weights}: {file} does not exist; {reason.get(weights, 'choose last, best or a file')}")

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dcal.report.copies import finished_runs
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 
@@ -49,10 +50,10 @@ class BadRun(Exception):
 def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
     """The records of all finished runs below `root` by run name; a sentence for each that cannot be used."""
     found: dict[str, list[Record]] = {}
-    problems = []
-    for file in sorted(root.rglob("result.json")):
+    directories, problems = finished_runs(root)
+    for directory in directories:
         try:
-            name, record = read_run(file.parent)
+            name, record = read_run(directory)
             found.setdefault(name, []).append(record)
         except BadRun as problem:
             problems.append(str(problem))

@@ -149,7 +149,7 @@ class Run:
         return self.directory / RESULT_FILE
 
     def result(self) -> dict[str, Any] | None:
-        """The result if the run is finished, else None; a file that was cut short is no result, and is said to be none."""
+        """The result if the run is finished, else None; of a file that was cut short a warning says that it is none."""
         if self.fresh or not self.result_file.is_file():
             return None
         try:
@@ -227,6 +227,11 @@ class Run:
         chosen = plain if older else f"{plain}-{secrets.token_hex(3)}"
         write_atomically(file, chosen)
         return chosen
+
+    def forget_wandb_id(self) -> None:
+        """Has the next `wandb_id` be another one."""
+        another = f"{self.cfg_id}-{self.config.name}-{self.seed}-{secrets.token_hex(3)}"
+        write_atomically(self.directory / "wandb_id", another)
 
     def prepare_result(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
         """Writes the result under another name, and returns it; `finish` makes it count."""

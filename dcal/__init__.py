@@ -17,6 +17,7 @@ __all__ = [
     "GlobalLocalCrossAttention",
     "Output",
     "PairWiseCrossAttention",
+    "PairedComparison",
     "TrainedDCAL",
     "TripletLoss",
     "UncertaintyLoss",
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate_retrieval",
     "k_reciprocal_rerank",
     "load",
+    "paired_comparison",
 ]
 
 _MODULE_OF = {
@@ -39,6 +41,8 @@ _MODULE_OF = {
     "UncertaintyLoss": "dcal.loss",
     "evaluate_retrieval": "dcal.metric.retrieval",
     "k_reciprocal_rerank": "dcal.metric.rerank",
+    "PairedComparison": "dcal.metric.statistics",
+    "paired_comparison": "dcal.metric.statistics",
     "load": "dcal.inference.pretrained",
 }
 
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from dcal.loss import TripletLoss, UncertaintyLoss
     from dcal.metric.rerank import k_reciprocal_rerank
     from dcal.metric.retrieval import evaluate_retrieval
+    from dcal.metric.statistics import PairedComparison, paired_comparison
     from dcal.model import DCAL, create_dcal_model
     from dcal.output import Output
 else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any

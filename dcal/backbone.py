@@ -28,6 +28,7 @@ def create_backbone(
     drop_path_rate: float = 0.0,
     patch_stride: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    freeze: str = "none",
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
 
@@ -41,6 +42,7 @@ def create_backbone(
         patch_stride: step between patches where they overlap (TransReID: 12); None for the patch size.
         kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
             weights.
+        freeze: what does not learn, see `freeze_backbone`.
 
     Returns:
         the model, a timm `VisionTransformer` or `Eva` with fused attention.
@@ -73,7 +75,37 @@ def create_backbone(
         _overlap_patches(vit, image_size, patch_stride)
     if checkpoint:
         load_weights(vit, checkpoint)
+    freeze_backbone(vit, freeze)
     return vit
+
+
+def freeze_backbone(vit: nn.Module, freeze: str) -> None:
+    """Takes part of a backbone out of the training: no gradients are computed for it, and it needs none of its
+    activations. Its stochastic depth and dropout stay as they are.
+
+    Args:
+        vit: a timm ViT; changed in place.
+        freeze: `none`; `patch_embed`, the patch projection alone (Chen, Xie, He 2021, arXiv 2104.02057); `all`; or a
+            number of blocks, the first that many, and all that comes before them.
+
+    Raises:
+        UserError: anything else, or more blocks than there are.
+    """
+    blocks = list(vit.blocks)  # type: ignore[arg-type]
+    if freeze == "none":
+        return
+    if freeze in ("all", "patch_embed"):
+        frozen = [vit] if freeze == "all" else [vit.patch_embed]
+        parameters = [parameter for module in frozen for parameter in module.parameters()]  # type: ignore[union-attr]
+    elif freeze.isdecimal() and int(freeze) <= len(blocks):
+        # everything of a ViT but its blocks and what follows them comes before its blocks
+        later = ("blocks.", "norm.", "fc_norm.", "attn_pool.")
+        before = [parameter for name, parameter in vit.named_parameters() if not name.startswith(later)]
+        parameters = [*before, *(p for block in blocks[: int(freeze)] for p in block.parameters())]
+    else:
+        raise UserError(f"backbone.freeze={freeze}: none, patch_embed, all, or a number of blocks up to {len(blocks)}")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
 
 
 def _known(name: str) -> str:

@@ -28,6 +28,7 @@ class BackboneConfig:
     checkpoint: str | None = None
     drop_path_rate: float = 0.0
     patch_stride: int | None = None
+    freeze: str = "none"
     kwargs: Any = None  # a free node: a typed one would not take a dictionary from the command line
 
 
@@ -125,12 +126,14 @@ class OptimizerConfig:
     momentum: float = MISSING
     bias_lr_scale: float = MISSING
     new_lr_scale: float = MISSING
+    layer_decay: float = 1.0
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
 
 @dataclass
 class TrainConfig:
     epochs: int = MISSING
+    head_epochs: float = 0.0
     batch_size: int = MISSING
     eval_batch_size: int = MISSING
     accumulate: int = MISSING

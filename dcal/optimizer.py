@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from dcal.utils.errors import UserError
 
 
 class Optimization(NamedTuple):
@@ -26,6 +29,7 @@ def create_optimization(
     total_steps: int,
     steps_per_epoch: int,
     batch_size: int,
+    head_steps: int = 0,
     *,
     opt: str,
     lr: float,
@@ -35,24 +39,38 @@ def create_optimization(
     bias_lr_scale: float,
     new_lr_scale: float,
     schedule: Mapping[str, float],
+    layer_decay: float = 1.0,
 ) -> Optimization:
     """Builds the optimizer over the model and the learned loss weights, and its schedule per step.
 
-    Vectors (biases, norms), tokens, position embeddings and the loss weights are not weight-decayed.
+    Vectors (biases, norms), tokens, position embeddings and the loss weights are not weight-decayed. Parameters that
+    need no gradient are left out.
 
     Args:
+        model: with the backbone as `vit`.
         objective: holds the learned loss weights.
         new_parameters: names of the model's parameters that get `lr · new_lr_scale`.
+        total_steps: of the run, `head_steps` included.
+        steps_per_epoch: of the optimizer.
         batch_size: images per optimizer step over all processes; scales `lr` where `lr_batch_size` is given.
+        head_steps: steps at the full rate before the schedule begins: those in which heads learn alone.
+        opt: an optimizer of timm.
+        lr: the highest learning rate.
+        lr_batch_size: the batch size that `lr` is for; None uses `lr` unscaled.
+        weight_decay: of matrices.
+        momentum: of SGD; the first beta of Adam.
+        bias_lr_scale: factor of the learning rate of biases.
+        new_lr_scale: factor of the learning rate of `new_parameters`.
         schedule: `warmup_epochs`, `warmup_lr_ratio`, `final_lr_ratio`.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below, see `layer_scales`.
 
     Raises:
-        ValueError: a negative or unknown setting; the message names its key.
+        UserError: a setting out of its range or unknown; the message names its key.
     """
-    if lr <= 0:
-        raise ValueError(f"optimizer.lr={lr}: must be positive")
+    _check(lr, lr_batch_size, weight_decay, momentum, bias_lr_scale, new_lr_scale, layer_decay, schedule)
     base_lr = lr if lr_batch_size is None else lr * batch_size / lr_batch_size
     skip = set(getattr(model.vit, "no_weight_decay", lambda: set())())
+    depth_scale = layer_scales(model, layer_decay) if layer_decay < 1.0 else {}
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     loss_weights = set(objective.parameters())  # a group of their own: FSDP shards the model's parameters only
     for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
@@ -60,7 +78,7 @@ def create_optimization(
             continue
         is_bias, is_new = name.endswith(".bias"), name in new_parameters
         plain = parameter.ndim <= 1 or name.removeprefix("vit.") in skip or name == "side"
-        scale = (bias_lr_scale if is_bias else 1.0) * (new_lr_scale if is_new else 1.0)
+        scale = (bias_lr_scale if is_bias else 1.0) * (new_lr_scale if is_new else depth_scale.get(name, 1.0))
         decay = 0.0 if plain else weight_decay
         kind = (scale, decay, parameter in loss_weights)
         group = groups.setdefault(kind, {"params": [], "lr": base_lr * scale, "weight_decay": decay})
@@ -70,20 +88,84 @@ def create_optimization(
             list(groups.values()), opt=opt, lr=base_lr, weight_decay=weight_decay, momentum=momentum
         )
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"optimizer.opt={opt!r}: {error}") from error
+        raise UserError(f"optimizer.opt={opt!r}: {error}") from error
+    return Optimization(optimizer, _schedule(optimizer, schedule, total_steps, steps_per_epoch, head_steps))
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """The learning rate of each pre-trained parameter relative to the heads', by its name (BEiT, arXiv 2106.08254).
+
+    The layers are those of timm's `group_matcher`: embeddings, each block (the last one with the final norm), and the
+    classifier, which has the factor 1. The last block has the factor `decay`, the one before it `decay` squared, and so
+    on down to the embeddings. GLCA's blocks and norm are copies of the backbone's and have the factors of these.
+
+    Args:
+        model: with the backbone as `vit` and perhaps a branch `glca`.
+        decay: in (0, 1].
+    """
+    vit: Any = model.vit
+    layers = group_parameters(vit, vit.group_matcher(coarse=False), reverse=True)
+    classifier = 1 + max(layer for name, layer in layers.items() if name.startswith("blocks."))
+    scales = {f"vit.{name}": decay ** (classifier - layer) for name, layer in layers.items()}
+    glca = getattr(model, "glca", None)
+    if glca is None:
+        return scales
+    first = len(vit.blocks) - len(glca.blocks)
+    norm = "norm" if "vit.norm.weight" in scales else "fc_norm"
+    for name, _ in glca.named_parameters(prefix="glca"):
+        if name.startswith("glca.blocks."):
+            number, _, rest = name.removeprefix("glca.blocks.").partition(".")
+            scales[name] = scales[f"vit.blocks.{first + int(number)}.{rest}"]
+        else:
+            scales[name] = scales[f"vit.{norm}.{name.removeprefix('glca.norm.')}"]
+    return scales
+
+
+def _check(
+    lr: float,
+    lr_batch_size: int | None,
+    weight_decay: float,
+    momentum: float,
+    bias_lr_scale: float,
+    new_lr_scale: float,
+    layer_decay: float,
+    schedule: Mapping[str, float],
+) -> None:
+    if not lr > 0:
+        raise UserError(f"optimizer.lr={lr}: must be positive")
+    if lr_batch_size is not None and lr_batch_size < 1:
+        raise UserError(f"optimizer.lr_batch_size={lr_batch_size}: must be at least 1; null uses optimizer.lr unscaled")
+    if not 0 <= momentum < 1:
+        raise UserError(f"optimizer.momentum={momentum}: must be at least 0 and below 1")
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"optimizer.layer_decay={layer_decay}: must be above 0 and at most 1; 1 switches it off")
+    shares = {"weight_decay": weight_decay, "bias_lr_scale": bias_lr_scale, "new_lr_scale": new_lr_scale}
+    for key, value in {**shares, **{f"schedule.{name}": value for name, value in schedule.items()}}.items():
+        if not value >= 0:
+            raise UserError(f"optimizer.{key}={value}: must be at least 0")
+
+
+def _schedule(
+    optimizer: Optimizer, schedule: Mapping[str, float], total_steps: int, steps_per_epoch: int, head_steps: int
+) -> LambdaLR:
+    """Full rate for `head_steps`, then linear warm-up and cosine over the other steps."""
     warmup_steps = round(schedule["warmup_epochs"] * steps_per_epoch)
-    if warmup_steps >= total_steps > 1:
-        raise ValueError(
+    left = total_steps - head_steps
+    if warmup_steps >= left > 1:
+        raise UserError(
             f"optimizer.schedule.warmup_epochs={schedule['warmup_epochs']:g} leaves no epoch after the warm-up: lower "
             "it or raise train.epochs"
         )
 
     def factor(step: int) -> float:
+        step -= head_steps
+        if step < 0:
+            return 1.0
         if step < warmup_steps:
             first = schedule["warmup_lr_ratio"]
             return first + (1.0 - first) * step / warmup_steps
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        progress = (step - warmup_steps) / max(1, left - warmup_steps)
         last = schedule["final_lr_ratio"]
         return last + (1.0 - last) * (1.0 + math.cos(math.pi * min(1.0, progress))) / 2
 
-    return Optimization(optimizer, LambdaLR(optimizer, factor))
+    return LambdaLR(optimizer, factor)

@@ -23,7 +23,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import config_folders, quoted, suggest
+from dcal.commands.queue import parse
 from dcal.config import register
+from dcal.run.queue import jobs_of, read_queue
 from dcal.training import trainer as engine
 from dcal.utils.paths import config_dir, experiments_dir
 
@@ -88,6 +90,10 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
     assert f"{program} =" in setup["options.entry_points"]["console_scripts"], f"{program}: no such command"
     if {"-h", "--help", "--version"} & set(arguments):
         return None
+    if program == "dcal-queue":  # reads its own words, and gives the others to `dcal-train`
+        options = parse(arguments)
+        queue = read_queue(experiments_dir().parent / options.file)
+        return composed_command(["dcal-train", *jobs_of(queue, options.cells, options.common)[0].words])
     name = program.removeprefix("dcal-")
     folder = config_dir() if (config_dir() / f"{name}.yaml").is_file() else config_dir() / name
     register()

@@ -28,6 +28,7 @@ SECTIONS = {
     "Pairs": "attention.pairing: Pairing Partners DrawPartners derangement",
     "Losses": "loss: UncertaintyLoss TripletLoss | task.objective: Objective Losses",
     "Retrieval": "metric.retrieval: evaluate_retrieval | metric.ranking: PerQuery | metric.rerank: k_reciprocal_rerank",
+    "Statistics": "metric.statistics: paired_comparison PairedComparison",
     "Data": "dataset.record: Catalog Record Part DataError | dataset.data: Data | dataset.images: Loader | "
     "dataset.readers.tables: make_catalog Entry | dataset.readers.reid_protocol: build_catalog Sighting Counts",
 }

@@ -21,6 +21,23 @@ PLAIN = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 """timm's modules of Vision Transformers whose blocks are in one sequence at one resolution."""
 
 
+ATTEMPTS = """\
+## Swin and CaiT
+
+The paper's appendix has DCAL on CaiT, and PWCA alone on Swin. Both were tried here.
+
+In Swin's windows PWCA can be computed by interception: with the keys of the partner's window of the same
+place behind an image's own, and the position bias twice, an image that is its own partner gives SA up to
+rounding, in all stages of timm's forward pass. But the rollout, the selection, figures, explanations, part
+hits and the evaluation of blocks at some of their rows all read one sequence of patches at one resolution,
+which Swin does not have: most of the commands would have to refuse such a run. So Swin is refused as a whole.
+
+CaiT mixes its heads before and after the softmax in plain tensor arithmetic. Only its class-attention layers,
+whose one query is the class token, call a function that can be intercepted: neither the rollout nor PWCA can
+be computed without a copy of its layers' code.
+"""
+
+
 @cache
 def outcomes() -> dict[str, str]:
     """Of every pretrained tag of those modules: why it is refused, or an empty string where the branches attach."""
@@ -78,6 +95,7 @@ def page() -> str:
             "So is every other model that pools its tokens in another way, with other blocks than attention followed",
             "by an MLP, or with attention that is not plain softmax attention over all tokens.",
             "",
+            ATTEMPTS,
         ]
     )
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import timm
-from tiny import SMALL, scramble
 from weight_files import FILES, WeightFile, write
 
 from dcal.weights.files import CheckpointError
@@ -43,8 +41,7 @@ dcal-train backbone.name=local-dir:~/models/my_vit backbone.pretrained=true
 
 
 def row(file: WeightFile, folder: Path) -> str:
-    vit = timm.create_model(file.model, img_size=112, num_classes=0, **SMALL)
-    scramble(vit)
+    vit = file.source()
     path = write(file, vit.state_dict(), folder)
     try:
         loaded = load_weights(vit, path)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import timm
 import torch
 from safetensors.torch import save_file
+from tiny import SMALL, scramble
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -23,6 +25,7 @@ PLAIN = "deit_tiny_patch16_224"
 DINOV2, DINOV2_REG = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"
 DINOV3 = "vit_small_patch16_dinov3_qkvb"
 CLIP = "vit_base_patch16_clip_quickgelu_224"
+RADIO = "vit_base_patch16_radio_v3"
 
 
 class WeightFile(NamedTuple):
@@ -41,8 +44,23 @@ class WeightFile(NamedTuple):
     """What the line that is logged must say."""
     warned: str = ""
     """What a warning must say; empty where there is none."""
+    options: Mapping[str, Any] = {}
+    """Further arguments of the model."""
     plain: bool = True
     """Whether it holds a plain ViT, as DeiT-Tiny is, so that its real weights can be written in this layout."""
+
+    @property
+    def small(self) -> dict[str, Any]:
+        """Arguments that make the model tiny."""
+        return {**SMALL, **self.options}
+
+    def source(self, size: tuple[int, int] = (112, 112)) -> nn.Module:
+        """The timm model whose weights are written, every one of them drawn."""
+        vit = timm.create_model(self.model, img_size=size, num_classes=0, **self.small)
+        scramble(vit)
+        if self.model == RADIO:
+            nn.init.zeros_(vit.patch_embed.proj.bias)  # the original has none
+        return vit.eval()
 
 
 def renamed(state: Mapping[str, Tensor], *rules: tuple[str, str]) -> State:
@@ -243,6 +261,93 @@ def clip_reid(state: State) -> State:
     }
 
 
+def perception(state: State) -> State:
+    """Perception Encoder of Meta: CLIP's names, and an attention pool with joined projections."""
+    names = {name for name in state if name.startswith("attn_pool.")}
+    pool = {name.removeprefix("attn_pool."): state[name] for name in names}
+    joined = {
+        f"attn.in_proj_{kind}": torch.cat([pool.pop(f"q.{kind}"), pool.pop(f"kv.{kind}")])
+        for kind in ("weight", "bias")
+    }
+    pool = renamed(
+        {**pool, **joined},
+        (r"^latent$", "probe"),
+        (r"^proj\.", "attn.out_proj."),
+        (r"^norm\.", "layernorm."),
+        (r"^mlp\.fc1", "mlp.c_fc"),
+        (r"^mlp\.fc2", "mlp.c_proj"),
+    )
+    file = clip({name: value for name, value in state.items() if name not in names})
+    return {**under("visual.", {**file, **under("attn_pool.", pool)}), "logit_scale": torch.zeros(())}
+
+
+def deit3(state: State) -> Any:
+    return {"model": renamed(state, (r"\.ls([12])\.gamma$", r".gamma_\1"))}
+
+
+def eva02(state: State) -> Any:
+    file = renamed(state, (r"\.mlp\.fc1\.", ".mlp.w12."), (r"\.mlp\.fc2\.", ".mlp.w3."), (r"^fc_norm\.", "norm."))
+    return {"module": {**file, "mask_token": torch.zeros(1, 1, 32), "lm_head.weight": torch.zeros(5, 32)}}
+
+
+def beit3(state: State) -> Any:
+    file = renamed(
+        split_qkv(state, *(f"self_attn.{each}_proj" for each in "qkv")),
+        (r"^cls_token$", "vision_embed.cls_token"),
+        (r"^patch_embed\.", "vision_embed."),
+        (r"^pos_embed$", "encoder.embed_positions.A.weight"),
+        (r"^blocks\.(\d+)\.self_attn\.(._proj)\.", r"encoder.layers.\1.self_attn.\2.A."),
+        (r"^blocks\.(\d+)\.attn\.norm\.", r"encoder.layers.\1.self_attn.inner_attn_ln.A."),
+        (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.out_proj.A."),
+        (r"^blocks\.(\d+)\.norm1\.", r"encoder.layers.\1.self_attn_layer_norm.A."),
+        (r"^blocks\.(\d+)\.norm2\.", r"encoder.layers.\1.final_layer_norm.A."),
+        (r"^blocks\.(\d+)\.mlp\.norm\.", r"encoder.layers.\1.ffn.A.ffn_layernorm."),
+        (r"^blocks\.(\d+)\.mlp\.", r"encoder.layers.\1.ffn.A."),
+    )
+    places = file["encoder.embed_positions.A.weight"]
+    file["encoder.embed_positions.A.weight"] = torch.cat([torch.zeros(2, 32), places[0]])  # two for padding
+    text = {"beit3.text_embed.weight": torch.zeros(9, 32), "beit3.encoder.layers.0.ffn.B.fc1.bias": torch.zeros(3)}
+    norms = {name: file.pop(name) for name in ("fc_norm.weight", "fc_norm.bias")}
+    return {"model": {**under("beit3.", file), **text, **norms}}
+
+
+def radio(state: State) -> State:
+    file = renamed(state, (r"^pos_embed$", "patch_generator.pos_embed"))
+    file["patch_generator.embedder.weight"] = file.pop("patch_embed.proj.weight").flatten(1)
+    file["patch_generator.cls_token.token"] = torch.cat([file.pop("cls_token"), file.pop("reg_token")], 1)[0]
+    del file["patch_embed.proj.bias"]  # the linear projection has none
+    conditioner = {"radio_model.input_conditioner.norm_mean": torch.zeros(3, 1, 1)}
+    return {**under("radio_model.model.", file), **conditioner}
+
+
+def aimv2(state: State) -> State:
+    return renamed(
+        state,
+        (r"^blocks\.", "trunk.blocks."),
+        (r"^norm\.", "trunk.post_trunk_norm."),
+        (r"^patch_embed\.", "preprocessor.patchifier."),
+        (r"^pos_embed$", "preprocessor.pos_embed"),
+        (r"\.norm([12])\.", r".norm_\1."),
+        (r"\.mlp\.fc1_g\.", ".mlp.fc1."),
+        (r"\.mlp\.fc1_x\.", ".mlp.fc3."),
+    )
+
+
+def sapiens2(state: State) -> State:
+    file = renamed(
+        state,
+        (r"^reg_token$", "storage_tokens"),
+        (r"^patch_embed\.proj\.", "patch_embed.projection."),
+        (r"^norm\.", "ln1."),
+        (r"\.norm([12])\.", r".ln\1."),
+        (r"\.attn\.([qkv])_proj\.", r".attn.w\1."),
+        (r"\.gamma_1$", ".attn.gamma.weight"),
+        (r"\.mlp\.fc1\.", ".ffn.w12."),
+        (r"\.mlp\.fc2\.", ".ffn.w3."),
+    )
+    return {**file, "mask_token": torch.zeros(1, 1, 32)}
+
+
 def torchvision(state: State) -> State:
     return renamed(
         state,
@@ -306,9 +411,9 @@ def jax(state: State) -> dict[str, np.ndarray[Any, Any]]:
     heads = 3 if width == 192 else 2
     for number in sorted({int(name.split(".")[1]) for name in state if name.startswith("blocks.")}):
         block, target = f"blocks.{number}.", f"Transformer/encoderblock_{number}/"
-        for timm, flax in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+        for ours, flax in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
             out[f"{target}{flax}/scale"], out[f"{target}{flax}/bias"] = (
-                state[f"{block}{timm}.{kind}"] for kind in ("weight", "bias")
+                state[f"{block}{ours}.{kind}"] for kind in ("weight", "bias")
             )
         attention = f"{target}MultiHeadDotProductAttention_1/"
         parts = [state[f"{block}attn.qkv.{kind}"].chunk(3) for kind in ("weight", "bias")]
@@ -396,7 +501,36 @@ FILES = (
     ),
     WeightFile("transformers, DINOv3", "FGVC, animals", hf_dinov3, DINOV3, ".safetensors", plain=False),
     WeightFile("transformers, CLIP", "Re-ID", hf_clip, CLIP, plain=False),
+    WeightFile(
+        "transformers, SigLIP and SigLIP 2",
+        "retrieval",
+        hf_clip,
+        "vit_base_patch16_siglip_224",
+        ".safetensors",
+        plain=False,
+    ),
     WeightFile("torchvision", "FGVC", torchvision),
+    WeightFile("DeiT-3 of Meta", "FGVC", deit3, "deit3_small_patch16_224", plain=False),
+    WeightFile("EVA-02, `{module: …}`", "FGVC", eva02, "eva02_tiny_patch14_224", plain=False),
+    WeightFile("BEiT-3", "FGVC", beit3, "beit3_base_patch16_224", plain=False),
+    WeightFile("Perception Encoder of Meta", "FGVC, body-ID", perception, "vit_pe_core_tiny_patch16_384", plain=False),
+    WeightFile("RADIO", "FGVC, retrieval", radio, RADIO, ".safetensors", plain=False),
+    WeightFile(
+        "TIPSv2, `vision_encoder.*`",
+        "FGVC",
+        lambda s: under("vision_encoder.", dinov2_registers(s)),
+        "vit_base_patch14_reg1_tipsv2",
+        plain=False,
+    ),
+    WeightFile("AIMv2 of Apple", "FGVC, retrieval", aimv2, "aimv2_large_patch14_224", ".safetensors", plain=False),
+    WeightFile(
+        "Sapiens2 of Meta",
+        "people",
+        sapiens2,
+        "vit_base_patch16_sapiens2",
+        options={"num_kv_heads": (2, 1, 1)},
+        plain=False,
+    ),
     WeightFile(
         "OpenCLIP with a ViT of timm, `visual.trunk.*`",
         "BioCLIP 2, Re-ID",

@@ -79,6 +79,7 @@ class GlobalLocalCrossAttention(nn.Module):
         num_selected(top_ratio, 1)
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks)
         self.norm = copy.deepcopy(norm)
+        self.requires_grad_()  # of a frozen backbone too: the copies are this branch's own
         self.pooling, self.attn_pool = pooling, copy.deepcopy(attention_pool)
         self.num_prefix_tokens = num_prefix_tokens
         self.top_ratio, self.selection, self.readout, self.head_fusion = (

@@ -64,9 +64,9 @@ def check(config: DictConfig) -> None:
         raise ValueError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
     if config.pair is not None and config.images is None:
         raise ValueError(f"pair={config.pair}: needs images= that it distracts from")
-    for key in ("top", "faithfulness", "steps"):
-        if config[key] is not None and config[key] < 1:
-            raise ValueError(f"{key}={config[key]}: must be at least 1")
+    for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
+        if config[key] is not None and config[key] < least:
+            raise ValueError(f"{key}={config[key]}: must be at least {least}")
 
 
 def explain_images(restored: Restored, config: DictConfig, out: Path) -> None:

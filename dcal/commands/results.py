@@ -54,7 +54,7 @@ def job(config: DictConfig) -> None:
     if config.tables and not path.is_file():
         raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
-    tables = [table for spec in listed if (table := described(spec, results, config.resamples)) is not None]
+    tables = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
     for page in map(Path, config.pages):
         rewrite(page, texts)
@@ -62,7 +62,7 @@ def job(config: DictConfig) -> None:
         publish(table, Path(config.figures), Path(config.html))
     # what has just been collected is worth a look before anybody has described a table for it
     unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
-    own = [make_table(Spec(name, [name]), results, config.resamples) for name in unlisted]
+    own = [make_table(Spec(name, [name]), results) for name in unlisted]
     for table in own:
         publish(table, Path(config.html), Path(config.html))
     for table in [*tables, *own]:
@@ -70,16 +70,16 @@ def job(config: DictConfig) -> None:
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
 
 
-def described(spec: Spec, results: Mapping[str, Results], resamples: int) -> Table | None:
+def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
     """The table of a description; None, with a word about it, where the runs do not fit the description any more."""
     try:
-        return make_table(spec, results, resamples)
+        return make_table(spec, results)
     except ValueError as problem:
         print(f"left as it is: {problem}", file=sys.stderr)
         return None
 
 
-REPORT_KEYS = ("report", "device", "resamples")
+REPORT_KEYS = ("report", "device")
 """What a report listens to."""
 
 
@@ -93,7 +93,7 @@ def write_report(root: Path, config: DictConfig) -> None:
     for problem in folder.problems:
         print(problem, file=sys.stderr)
     file = root / "report.html"
-    write_atomically(file, document(folder, config.resamples))
+    write_atomically(file, document(folder))
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from dcal.dataset.files import FileFacts, file_facts, first_alike
 from dcal.dataset.record import Catalog, DataError, Record
 
-Copies = Mapping[Path, int]
-"""Images that occur more than once, as a file or byte by byte: those with the same number are the same picture."""
+Pictures = Mapping[Path, int]
+"""A number for each image file: equal where two are the same file, or have the same bytes."""
 _ALLOW = "If that is meant, set dataset.allow_mismatch=true"
 
 
 def check_catalog(
     catalog: Catalog, root: str | Path | None, *, allow_mismatch: bool = False, skip_missing: bool = False
-) -> tuple[list[str], Copies]:
+) -> tuple[list[str], Pictures]:
     """All checks of a data set as it was read.
 
     Args:
@@ -30,7 +30,7 @@ def check_catalog(
         skip_missing: accept images that are missing, as long as some are there.
 
     Returns:
-        What the user has to know, one sentence each, and the images that occur more than once.
+        What the user has to know, one sentence each, and the number of each file's picture.
 
     Raises:
         DataError: a split is empty; a label is out of range; an image is missing or is no regular file; or a set that
@@ -44,8 +44,8 @@ def check_catalog(
     paths = list(dict.fromkeys(record.path for records in catalog.splits.values() for record in records))
     facts = file_facts(paths)
     notes += _files(catalog, paths, facts, root, skip_missing, allow_mismatch)
-    copies = _copies(paths, facts)
-    return notes + list(_overlaps(catalog, copies)), copies
+    pictures = dict(zip(paths, first_alike(paths, facts), strict=True))
+    return notes + list(_overlaps(catalog, pictures)), pictures
 
 
 def claims_official(catalog: Catalog) -> bool:
@@ -119,38 +119,31 @@ def _files(
     return [f"{catalog.name}: {count} and left out, first {missing[0]}"]
 
 
-def _copies(paths: Sequence[Path], facts: Sequence[FileFacts | None]) -> Copies:
-    alike = first_alike(paths, facts)
-    repeated = {first for index, first in enumerate(alike) if first != index}
-    return {path: first for path, first in zip(paths, alike, strict=True) if first in repeated}
-
-
-def _overlaps(catalog: Catalog, copies: Copies) -> Iterator[str]:
+def _overlaps(catalog: Catalog, pictures: Pictures) -> Iterator[str]:
     """Images that are in training and test, that have two labels, or that a split to be judged on has twice."""
     name = catalog.name
-    picture = {
-        split: [copies.get(record.path, record.path) for record in records] for split, records in catalog.splits.items()
-    }
-    trained = set(picture["train"]) if "train" in picture else set()
-    for split, pictures in picture.items():
+    picture = {split: [pictures[record.path] for record in records] for split, records in catalog.splits.items()}
+    trained = set(picture.get("train", ()))
+    for split, numbers in picture.items():
         if split == "train":
             continue
-        both = [record.path for record, one in zip(catalog.splits[split], pictures, strict=True) if one in trained]
+        both = [record.path for record, one in zip(catalog.splits[split], numbers, strict=True) if one in trained]
         if both:
             yield (
-                f"{name}: {len(both)} of the {len(pictures)} images of split '{split}' are also training images (the "
+                f"{name}: {len(both)} of the {len(numbers)} images of split '{split}' are also training images (the "
                 f"same file or the same bytes), first {both[0]}: scores will flatter"
             )
-        twice = len(pictures) - len(set(pictures))
+        twice = len(numbers) - len(set(numbers))
         if twice:
             yield f"{name}: split '{split}' has {twice} duplicates: each counts as an image of its own"
     yield from _two_labels(catalog, picture)
+    yield from _own_matches(catalog, picture)
 
 
-def _two_labels(catalog: Catalog, picture: Mapping[str, Sequence[object]]) -> Iterator[str]:
+def _two_labels(catalog: Catalog, picture: Mapping[str, Sequence[int]]) -> Iterator[str]:
     """Labels compare within a classification set; of a Re-ID set within training, and within query and gallery."""
     retrieval = "query" in catalog.splits
-    labels: dict[object, dict[int, Record]] = defaultdict(dict)
+    labels: dict[tuple[int, bool], dict[int, Record]] = defaultdict(dict)
     for split, records in catalog.splits.items():
         for record, one in zip(records, picture[split], strict=True):
             if record.label >= 0:
@@ -162,6 +155,24 @@ def _two_labels(catalog: Catalog, picture: Mapping[str, Sequence[object]]) -> It
             f"{catalog.name}: {len(torn)} images have two labels or more, first {first.path}"
             f"{'' if other.path == first.path else f' = {other.path}'} ({_named(catalog, first)} and "
             f"{_named(catalog, other)})"
+        )
+
+
+def _own_matches(catalog: Catalog, picture: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Queries that are in the gallery and that the camera rule does not remove there (VeRi-776 has all of them)."""
+    if "query" not in catalog.splits:
+        return
+    cameras: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for record, one in zip(catalog.splits["gallery"], picture["gallery"], strict=True):
+        cameras[one, record.label].add(record.camera)
+    met = 0
+    for record, one in zip(catalog.splits["query"], picture["query"], strict=True):
+        seen_by = cameras.get((one, record.label), set())
+        met += bool(seen_by if record.camera < 0 else seen_by - {record.camera})
+    if met:
+        yield (
+            f"{catalog.name}: {met} of the {len(picture['query'])} queries are also in the gallery (the same file or "
+            "the same bytes): no query counts as its own match"
         )
 
 

@@ -77,7 +77,7 @@ class Data:
         self.source = reader
         """The catalog as it was read, before images are held out, left out or given another label."""
         self.root = root
-        self.notes, self.copies = check_catalog(
+        self.notes, self._pictures = check_catalog(
             reader, root, allow_mismatch=allow_mismatch, skip_missing=on_bad_image == "skip"
         )
         for note in self.notes:
@@ -120,6 +120,14 @@ class Data:
         if split not in self.catalog.splits:
             raise ValueError(f"no split {split!r}: {self.catalog.name} has {', '.join(self.catalog.splits)}")
         return self.catalog.splits[split]
+
+    def pictures(self, split: str) -> list[int]:
+        """A number for each image of a split: equal, also across splits, where files or their bytes are equal.
+
+        Args:
+            split: as for `records`.
+        """
+        return [self._pictures[record.path] for record in self.records(split)]
 
     def train_loader(
         self,

@@ -28,10 +28,11 @@ from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 
-class RunError(Exception):
+class RunError(UserError):
     """A run directory cannot be used; the message says why and what to do."""
 
 
@@ -84,7 +85,10 @@ def restore(
     config.backbone.pretrained, config.backbone.checkpoint = False, None  # the run's own weights follow
     card = _read_json(folder / "model.json")
     file = weight_file(folder, weights)
-    check_digest(file)
+    try:
+        check_digest(file)
+    except UserError as error:
+        raise RunError(str(error)) from None
     task: Task = make(config.task)
     height, width = config.dataset.image_size
     cameras, views = card["sides"]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dcal.metric.statistics import interval, resampled_means
+from dcal.metric.interval import mean_interval
 
 CURVES = ("deletion", "insertion")
 
@@ -63,34 +63,35 @@ def area(curve_T: Tensor) -> float:
     return float(torch.trapezoid(curve_T.double(), dx=1.0 / (len(curve_T) - 1)))
 
 
-def summary(found: Mapping[str, list[Curves]], reference: str, resamples: int = 10_000) -> dict[str, Any]:
-    """Mean curves and areas of each map over images, with 95 % bootstrap intervals over images.
+def summary(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:
+    """Mean curves and areas of each map over images, with 95 % intervals over images.
 
     Args:
         found: for each map its curves, the same images in the same order.
-        reference: the map whose areas are subtracted, on the same resampled images.
+        reference: the map whose areas are subtracted, image by image.
 
     Returns:
         by map and curve: `curve` (T + 1 values), `auc`, `low`, `high`; of the others also `minus_<reference>` with
         `auc`, `low` and `high`.
+
+    Raises:
+        ValueError: fewer than two images.
     """
     names, results = list(found), {name: {} for name in found}  # type: ignore[var-annotated]
     for kind in CURVES:
         areas_KN = np.array([[area(getattr(one, kind)) for one in found[name]] for name in names])
         base = names.index(reference)
-        means_BK, lead_BK = (resampled_means(values, resamples) for values in (areas_KN, areas_KN - areas_KN[base]))
         for row, name in enumerate(names):
             mean = torch.stack([getattr(one, kind) for one in found[name]]).mean(0)
-            entry = {"curve": mean.tolist(), **_with_interval(areas_KN[row], means_BK[:, [row]])}
+            entry = {"curve": mean.tolist(), **_with_interval(areas_KN[row])}
             if row != base:
-                lead = _with_interval(areas_KN[row] - areas_KN[base], lead_BK[:, [row]])
-                entry[f"minus_{reference}"] = lead
+                entry[f"minus_{reference}"] = _with_interval(areas_KN[row] - areas_KN[base])
             results[name][kind] = entry
     return results
 
 
-def _with_interval(values_N: NDArray[np.float64], means_B1: NDArray[np.float64]) -> dict[str, float]:
-    low, high = interval(means_B1)
+def _with_interval(values_N: NDArray[np.float64]) -> dict[str, float]:
+    low, high = mean_interval(values_N)
     return {"auc": float(values_N.mean()), "low": low, "high": high}
 
 

@@ -24,8 +24,8 @@ MANY_POSITIVES = 128
 FEW_ITEMS = 32
 
 
-MARKS = ("wrong", "right", "same camera", "junk")
-"""What the protocol makes of a gallery item; the last two it leaves out."""
+MARKS = ("wrong", "right", "same camera", "junk", "same image")
+"""What the protocol makes of a gallery item; all but the first two it leaves out."""
 
 
 class Gallery(NamedTuple):
@@ -35,6 +35,8 @@ class Gallery(NamedTuple):
     cams_G: Tensor
     order_G: Tensor
     sorted_ids_G: Tensor
+    pictures_G: Tensor | None = None
+    """Number of each item's picture, where queries may be in the gallery."""
 
 
 class PerQuery(NamedTuple):
@@ -49,22 +51,42 @@ class PerQuery(NamedTuple):
     """Whether the query has a match at all."""
 
 
-def judge(ids_Q: Tensor, cams_Q: Tensor, ids_QL: Tensor, cams_QL: Tensor) -> Tensor:
-    """What the protocol makes of the items of a list for each query, as positions in `MARKS`: uint8 (Q, L)."""
+def judge(
+    ids_Q: Tensor,
+    cams_Q: Tensor,
+    ids_QL: Tensor,
+    cams_QL: Tensor,
+    pictures_Q: Tensor | None = None,
+    pictures_QL: Tensor | None = None,
+) -> Tensor:
+    """What the protocol makes of the items of a list for each query, as positions in `MARKS`: uint8 (Q, L).
+
+    Args:
+        ids_Q, cams_Q: identity and camera (-1: unknown) of each query.
+        ids_QL, cams_QL: the same of the items of its list.
+        pictures_Q, pictures_QL: number of each one's picture; equal where the files, or their bytes, are equal.
+    """
     same = ids_QL == ids_Q[:, None]
     marks = same.to(torch.uint8)
     marks[same & (cams_QL == cams_Q[:, None]) & (cams_Q[:, None] >= 0)] = MARKS.index("same camera")
+    if pictures_Q is not None and pictures_QL is not None:
+        marks[same & (pictures_QL == pictures_Q[:, None])] = MARKS.index("same image")
     marks[ids_QL < 0] = MARKS.index("junk")
     return marks
 
 
-def positive_ranks(distance_QG: Tensor, ids_Q: Tensor, cams_Q: Tensor, gallery: Gallery) -> tuple[Tensor, Tensor]:
+def positive_ranks(
+    distance_QG: Tensor, ids_Q: Tensor, cams_Q: Tensor, gallery: Gallery, pictures_Q: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ranks of all matches of a block's queries: row (P,), ascending, and 1-based rank (P,).
 
-    Equal distances rank in gallery order. Overwrites the distance of removed items with infinity.
+    Items of a query's identity are removed if they have its camera or its picture. Equal distances rank in gallery
+    order. Overwrites the distance of removed items with infinity.
     """
     row_P, column_P = same_identity(ids_Q, gallery)
     removed_P = (gallery.cams_G[column_P] == cams_Q[row_P]) & (cams_Q[row_P] >= 0)
+    if pictures_Q is not None and gallery.pictures_G is not None:
+        removed_P |= gallery.pictures_G[column_P] == pictures_Q[row_P]
     distance_QG[row_P[removed_P], column_P[removed_P]] = torch.inf
     row_P, column_P = row_P[~removed_P], column_P[~removed_P]
     # on a GPU one segmented sort is faster than a kernel launch per query
@@ -149,3 +171,27 @@ def from_ranks(row_P: Tensor, rank_P: Tensor, num_queries: int) -> PerQuery:
     first_Q[valid_Q] = rank_P[(end_Q - count_Q)[valid_Q]]
     last_Q[valid_Q] = rank_P[end_Q[valid_Q] - 1]
     return PerQuery(precision_Q / count_Q.clamp(min=1), first_Q, count_Q.double() / last_Q, valid_Q)
+
+
+def summary(results: PerQuery) -> dict[str, float]:
+    """Means over the valid queries; all 0 if there is none."""
+    valid = results.valid
+    number = max(1, int(valid.sum()))
+    first = results.first_rank[valid]
+    return {
+        "mAP": float(results.average_precision[valid].sum()) / number,
+        **{f"rank{k}": float((first <= k).sum()) / number for k in (1, 5, 10)},
+        "mINP": float(results.inp[valid].sum()) / number,
+    }
+
+
+def breakdown(results: PerQuery, cams_Q: Tensor) -> dict[int, dict[str, float]]:
+    """The summary over the queries of each camera, and their number (valid or not)."""
+    table = {}
+    for camera in torch.unique(cams_Q).tolist():
+        chosen = cams_Q == camera
+        table[camera] = {
+            **summary(PerQuery(*(column[chosen] for column in results))),
+            "queries": int(chosen.sum()),
+        }
+    return table

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcal.distributed.collectives import gather_items, rank_and_world_size
-from dcal.metric.ranking import Gallery, PerQuery, from_ranks, positive_ranks
+from dcal.metric.ranking import Gallery, PerQuery, breakdown, from_ranks, positive_ranks, summary
 
 METRICS = ("cosine", "euclidean")
 JUNK = -1
@@ -40,6 +40,8 @@ def evaluate_retrieval(
     *,
     distances: Tensor | None = None,
     gallery_tracks: Tensor | None = None,
+    query_pictures: Tensor | None = None,
+    gallery_pictures: Tensor | None = None,
     per_query: bool = False,
     per_camera: bool = False,
     block_bytes: int = BLOCK_BYTES,
@@ -48,7 +50,8 @@ def evaluate_retrieval(
     """mAP, CMC at 1, 5 and 10 and mINP of ranking the gallery per query, as the Re-ID field defines them.
 
     - Gallery items of the query's identity *and* camera are removed, items with identity -1 (junk) likewise.
-      A negative camera means unknown and equals none, so sets without cameras lose nothing.
+      A negative camera means unknown and equals none, so sets without cameras lose nothing. The query's own
+      picture is removed whatever its camera, where `query_pictures` and `gallery_pictures` tell it.
     - AP is the step (not trapezoid) form, mean over the matches of j / rank_j (Zheng et al., ICCV 2015 single
       query, as in every current code base; the 2015 MATLAB code's trapezoid differs by about a point). mINP
       as in Ye et al., TPAMI 2021.
@@ -72,6 +75,9 @@ def evaluate_retrieval(
         distances: (Q, G) to rank by instead of features, e.g. after re-ranking; smaller is nearer.
         gallery_tracks: (G,) number of the track of each gallery item: ranks tracks instead, by their nearest
             image (the image-to-track protocol of VeRi-776). All images of a track share identity and camera.
+        query_pictures: (Q,) integers: the number of each query's picture.
+        gallery_pictures: (G,) the same of the gallery: equal to a query's where it is the same file or has the same
+            bytes. Not looked at for tracks, of which the camera rule removes the query's own.
         per_query: adds "per_query", a `PerQuery`.
         per_camera: adds "per_camera", {camera: the five metrics and "queries"} over the queries of each
         camera.
@@ -103,12 +109,17 @@ def evaluate_retrieval(
         query_QD, gallery_GD = prepare(query_features, gallery_features, len(query_ids), len(gallery_ids), metric)
         blocks = blocks_of_features(query_QD, gallery_GD[keep_G], metric, spans)
     ids_G, cams_G = gallery_ids[keep_G], gallery_cams[keep_G]
+    pictures_Q = pictures_G = None
+    if query_pictures is not None and gallery_pictures is not None and gallery_tracks is None:
+        pictures_Q, pictures_G = query_pictures.to(device), gallery_pictures.to(device)[keep_G]
     if gallery_tracks is not None:
         tracks_G = torch.as_tensor(gallery_tracks).to(device)[keep_G]
         blocks, ids_G, cams_G = by_track(blocks, tracks_G, ids_G, cams_G)
     if len(spans) > 1:
         blocks = one_ahead(blocks)
-    columns = rank_blocks(blocks, spans, query_ids, query_cams, ids_G, cams_G)
+    order_G = torch.argsort(ids_G, stable=True)
+    gallery = Gallery(ids_G, cams_G, order_G, ids_G[order_G], pictures_G)
+    columns = rank_blocks(blocks, spans, query_ids, query_cams, gallery, pictures_Q)
     if sharded:
         columns = gather_items(columns, "query")
     results = PerQuery(*(columns[field] for field in PerQuery._fields))
@@ -248,15 +259,14 @@ def rank_blocks(
     spans: Sequence[slice],
     query_ids: Tensor,
     query_cams: Tensor,
-    ids_G: Tensor,
-    cams_G: Tensor,
+    gallery: Gallery,
+    pictures_Q: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The columns of `PerQuery`, and the position of each `query`, over all blocks; nothing if there is no block."""
-    order_G = torch.argsort(ids_G, stable=True)
-    gallery = Gallery(ids_G, cams_G, order_G, ids_G[order_G])
     parts = []
     for span, distance_QG in zip(spans, blocks, strict=True):
-        row_P, rank_P = positive_ranks(distance_QG, query_ids[span], query_cams[span], gallery)
+        pictures = None if pictures_Q is None else pictures_Q[span]
+        row_P, rank_P = positive_ranks(distance_QG, query_ids[span], query_cams[span], gallery, pictures)
         results = from_ranks(row_P, rank_P, len(distance_QG))
         parts.append({"query": torch.arange(span.start, span.start + len(distance_QG)), **results._asdict()})
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
@@ -267,31 +277,7 @@ def warn_of_unmatched(results: PerQuery) -> None:
     unmatched = int((~results.valid).sum())
     if unmatched:
         warnings.warn(
-            f"{unmatched} of {len(results.valid)} queries have no match in the gallery (of another camera, not junk) "
-            "and are left out of the means",
+            f"{unmatched} of {len(results.valid)} queries have no match in the gallery (of another camera, another "
+            "image, not junk) and are left out of the means",
             stacklevel=3,
         )
-
-
-def summary(results: PerQuery) -> dict[str, float]:
-    """Means over the valid queries; all 0 if there is none."""
-    valid = results.valid
-    number = max(1, int(valid.sum()))
-    first = results.first_rank[valid]
-    return {
-        "mAP": float(results.average_precision[valid].sum()) / number,
-        **{f"rank{k}": float((first <= k).sum()) / number for k in (1, 5, 10)},
-        "mINP": float(results.inp[valid].sum()) / number,
-    }
-
-
-def breakdown(results: PerQuery, cams_Q: Tensor) -> dict[int, dict[str, float]]:
-    """The summary over the queries of each camera, and their number (valid or not)."""
-    table = {}
-    for camera in torch.unique(cams_Q).tolist():
-        chosen = cams_Q == camera
-        table[camera] = {
-            **summary(PerQuery(*(column[chosen] for column in results))),
-            "queries": int(chosen.sum()),
-        }
-    return table

@@ -1,104 +1,230 @@
-"""How sure a difference is: bootstrap intervals over test items, and two configurations compared in pairs.
+"""Is one method better than another? Paired comparison over the same seeds and test items, and its verdict.
 
-Letters in names: K series (one per run), S seeds of one configuration, N test items, B bootstrap resamples.
-
-The bootstrap (Efron 1979) draws N of the N test items with replacement, B times; the interval holds the
-middle share of the B means. All series share the draws, so the seeds of a configuration are resampled jointly
-and two configurations are compared on the same items. A difference is resampled over the seeds as well,
-crossed with the items ("pigeonhole bootstrap", Owen 2007), since another training would have given other
-numbers; with one seed it covers the items only.
+Letters in names: S seeds, N test items, U units (items, or groups of items that belong together).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
+from scipy import stats
 
-Floats = NDArray[np.float64]
+from dcal.metric.interval import ALPHA, Floats, MeanSquares, estimate, outcomes, standard_error, units
+
+FEWEST_SEEDS = 6
+"""Below it the sign-flip test cannot reach ALPHA: its least p is 2 / 2^S."""
+EXACT_SEEDS = 40
+"""Up to here the sign-flip test counts all 2^S choices of signs."""
+DRAWS = 99_999
+"""Random choices of signs for more seeds than that."""
+MOST_SEEDS = 10_000
+"""`seeds_needed` looks no further."""
 
 
-class Interval(NamedTuple):
-    """The middle share of a bootstrap distribution."""
-
-    low: float
-    high: float
-
-
-class Difference(NamedTuple):
-    """First configuration minus second, over the seeds that both have."""
+@dataclass(frozen=True, repr=False)
+class PairedComparison:
+    """`first` minus `second` on the same seeds and items, in the units of the arrays; larger values are better."""
 
     mean: float
+    """Over seeds and items."""
     low: float
+    """End of the 95 % interval; over items alone where there is one seed."""
     high: float
     p: float
-    """Two-sided: twice the share of resamples on the other side of zero."""
+    """Two-sided, of the t test that belongs to the interval."""
+    p_sign_flip: float
+    """Two-sided: the share of all choices of signs that move the mean over seeds as far from 0 (exact to 40 seeds)."""
+    verdict: str
+    """`better`, `worse`, `equivalent`, `undecided` or `one training only`; see `paired_comparison`."""
     seeds: int
-    wins: int
-    """Seeds under which the first is better."""
+    items: int
+    groups: int | None
+    """None where every item stands for itself."""
+    margin: float | None
+    """Up to here a difference does not matter."""
+    p_equivalence: float | None
+    """Of the two one-sided t tests against -margin and margin, the larger; None without a margin."""
+    degrees_of_freedom: float
+    squares: MeanSquares = field(compare=False)
+    """Of the table of differences: between seeds, between items (or groups), and what is left."""
+
+    def __repr__(self) -> str:
+        text = f"first - second = {self.mean:+.4g} [{self.low:+.4g}, {self.high:+.4g}] (95 %), p = {self.p:.2g}"
+        text += f", sign-flip p = {self.p_sign_flip:.3g}"
+        if self.margin is not None:
+            text += f", equivalence within {self.margin:g}: p = {self.p_equivalence:.2g}"
+        groups = "" if self.groups is None else f" in {self.groups} groups"
+        text += f"; {self.seeds} seed{'s' * (self.seeds > 1)} x {self.items} items{groups}: {self.verdict}"
+        if 1 < self.seeds < FEWEST_SEEDS:
+            text += f" (with {self.seeds} seeds the sign-flip p cannot go below {2 / 2**self.seeds:g})"
+        return f"PairedComparison({text})"
+
+    def seeds_needed(self, size: float, power: float = 0.8) -> int | None:
+        """How many seeds it takes to find a true difference of a given size, from the spread in this comparison.
+
+        The spread between seeds, between items and of the rest stays as it is here, and so does the number of items.
+
+        Args:
+            size: the true difference, in the units of the arrays.
+            power: in which share of repetitions of the whole experiment the t test shall find it.
+
+        Returns:
+            at least six, see `verdict`; None if 10 000 are not enough because the items limit the comparison.
+
+        Raises:
+            ValueError: size is not above 0, power is not between 0 and 1, or one seed was compared.
+        """
+        if not size > 0 or not 0 < power < 1:
+            raise ValueError(f"size={size}, power={power}: size must be above 0 and power between 0 and 1")
+        if self.seeds == 1:
+            raise ValueError("one seed shows no spread between seeds: run at least a second one")
+        low, high = FEWEST_SEEDS - 1, MOST_SEEDS
+        if self._power(size, high) < power:
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._power(size, middle) >= power else (middle, high)
+        return high
+
+    def _power(self, size: float, seeds: int) -> float:
+        """Probability that the t test over so many seeds finds a true difference of this size, and its sign."""
+        units = self.items if self.groups is None else self.groups
+        rest = self.squares.rest
+        of_seeds = max(self.squares.seeds, rest)
+        of_units = rest + max(self.squares.units - rest, 0.0) / self.seeds * seeds
+        error, freedom = standard_error(MeanSquares(of_seeds, of_units, rest), seeds, units)
+        if error == 0:
+            return 1.0
+        return float(stats.nct.sf(stats.t.ppf(1 - ALPHA / 2, freedom), freedom, size / error))
 
 
-def resampled_means(values_KN: NDArray[Any], resamples: int = 10_000, seed: int = 0) -> Floats:
-    """Means of every series over the same bootstrap draws of the items, (B, K).
+def paired_comparison(
+    first: ArrayLike, second: ArrayLike, margin: float | None = None, groups: ArrayLike | None = None
+) -> PairedComparison:
+    """Compares two methods run on the same seeds and judged on the same test items: `first` minus `second`.
 
-    The generator is numpy's legacy one, the only one whose stream numpy promises never to change.
+    The verdict is, with tests at 5 %:
 
-    Raises:
-        ValueError: no items.
-    """
-    values_NK = np.asarray(values_KN, dtype=np.float64).T
-    items = len(values_NK)
-    if not items:
-        raise ValueError("nothing to resample: no test items")
-    generator = np.random.RandomState(seed)
-    means_BK = np.empty((resamples, values_NK.shape[1]))
-    rows = max(1, 2_000_000 // items)  # a block of draws at a time: memory
-    for first in range(0, resamples, rows):
-        block = min(rows, resamples - first)
-        drawn = generator.randint(0, items, size=(block, items))
-        drawn += items * np.arange(block)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=block * items).reshape(block, items)
-        means_BK[first : first + block] = counts @ values_NK / items
-    return means_BK
+    - `one training only`: one seed; the interval covers the choice of items, not that of the seed.
+    - `undecided`: fewer than six seeds, whatever they show, because the sign-flip p cannot go below 0.05 then.
+    - `equivalent`: both one-sided tests say that the difference lies within -margin … margin.
+    - `better`, `worse`: the t test and the sign-flip test both say that `first` is the one with larger values, or
+      smaller ones.
+    - `undecided`: none of these.
 
-
-def interval(means_BS: Floats, confidence: float = 0.95) -> Interval:
-    """Percentile interval of the mean over seeds, from the resampled means of each seed's run."""
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means_BS.mean(1), (tail, 1.0 - tail))
-    return Interval(float(low), float(high))
-
-
-def paired_difference(
-    first_S: NDArray[Any],
-    second_S: NDArray[Any],
-    means_first_BS: Floats,
-    means_second_BS: Floats,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Difference:
-    """The first configuration against the second on the same seeds and the same items.
+    The interval covers the true difference in 95 % of repetitions. Simulated: 93.7 to 98.6 % from four seeds on (above
+    97.5 only where hardly any item is harder for one method than for the other under every seed), at least 92.6 % with
+    three and 87.6 % with two.
 
     Args:
-        first_S: the metric under each seed.
-        second_S: likewise, seeds in the same order.
-        means_first_BS: the columns of `resampled_means` that belong to the first configuration.
-        means_second_BS: likewise, from the same call.
+        first: outcomes, (S, N): one row a seed, one column a test item; (N,) for one seed. Larger is better.
+        second: the same shape, rows and columns in the same order.
+        margin: a difference up to it does not matter, in the units of the arrays. Declare it before the runs.
+        groups: (N,) numbers or names. Items with the same one belong together and are no independent
+            observations, as the queries of one person in re-identification.
 
     Raises:
-        ValueError: no seed, or not the same number of them.
+        ValueError: different shapes, values that are not finite numbers, no seed, fewer than two items (or groups),
+            groups of another length, or a margin that is not above 0.
     """
-    seeds = len(first_S)
-    if not seeds or len(second_S) != seeds:
-        raise ValueError(f"a paired comparison needs the same seeds on both sides; got {seeds} and {len(second_S)}")
-    by_seed_S = np.asarray(first_S, dtype=np.float64) - np.asarray(second_S, dtype=np.float64)
-    by_seed_BS = means_first_BS - means_second_BS
-    drawn_BS = np.random.RandomState(seed + 1).randint(0, seeds, size=by_seed_BS.shape)
-    difference_B = np.take_along_axis(by_seed_BS, drawn_BS, axis=1).mean(1)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(difference_B, (tail, 1.0 - tail))
-    # one is added as if the sample itself were a resample, so that p is never zero
-    rarer = min(int((difference_B <= 0).sum()), int((difference_B >= 0).sum())) + 1
-    p = min(1.0, 2.0 * rarer / (len(difference_B) + 1))
-    return Difference(float(by_seed_S.mean()), float(low), float(high), p, seeds, int((by_seed_S > 0).sum()))
+    difference_SN = outcomes(first, "first") - outcomes(second, "second", np.shape(first))
+    if margin is not None and not 0 < margin < np.inf:
+        raise ValueError(f"margin={margin}: must be above 0, or None")
+    units_SU = units(difference_SN, groups)
+    found = estimate(units_SU)
+    mean, error, freedom = float(found.mean), float(found.error), float(found.freedom)
+    seeds, items = difference_SN.shape
+    low, high = map(float, found.interval)
+    comparison = PairedComparison(
+        mean,
+        low,
+        high,
+        p=2 * _tail(abs(mean), error, freedom),
+        p_sign_flip=sign_flip_p(units_SU.mean(-1)),
+        verdict="",
+        seeds=seeds,
+        items=items,
+        groups=None if groups is None else units_SU.shape[-1],
+        margin=margin,
+        p_equivalence=None if margin is None else _tail(margin - abs(mean), error, freedom),
+        degrees_of_freedom=freedom,
+        squares=MeanSquares(*map(float, found.squares)),
+    )
+    return holm_verdicts([comparison])[0]
+
+
+def holm_verdicts(comparisons: Sequence[PairedComparison], declared: int = 0) -> list[PairedComparison]:
+    """The comparisons with their verdicts after Holm's correction over all of them.
+
+    Both families are corrected, the tests of a difference and the tests of equivalence; the sign-flip test, which has
+    to agree, is not.
+
+    Args:
+        comparisons: those that have been made.
+        declared: how many were declared; those still to be made count as if they had shown nothing.
+    """
+    to_come = [1.0] * max(0, declared - len(comparisons))
+    different = holm([comparison.p for comparison in comparisons] + to_come)
+    equivalent = holm([1.0 if c.p_equivalence is None else c.p_equivalence for c in comparisons] + to_come)
+    return [
+        replace(comparison, verdict=_verdict(comparison, different[number], equivalent[number]))
+        for number, comparison in enumerate(comparisons)
+    ]
+
+
+def _verdict(comparison: PairedComparison, p: float, p_equivalence: float) -> str:
+    if comparison.seeds == 1:
+        return "one training only"
+    if comparison.seeds < FEWEST_SEEDS:
+        return "undecided"
+    if p_equivalence <= ALPHA:
+        return "equivalent"
+    if max(p, comparison.p_sign_flip) <= ALPHA:
+        return "better" if comparison.mean > 0 else "worse"
+    return "undecided"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number, in the given order (Holm 1979): at most ALPHA means significant."""
+    corrected, least = list(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(corrected)), key=corrected.__getitem__)):
+        least = max(least, min(1.0, (len(corrected) - rank) * corrected[number]))
+        corrected[number] = least
+    return corrected
+
+
+def sign_flip_p(difference_S: Floats) -> float:
+    """Two-sided p of the sign-flip test: the share of the 2^S choices of signs whose sum is as far from zero.
+
+    If neither method is better under any seed, a seed's difference is as likely to have the other sign. Exact up to
+    `EXACT_SEEDS` seeds: the sums of the first half of the seeds are compared with the sorted sums of the second half,
+    so that 2^(S/2) sums are formed and 2^S counted. For more seeds `DRAWS` random choices, always the same.
+    """
+    seeds = len(difference_S)
+    # sums that are equal but for rounding count as equal
+    seen = abs(difference_S.sum()) - 1e-9 * np.abs(difference_S).sum()
+    if seen <= 0:
+        return 1.0
+    if seeds > EXACT_SEEDS:
+        signs = np.random.RandomState(0).choice([-1.0, 1.0], (DRAWS, seeds))
+        return float((1 + (np.abs(signs @ difference_S) >= seen).sum()) / (DRAWS + 1))
+    one, other = (_all_sums(half) for half in np.array_split(difference_S, 2))
+    other.sort()
+    as_large = (len(other) - np.searchsorted(other, seen - one)).sum()
+    return float(2 * as_large / 2.0**seeds)
+
+
+def _all_sums(values: Floats) -> Floats:
+    """The sums of the values under every choice of signs."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def _tail(distance: float, error: float, freedom: float) -> float:
+    """Probability of a t value of at least distance / error; without any spread, a step at 0."""
+    return float(stats.t.sf(distance / error, freedom)) if error else float(np.heaviside(-distance, 0.5))

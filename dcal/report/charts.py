@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
-from dcal.report.table import Row
+from dcal.report.table import Row, axis_range
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
@@ -178,14 +178,11 @@ class Strip(NamedTuple):
 
 def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
     """Interval, mean and seeds of the first metric of each row."""
-    values = [value for row in rows for value in next(iter(row.values.values()))]
-    values += [end for row in rows if row.interval for end in row.interval]
-    margin = 0.04 * (max(values) - min(values)) or 0.01
-    place = scale(min(values) - margin, max(values) + margin, 0.0, 100.0)
+    place = scale(*axis_range(rows), 0.0, 100.0)
     return [
         Strip(
-            place(row.interval.low if row.interval else row.headline),
-            place(row.interval.high if row.interval else row.headline),
+            max(0.0, place(row.interval.low if row.interval else row.headline)),
+            min(100.0, place(row.interval.high if row.interval else row.headline)),
             place(row.headline),
             [place(value) for value in next(iter(row.values.values()))],
             None if reference is None else place(reference.headline),

@@ -184,8 +184,7 @@ def cameras(items: dict[str, Any]) -> dict[int, dict[str, float]]:
     """The metrics of each camera's queries, as `evaluate_retrieval(per_camera=True)` gives them."""
     import torch
 
-    from dcal.metric.ranking import PerQuery
-    from dcal.metric.retrieval import breakdown
+    from dcal.metric.ranking import PerQuery, breakdown
 
     results = PerQuery(*(torch.from_numpy(items[key]) for key in PerQuery._fields))
     return breakdown(results, torch.from_numpy(items["camera"]))

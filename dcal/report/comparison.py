@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dcal.metric.statistics import Difference, paired_difference, resampled_means
+from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
 from dcal.report.format import difference_cells
-from dcal.report.records import Record, decode, merge
+from dcal.report.outcomes import outcomes
+from dcal.report.records import Record, merge
 from dcal.report.run_files import Folder, RunFiles
 from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
+TITLES = {
+    "better": "Better",
+    "worse": "Worse",
+    "equivalent": "Equivalent",
+    "undecided": "Undecided",
+    "one training only": "One training only",
+}
+"""By verdict of a comparison."""
 
 
 class Variant(NamedTuple):
@@ -60,15 +67,15 @@ class Verdict(NamedTuple):
     details: list[str]
 
 
-def experiments(folder: Folder, resamples: int) -> list[Experiment]:
+def experiments(folder: Folder) -> list[Experiment]:
     """The runs of a folder by their name."""
     names: dict[str, list[RunFiles]] = {}
     for run in folder.runs:
         names.setdefault(run.name, []).append(run)
-    return [experiment(name, runs, resamples) for name, runs in sorted(names.items())]
+    return [experiment(name, runs) for name, runs in sorted(names.items())]
 
 
-def experiment(name: str, runs: Sequence[RunFiles], resamples: int) -> Experiment:
+def experiment(name: str, runs: Sequence[RunFiles]) -> Experiment:
     """Orders the runs of one name by configuration and seed, and compares them."""
     results = merge(name, [], (run.record for run in runs))
     records: list[Record] = results["runs"]
@@ -77,7 +84,7 @@ def experiment(name: str, runs: Sequence[RunFiles], resamples: int) -> Experimen
     against, reference = compared_with(records, by, headline)
     columns = [headline, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
     spec = Spec(name, [name], by=by, columns=columns, against=against, order=ordered_labels(records, by))
-    table = make_table(spec, {name: results}, resamples)
+    table = make_table(spec, {name: results})
     files = {(run.record["cfg_id"], run.record["seed"]): run for run in runs}
     variants = [
         Variant(
@@ -127,30 +134,34 @@ def place(key: str, value: Any) -> tuple[int, float, str]:
     return (0, float(number), "") if isinstance(number, (int, float)) else (1, 0.0, str(value))
 
 
-def verdict(experiment: Experiment, resamples: int) -> Verdict:
+def verdict(experiment: Experiment) -> Verdict:
     """Which configurations are ahead of the reference beyond chance; for a single one, what GLCA adds to SA."""
     if len(experiment.variants) == 1:
-        return single_verdict(experiment, resamples)
+        return single_verdict(experiment)
     compared = [variant for variant in experiment.variants if variant.row.difference is not None]
     if not compared:
         return Verdict("open", "The configurations cannot be compared: they share no seed, or judged other items.", [])
-    groups: dict[str, list[Variant]] = {"ahead": [], "behind": [], "level": []}
+    groups: dict[str, list[Variant]] = {found: [] for found in TITLES}
     for variant in compared:
-        groups[side_of(variant.row.difference)].append(variant)
+        groups[verdict_of(variant)].append(variant)
     reference = experiment.reference
     name = reference.label if reference else "the plain ViT with the same settings"
     if reference is not None and reference is experiment.best and not is_plain(reference):
         kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
-    elif groups["ahead"]:
-        best = max(groups["ahead"], key=lambda variant: variant.row.headline)
-        kind, head = "good", f"{best.label} is ahead of {name}"
-    elif groups["level"]:
-        kind, head = "open", f"No configuration is demonstrably ahead of {name}"
+    elif groups["better"]:
+        best = max(groups["better"], key=lambda variant: variant.row.headline)
+        kind, head = "good", f"{best.label} is better than {name}"
+    elif groups["undecided"] or groups["one training only"]:
+        kind, head = "open", f"No configuration is demonstrably better than {name}"
     else:
-        kind, head = "bad", f"Nothing here is ahead of {name}"
-    titles = {"ahead": "Ahead beyond chance", "behind": "Behind beyond chance", "level": "Not to be told apart"}
-    details = [f"{titles[side]}: {'; '.join(map(told, group))}" for side, group in groups.items() if group]
+        kind, head = "bad", f"Nothing here is better than {name}"
+    details = [f"{TITLES[found]}: {'; '.join(map(told, group))}" for found, group in groups.items() if group]
     return Verdict(kind, head, [*details, *caution(experiment, compared)])
+
+
+def verdict_of(variant: Variant) -> str:
+    assert variant.row.difference is not None
+    return variant.row.difference.verdict
 
 
 def is_plain(variant: Variant) -> bool:
@@ -168,45 +179,36 @@ def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
     seeds = min(variant.row.difference.seeds for variant in compared if variant.row.difference)
     if seeds == 1:
         notes.append("One seed: how much another training would differ is not in the intervals.")
+    elif seeds < FEWEST_SEEDS:
+        notes.append(f"{seeds} seeds: fewer than {FEWEST_SEEDS} decide nothing, however clear their interval.")
     if experiment.reference is experiment.best and not is_plain(experiment.best):
         notes.append("The best row was chosen on the items that judge it: its lead is flattered.")
     return notes
 
 
-def side_of(difference: Difference | None) -> str:
-    assert difference is not None
-    return "ahead" if difference.low > 0 else "behind" if difference.high < 0 else "level"
-
-
-def single_verdict(experiment: Experiment, resamples: int) -> Verdict:
+def single_verdict(experiment: Experiment) -> Verdict:
     """One configuration: whether combined inference does better than the backbone's branch alone on the same items."""
     (variant,) = experiment.variants
-    metric = experiment.headline
-    outcomes = [record["items"] for record in variant.row.records]
-    same_items = len({items["digest"] for items in outcomes}) == 1
-    if not same_items or not all({metric, f"{metric}_sa", f"{metric}_glca"} <= set(items) for items in outcomes):
+    metric, records = experiment.headline, variant.row.records
+    both, sa, glca = (outcomes(records, f"{metric}{branch}") for branch in ("", "_sa", "_glca"))
+    if both is None or sa is None or glca is None:
         head = f"{variant.label}: one branch at test time, nothing to compare within the run"
         return Verdict("open", head, ["Train other settings under the same name to compare them."])
-    difference = paired(outcomes, metric, f"{metric}_sa", resamples)
-    side = side_of(difference)
-    kind = {"ahead": "good", "behind": "bad", "level": "open"}[side]
-    head = {
-        "ahead": "At test time, SA and GLCA together do better than SA alone",
-        "behind": "At test time, SA alone does better than with GLCA",
-        "level": "At test time, GLCA adds nothing to SA that these items can show",
-    }[side]
-    points, p, _ = difference_cells(difference)
-    number = outcomes[0]["count"]
-    details = [
-        f"Combined minus SA: {points} points, p {p if p.startswith('<') else f'= {p}'}, paired over {number} items"
-    ]
+    margin = experiment.table.spec.margin_of(metric)
+    difference = paired_comparison(both.values_SN, sa.values_SN, None if margin is None else margin / 100, both.groups)
+    kind, head = SINGLE[difference.verdict]
+    points, p, _, found = difference_cells(difference)
+    details = [f"Combined minus SA: {points} points, p {p if p.startswith('<') else f'= {p}'}, {found}"]
+    details.append(f"Paired over {difference.items} items, by seed.")
     details.append("Both branches were trained together: what GLCA does to the backbone itself takes a run without it.")
     return Verdict(kind, head, details)
 
 
-def paired(outcomes: Sequence[Mapping[str, Any]], first: str, second: str, resamples: int) -> Difference:
-    """Two metrics of the same runs on the same items."""
-    series = np.stack([decode(items[key]) for key in (first, second) for items in outcomes])
-    means, seeds = resampled_means(series, resamples), len(outcomes)
-    own, other = series[:seeds].mean(1), series[seeds:].mean(1)
-    return paired_difference(own, other, means[:, :seeds], means[:, seeds:])
+SINGLE = {
+    "better": ("good", "At test time, SA and GLCA together do better than SA alone"),
+    "worse": ("bad", "At test time, SA alone does better than with GLCA"),
+    "equivalent": ("open", "At test time, GLCA adds nothing to SA that matters"),
+    "undecided": ("open", "Whether GLCA adds to SA at test time is undecided"),
+    "one training only": ("open", "One training does not tell whether GLCA adds to SA at test time"),
+}
+"""By verdict: colour and head."""

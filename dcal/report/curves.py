@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dcal.report.charts import Chart, Point, Series, chart, over_seeds
 from dcal.report.comparison import Experiment, Variant
-from dcal.report.names import BRANCHES, metric_title
+from dcal.report.format import BRANCHES, metric_title
 from dcal.report.run_files import RunFiles
 
 LINES = 8

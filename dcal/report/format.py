@@ -1,11 +1,13 @@
-"""Tables as text: cells, Markdown, and what the numbers rest on."""
+"""Tables as text: the names of metrics, cells, Markdown, and what the numbers rest on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import mean, median, stdev
 
-from dcal.metric.statistics import Difference, Interval
+from dcal.metric.interval import Interval
+from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
+from dcal.report.outcomes import outcomes
 from dcal.report.records import Record
 from dcal.report.table import Row, Spec, Table, show
 
@@ -15,12 +17,35 @@ TITLES = {
     "top1_glca": "top-1, GLCA",
     "rank1": "rank-1",
     "part_hit": "parts hit",
-    "part_hit_chance": "by lot",
+    "part_hit_chance": "chance",
     "pointing": "on the bird",
-    "pointing_chance": "by lot",
+    "pointing_chance": "chance",
     "mAP_sa": "mAP, SA",
     "mAP_glca": "mAP, GLCA",
 }
+"""Columns of tables, by metric."""
+
+BRANCHES = {"": "combined", "sa": "SA", "glca": "GLCA", "pwca": "PWCA"}
+"""By suffix of a metric's name. PWCA has losses only."""
+
+METRICS = {
+    "top1": "top-1",
+    "top1_macro": "top-1, mean of classes",
+    "top5": "top-5",
+    "nll": "NLL",
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+    "mINP": "mINP",
+}
+"""Metrics without their branch."""
+VARIANTS = {**BRANCHES, "rerank": "re-ranked"}
+ONE_BRANCH = {"": "SA", "rerank": "re-ranked"}
+"""Where SA is all there is at test time."""
+
+DIFFERENCE = ("difference", "p", "sign-flip p", "verdict")
+"""Columns of a comparison."""
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
@@ -31,7 +56,7 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     header += [key.rpartition(".")[2] for key in spec.show]
     header += [TITLES.get(columns[0], columns[0]), "95 % interval"]
     if spec.against:
-        header += [f"against {', '.join(map(show, spec.against.values()))}", "p", "seeds won"]
+        header += [f"against {', '.join(map(show, spec.against.values()))}", *DIFFERENCE[1:]]
     header += [TITLES.get(key, key) for key in columns[1:]] + ["seeds", "min/run"]
     header += ["paper"] if spec.paper else []
     return header, [row_cells(spec, row, columns) for row in table.rows]
@@ -41,7 +66,8 @@ def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
     texts = [row.label, *(show(row.records[0]["config"].get(key)) for key in spec.show)]
     texts += [spread(row.values[columns[0]]), "–" if row.interval is None else percents(row.interval)]
     if spec.against:
-        texts += ["–"] * 3 if row.difference is None else difference_cells(row.difference)
+        exploratory = bool(spec.primary) and row.label not in spec.primary
+        texts += ["–"] * len(DIFFERENCE) if row.difference is None else difference_cells(row.difference, exploratory)
     texts += [spread(row.values[key]) for key in columns[1:]]
     texts += [str(len(row.records)), f"{median(record['train_seconds'] for record in row.records) / 60:.1f}"]
     return texts + ([show(spec.paper.get(row.label, "–"))] if spec.paper else [])
@@ -51,11 +77,21 @@ def percents(interval: Interval) -> str:
     return f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
 
 
-def difference_cells(difference: Difference) -> list[str]:
-    """In percentage points, with interval; its p; and under how many seeds it is positive."""
-    mean_, low, high, p, seeds, wins = difference
-    points = f"{100 * mean_:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]".replace("-", "−")
-    return [points, f"{p:.3f}" if p >= 0.001 else "< 0.001", f"{wins}/{seeds}"]
+def difference_cells(difference: PairedComparison, exploratory: bool = False) -> list[str]:
+    """In percentage points, with interval; p of the t test and of the sign-flip test; and the verdict."""
+    mean_, low, high = (f"{100 * value:+.2f}" for value in (difference.mean, difference.low, difference.high))
+    points = f"{mean_} [{low}, {high}]".replace("-", "−")
+    verdict = difference.verdict
+    if 1 < difference.seeds < FEWEST_SEEDS:
+        verdict += f": {difference.seeds} seeds"
+    if exploratory:
+        verdict += ", exploratory"
+    signs = "–" if difference.seeds == 1 else p_text(difference.p_sign_flip)
+    return [points, p_text(difference.p), signs, verdict]
+
+
+def p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -86,19 +122,45 @@ def footnote(table: Table) -> str:
     hours = sum(record["train_seconds"] for record in records) / 3600
     where = [*distinct(record["device"] or "device not recorded" for record in records)]
     where += [f"torch {version}" for version in distinct(record["versions"].get("torch", "?") for record in records)]
-    judged = " or ".join(
-        f"{record['items']['count']:,} {record['split']} items".replace(",", " ")
-        for record in {record["items"]["digest"]: record for record in records}.values()
-    )
     plural = "s" if len(records) > 1 else ""
     text = f"{len(records)} run{plural}, {hours:.1f} h of training in all ({', '.join(where)}); commit "
-    text += f"{', '.join(distinct(map(commit_of, records)))}. Intervals: 95 %, bootstrap over {judged}"
-    seeds = max(row.difference.seeds if row.difference else 0 for row in table.rows)
-    if seeds:
-        text += "; differences in points, paired" + (", over seeds too" if seeds > 1 else "")
-    if max(len(row.records) for row in table.rows) == 1:
-        return text + ". One seed: how much another training would differ is not in them."
-    return text + ". ±: standard deviation over seeds."
+    text += f"{', '.join(distinct(map(commit_of, records)))}. {intervals_note(table)}"
+    compared = [row.difference for row in table.rows if row.difference is not None]
+    if compared:
+        text += " " + comparisons_note(table.spec, compared)
+    return text if max(len(row.records) for row in table.rows) == 1 else text + " ±: standard deviation over seeds."
+
+
+def intervals_note(table: Table) -> str:
+    """Over what the intervals are, and what they leave out."""
+    sets = {record["items"]["digest"]: record for row in table.rows for record in row.records}
+    metric = next(iter(table.rows[0].values))
+    found = [(record, outcomes([record], metric)) for record in sets.values()]
+    judged = [
+        f"{record['items']['count']:,} {record['split']} items".replace(",", " ")
+        + ("" if own is None or own.groups is None else f" of {own.groups.max() + 1} identities")
+        for record, own in found
+    ]
+    seeds = {len(row.records) for row in table.rows}
+    several = max(seeds) > 1
+    text = f"Intervals: 95 %, over {'seeds and ' if several else ''}{' or '.join(judged)}"
+    if any(own is None and record["config"]["task"] == "reid" for record, own in found):
+        text += "; none where the identities of the queries are not recorded: collect those runs anew"
+    if not several:
+        return text + ". One training each: how much another one would differ is not in them."
+    return text + ("; over the items alone where there is one seed." if 1 in seeds else ".")
+
+
+def comparisons_note(spec: Spec, compared: Sequence[PairedComparison]) -> str:
+    """How the verdicts of a table came about."""
+    margin = compared[0].margin
+    text = "Differences in points, paired by seed and item"
+    text += "." if margin is None else f"; within ±{100 * margin:g} they count as equivalent."
+    if any(1 < difference.seeds < FEWEST_SEEDS for difference in compared):
+        text += f" With fewer than {FEWEST_SEEDS} seeds the sign-flip p cannot go below 0.05: no verdict."
+    if spec.primary:
+        return f"{text} Declared before the runs, verdicts after Holm's correction: {'; '.join(spec.primary)}."
+    return f"{text} No comparison was declared before the runs: all are exploratory."
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
@@ -108,3 +170,21 @@ def distinct(texts: Iterable[str]) -> list[str]:
 def commit_of(record: Record) -> str:
     git = record["git"]
     return (git.get("commit") or "unknown")[:8] + (" (changed)" if git.get("dirty") else "")
+
+
+def metric_title(key: str) -> str:
+    """The title of a metric without a branch."""
+    return METRICS.get(key, key)
+
+
+def split_metric(key: str) -> tuple[str, str]:
+    """A metric's name and its branch: `top1_macro_sa` is (`top1_macro`, `sa`)."""
+    name, _, last = key.rpartition("_")
+    return (name, last) if name and last in VARIANTS else (key, "")
+
+
+def metric_values(name: str, values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds as a table shows it: shares in percent, others as they are."""
+    if name != "nll":
+        return spread(values)
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

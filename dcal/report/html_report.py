@@ -11,10 +11,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dcal.report.charts import Chart, Strip, strips
 from dcal.report.closeup import Breakdown, Closeup, by_camera, by_class, closeup
-from dcal.report.comparison import Experiment, Variant, Verdict, experiments, side_of, verdict
+from dcal.report.comparison import Experiment, Variant, Verdict, experiments, verdict, verdict_of
 from dcal.report.curves import LINES, charts
-from dcal.report.format import commit_of, difference_cells, footnote, percents, spread
-from dcal.report.names import METRICS, ONE_BRANCH, VARIANTS, metric_title, metric_values, split_metric
+from dcal.report.format import (
+    DIFFERENCE,
+    METRICS,
+    ONE_BRANCH,
+    VARIANTS,
+    commit_of,
+    difference_cells,
+    footnote,
+    metric_title,
+    metric_values,
+    percents,
+    split_metric,
+    spread,
+)
 from dcal.report.run_files import Folder
 from dcal.report.settings import Settings, settings
 
@@ -30,9 +42,9 @@ class ResultRow(NamedTuple):
     interval: str
     strip: Strip
     difference: list[str] | None
-    """Points with interval, p, seeds won."""
-    side: str
-    """`ahead`, `behind`, `level`, or empty."""
+    """The cells of `DIFFERENCE`."""
+    verdict: str
+    """Of the comparison; empty where there is none."""
     is_reference: bool
 
 
@@ -70,9 +82,9 @@ class View(NamedTuple):
     runs: list[list[str]]
 
 
-def document(folder: Folder, resamples: int) -> str:
+def document(folder: Folder) -> str:
     """The page."""
-    views = [view(experiment, folder, resamples) for experiment in experiments(folder, resamples)]
+    views = [view(experiment, folder) for experiment in experiments(folder)]
     environment = Environment(
         loader=PackageLoader("dcal.report", "template"),
         autoescape=True,
@@ -84,12 +96,13 @@ def document(folder: Folder, resamples: int) -> str:
     return environment.get_template("report.html").render(
         title=title,
         views=views,
+        difference=DIFFERENCE,
         problems=folder.problems,
         unfinished=[str(path.relative_to(folder.root)) for path in folder.unfinished],
     )
 
 
-def view(experiment: Experiment, folder: Folder, resamples: int) -> View:
+def view(experiment: Experiment, folder: Folder) -> View:
     """Everything about one experiment."""
     best, fgvc = experiment.best, experiment.task == "fgvc"
     branch_header, branches = branch_table(experiment)
@@ -106,7 +119,7 @@ def view(experiment: Experiment, folder: Folder, resamples: int) -> View:
         *hero(best),
         "" if best.row.interval is None else percents(best.row.interval),
         best.label,
-        verdict(experiment, resamples),
+        verdict(experiment),
         " · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
         ", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
         [metric_title(key) for key in best.row.values],
@@ -140,11 +153,11 @@ def result_rows(experiment: Experiment) -> list[ResultRow]:
     rows = []
     for variant, strip in zip(experiment.variants, marks, strict=True):
         difference = variant.row.difference
-        side = "" if difference is None else side_of(difference)
+        found = "" if difference is None else verdict_of(variant)
         told = None if difference is None else difference_cells(difference)
         cells = [spread(values) for values in variant.row.values.values()]
         interval = "–" if variant.row.interval is None else percents(variant.row.interval)
-        rows.append(ResultRow(variant.label, cells, interval, strip, told, side, variant.is_reference))
+        rows.append(ResultRow(variant.label, cells, interval, strip, told, found, variant.is_reference))
     return rows
 
 

@@ -7,7 +7,7 @@ from statistics import mean, median
 from typing import Any
 
 from dcal.report.format import TITLES
-from dcal.report.table import Row, Table
+from dcal.report.table import Row, Table, axis_range
 
 HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
 
@@ -54,7 +54,8 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
     labels = [f"{row.label}  ({number})" for number, row in enumerate(table.rows, 1)]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.set_xlabel(f"{metric} (%): mean, seeds, 95 % interval over items", fontsize=8)
+    axes.set_xlim(*(100 * end for end in axis_range(table.rows)))
+    axes.set_xlabel(f"{metric} (%): mean, seeds, 95 % interval", fontsize=8)
     axes.grid(alpha=0.3, axis="x")
 
 

@@ -2,20 +2,19 @@
 
 One file per run name holds a record per run, keyed by (cfg_id, seed):
 
-    name, task, headline; config: what all runs share; runs: [{
+    name, task, headline; config: what all runs share; groups: {digest: group of every test item}; runs: [{
         cfg_id, seed, config: what differs, split, metrics, git, versions, device, train_seconds,
         images_per_second, curve: {epoch, loss weights and losses by epoch},
         items: {count, digest, <metric>: outcome of every test item}}]
 
 Configurations are flat (`optimizer.lr`) and hold what decides the numbers, neither paths nor speed. Outcomes
 of items, sorted by the item's index, are base64: `bits:` of right and wrong, or `u16:` little-endian in units
-of 1e-4 (average precisions). `digest` tells whether two runs judged the same items.
+of 1e-4 (average precisions). `digest` tells whether two runs judged the same items. `groups`, of re-identification
+alone, tells which queries show the same identity; in memory every record has its own, as `items: {group}`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import json
 import statistics
@@ -25,12 +24,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.report.copies import finished_runs
+from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 
@@ -39,6 +38,8 @@ Results = dict[str, Any]
 """What a file holds, the records with their full configuration."""
 
 
+NOT_METRICS = ("count", "digest", "group")
+"""What the items of a record hold besides outcomes."""
 TIES = 5e-3
 """Half-precision logits tie, and a metric may break ties otherwise than the recorded predictions do."""
 
@@ -89,7 +90,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRun(f"{directory / 'result.json'}: {error!r} is missing or of the wrong kind") from None
     for metric, code in record["items"].items():
-        if metric not in ("count", "digest") and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
+        if metric not in NOT_METRICS and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
             raise BadRun(f"{directory / 'items.npz'}: its mean {metric} is not that of result.json")
     return name, record
 
@@ -189,31 +190,15 @@ def read_items(path: Path) -> dict[str, Any]:
             }
         order = np.flatnonzero(kept)[np.argsort(table["index"][kept], kind="stable")]
         index = np.ascontiguousarray(table["index"][order], dtype="<i8")
-        digest = hashlib.sha256(index.tobytes()).hexdigest()[:8]
+        group = {"group": encode_groups(table["label"][order])} if "average_precision" in table else {}
         return {
             "count": len(order),
-            "digest": digest,
+            "digest": digest(index, group.get("group", "")),
+            **group,
             **{key: encode(values[order]) for key, values in sorted(outcomes.items()) if len(order)},
         }
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise BadRun(f"{path}: cannot be read ({error})") from None
-
-
-def encode(values: NDArray[Any]) -> str:
-    """Outcomes as text: right and wrong exactly, numbers in [0, 1] to four decimals."""
-    if values.dtype == np.bool_:
-        return f"bits:{len(values)}:" + base64.b64encode(np.packbits(values).tobytes()).decode()
-    units = np.rint(values * 10_000).astype("<u2")
-    return f"u16:{len(values)}:" + base64.b64encode(units.tobytes()).decode()
-
-
-def decode(text: str) -> NDArray[np.float64]:
-    """The outcomes that `encode` was given, as float64."""
-    kind, count, code = text.split(":")
-    raw = base64.b64decode(code)
-    if kind == "bits":
-        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=int(count)).astype(np.float64)
-    return np.frombuffer(raw, dtype="<u2").astype(np.float64) / 10_000
 
 
 def load(path: Path) -> Results:
@@ -223,10 +208,13 @@ def load(path: Path) -> Results:
         BadRun: the file cannot be read.
     """
     results: Results = parse(path, json.loads)
+    groups = results.pop("groups", {})  # files of classification have none
     for record in results["runs"]:
         # a run from before a key existed has what is its default: what it did then
         record["config"] = {**recorded_defaults(), **results["config"], **record["config"]}
         record["headline"] = results["headline"]
+        if record["items"]["digest"] in groups:
+            record["items"]["group"] = groups[record["items"]["digest"]]
     return results
 
 
@@ -252,15 +240,19 @@ def merge(name: str, old: Iterable[Record], new: Iterable[Record]) -> Results:
 
 
 def save(results: Results, path: Path) -> None:
-    """Writes a file of records: what all configurations share once, every record's entries one a line."""
+    """Writes a file of records: what runs share once, every record's entries one a line."""
     shared = common(record["config"] for record in results["runs"])
     runs = [
         {**record, "config": {key: value for key, value in record["config"].items() if key not in shared}}
         for record in results["runs"]
     ]
+    groups = {}
     for record in runs:
         del record["headline"]
-    head = {key: results[key] for key in ("name", "task", "headline")}
+        items = record["items"] = dict(record["items"])
+        if "group" in items:
+            groups[items["digest"]] = items.pop("group")
+    head = {key: results[key] for key in ("name", "task", "headline")} | ({"groups": groups} if groups else {})
     write_atomically(path, "\n".join(dump({**head, "config": shared, "runs": runs}, depth=3)) + "\n")
 
 

@@ -1,6 +1,6 @@
 """Tables from records: which runs make a row, and the numbers in it.
 
-Letters: S seeds of a row, B bootstrap resamples, N test items, K series (one per run and metric).
+Letters: S seeds of a row, N test items.
 """
 
 from __future__ import annotations
@@ -11,18 +11,15 @@ from fnmatch import fnmatch
 from statistics import mean
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from dcal.metric.statistics import (
-    Difference,
-    Floats,
-    Interval,
-    interval,
-    paired_difference,
-    resampled_means,
-)
-from dcal.report.records import Record, Results, decode
+from dcal.metric.interval import Interval, mean_interval
+from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
+from dcal.report.encoding import decode
+from dcal.report.outcomes import Outcomes, outcomes
+from dcal.report.records import Record, Results
 from dcal.run.identity import is_idle
+
+MARGINS = {"top1": 0.5, "mAP": 1.0}
+"""Metric, of any branch → points up to which a difference does not matter."""
 
 
 @dataclass
@@ -43,6 +40,10 @@ class Spec:
     """Metrics; the first gets the interval and the comparison. None: the headline."""
     against: dict[str, Any] = field(default_factory=dict)
     """A row is compared with the row that has these values instead of its own."""
+    primary: list[str] = field(default_factory=list)
+    """Labels whose comparison was declared before the runs; the others are exploratory."""
+    margin: float | None = None
+    """Points up to which a difference does not matter; None: that of the metric in `MARGINS`."""
     order: list[str] = field(default_factory=list)
     """Labels in the order of the rows; others follow sorted."""
     paper: dict[str, Any] = field(default_factory=dict)
@@ -54,6 +55,10 @@ class Spec:
         """Whether the table is made of the runs of this file."""
         return any(fnmatch(file, pattern) for pattern in self.runs)
 
+    def margin_of(self, metric: str) -> float | None:
+        """Points up to which a difference of this metric does not matter; None where nobody has said so."""
+        return MARGINS.get(metric.split("_")[0]) if self.margin is None else self.margin
+
 
 class Row(NamedTuple):
     """One configuration over its seeds."""
@@ -64,8 +69,8 @@ class Row(NamedTuple):
     values: dict[str, list[float]]
     """Metric → S values."""
     interval: Interval | None
-    """Of the first metric over test items; None where outcomes of items are not recorded."""
-    difference: Difference | None
+    """Of the first metric, a share, over seeds and test items; None where outcomes of items are not recorded."""
+    difference: PairedComparison | None
     """Against its reference; None for a reference itself."""
 
     @property
@@ -78,11 +83,25 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
+def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Where an axis for the first metric of all rows begins and ends: it has room for every seed, and for intervals.
+
+    An interval may reach beyond: one from two seeds that differ is so long that nothing else could be told apart.
+    """
+    values = [value for row in rows for value in next(iter(row.values.values()))]
+    low, high = min(values), max(values)
+    room = (high - low) or 0.05
+    ends = [end for row in rows if row.interval for end in row.interval]
+    low, high = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    margin = 0.04 * (high - low) or 0.01
+    return low - margin, high + margin
+
+
 def specs(entries: Mapping[str, Any]) -> list[Spec]:
     """The entries of `experiments/tables.yaml`.
 
     Raises:
-        ValueError: an unknown key, or no `runs`.
+        ValueError: an unknown key, no `runs`, or `primary` without `against`.
     """
     known = {entry.name for entry in fields(Spec)} - {"name"}
     found = []
@@ -92,6 +111,8 @@ def specs(entries: Mapping[str, Any]) -> list[Spec]:
         unknown = sorted(set(entry) - known)
         if unknown or "runs" not in entry:
             raise ValueError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
+        if entry.get("primary") and not entry.get("against"):
+            raise ValueError(f"tables.yaml, {name}: primary names comparisons, and against is missing")
         runs = entry["runs"]
         where = {key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())}
         runs = [runs] if isinstance(runs, str) else runs
@@ -99,7 +120,7 @@ def specs(entries: Mapping[str, Any]) -> list[Spec]:
     return found
 
 
-def make_table(spec: Spec, results: Mapping[str, Results], resamples: int = 10_000) -> Table:
+def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     """Fills a table from records.
 
     Raises:
@@ -125,12 +146,12 @@ def make_table(spec: Spec, results: Mapping[str, Results], resamples: int = 10_0
         check_row(spec, label, groups[label])
     columns = spec.columns or [records[0]["headline"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
-    means = resample(groups, columns[0], resamples)
-    rows = []
-    for label in labels:
-        covered = interval(means[label]) if label in means else None
-        difference = compare(spec, label, by, groups, columns[0], means)
-        rows.append(Row(label, groups[label], values[label], covered, difference))
+    judged = {label: outcomes(groups[label], columns[0]) for label in labels}
+    differences = compare(spec, by, groups, judged, columns[0])
+    rows = [
+        Row(label, groups[label], values[label], share_interval(judged[label]), differences.get(label))
+        for label in labels
+    ]
     return Table(spec, rows)
 
 
@@ -203,45 +224,33 @@ def column(records: Sequence[Record], metric: str) -> list[float]:
     ]
 
 
-def resample(groups: Mapping[str, Sequence[Record]], metric: str, resamples: int) -> dict[str, Floats]:
-    """Bootstrap means (B, S) of the rows with recorded items; rows with the same items share the draws."""
-    means: dict[str, Floats] = {}
-    judged: dict[str, list[str]] = {}
-    for label, records in groups.items():
-        digests = {record["items"]["digest"] for record in records if metric in record["items"]}
-        if len(digests) == 1 and all(metric in record["items"] for record in records):
-            judged.setdefault(digests.pop(), []).append(label)
-    for labels in judged.values():
-        series_KN = np.stack([decode(r["items"][metric]) for label in labels for r in groups[label]])
-        means_BK = resampled_means(series_KN, resamples)
-        first = 0
-        for label in labels:
-            means[label] = means_BK[:, first : first + len(groups[label])]
-            first += len(groups[label])
-    return means
+def share_interval(judged: Outcomes | None) -> Interval | None:
+    """The interval of a share, which is never below 0 nor above 1."""
+    if judged is None:
+        return None
+    low, high = mean_interval(judged.values_SN, judged.groups)
+    return Interval(max(low, 0.0), min(high, 1.0))
 
 
 def compare(
     spec: Spec,
-    label: str,
     by: Sequence[str],
     groups: Mapping[str, Sequence[Record]],
+    judged: Mapping[str, Outcomes | None],
     metric: str,
-    means: Mapping[str, Floats],
-) -> Difference | None:
-    """A row against its reference, on the seeds and items both have; None if they share none."""
-    record = groups[label][0]
-    reference = label_of({**record, "config": {**record["config"], **spec.against}}, by)
-    if label == reference or label not in means or reference not in means:
-        return None
-    own, other = ({r["seed"]: n for n, r in enumerate(groups[name])} for name in (label, reference))
-    seeds = sorted(own.keys() & other.keys())
-    same_items = record["items"]["digest"] == groups[reference][0]["items"]["digest"]
-    if not seeds or not same_items:
-        return None
-    mine, theirs = [own[seed] for seed in seeds], [other[seed] for seed in seeds]
-    values, reference_values = (
-        np.array(column(groups[label], metric)),
-        np.array(column(groups[reference], metric)),
-    )
-    return paired_difference(values[mine], reference_values[theirs], means[label][:, mine], means[reference][:, theirs])
+) -> dict[str, PairedComparison]:
+    """Each row against its reference, on the seeds that both have; not where they share none, or judged other items."""
+    margin = spec.margin_of(metric)
+    found = {}
+    for label, records in groups.items():
+        reference = label_of({**records[0], "config": {**records[0]["config"], **spec.against}}, by)
+        own, other = judged[label], judged.get(reference)
+        if label == reference or own is None or other is None or own.digest != other.digest:
+            continue
+        seeds = sorted(set(own.seeds) & set(other.seeds))
+        if seeds:
+            points = None if margin is None else margin / 100
+            found[label] = paired_comparison(own.of(seeds), other.of(seeds), points, own.groups)
+    primary = [label for label in spec.primary if label in found]
+    corrected = holm_verdicts([found[label] for label in primary], declared=len(spec.primary))
+    return found | dict(zip(primary, corrected, strict=True))

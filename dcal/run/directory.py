@@ -157,6 +157,8 @@ class Run:
             result["metrics"], result["headline"]
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged: the run goes on from its checkpoint, and writes it anew", self.result_file)
+            with suppress(OSError):  # another process may have done it
+                self.result_file.replace(self.result_file.with_name("result.damaged.json"))
             return None
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.nearest import nearest
-from dcal.metric.ranking import MARKS, PerQuery, judge
+from dcal.metric.ranking import MARKS, PerQuery, breakdown, judge
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import breakdown, evaluate_retrieval
+from dcal.metric.retrieval import evaluate_retrieval
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
@@ -26,6 +26,18 @@ from dcal.visualize.gallery import FILE
 
 LISTED = 10
 LISTS_KEPT = 12
+
+
+class Sides(NamedTuple):
+    """What a ranking knows of queries and gallery besides their features."""
+
+    query: Inferred
+    gallery: Inferred
+    tracks: Tensor | None
+    """Track of each gallery image, where tracks are ranked."""
+    query_pictures: Tensor
+    gallery_pictures: Tensor
+    """Number of each image's picture: equal where files or bytes are equal."""
 
 
 @dataclass(kw_only=True)
@@ -75,11 +87,11 @@ class ReID(TaskOptions):
             for part in self.splits(split)
         )
         q, g = (combined_features(seen.features, self.inference) for seen in (query, gallery))
-        tracks = tracks_of(data, split, gallery.index)
-        metrics, items = self._retrieve(q, g, query, gallery, tracks, device)
+        pictures = self._pictures(data, split, query, gallery)
+        sides = Sides(query, gallery, tracks_of(data, split, gallery.index), *pictures)
+        metrics, items = self._retrieve(q, g, sides, device)
         for branch in query.features if len(query.features) > 1 else ():
-            features = query.features[branch], gallery.features[branch]
-            own, results = self._retrieve(*features, query, gallery, tracks, device)
+            own, results = self._retrieve(query.features[branch], gallery.features[branch], sides, device)
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
@@ -93,14 +105,23 @@ class ReID(TaskOptions):
                 gallery.labels[keep],
                 gallery.cameras[keep],
                 distances=distances,
-                gallery_tracks=None if tracks is None else tracks[keep],
+                gallery_tracks=None if sides.tracks is None else sides.tracks[keep],
+                query_pictures=sides.query_pictures,
+                gallery_pictures=sides.gallery_pictures[keep],
                 sharded=True,
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
         rows = nearest(q.to(device.torch), g.to(device.torch), LISTED).index
         asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
-        marks = judge(query.labels, query.cameras, gallery.labels[rows], gallery.cameras[rows])
+        marks = judge(
+            query.labels,
+            query.cameras,
+            gallery.labels[rows],
+            gallery.cameras[rows],
+            sides.query_pictures,
+            sides.gallery_pictures[rows],
+        )
         return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
 
     def show(
@@ -131,19 +152,26 @@ class ReID(TaskOptions):
         log_cameras(tracker, breakdown(PerQuery(*(items[key] for key in PerQuery._fields)), items["camera"]))
         return path
 
+    def _pictures(self, data: Data, split: str, *seen: Inferred) -> tuple[Tensor, ...]:
+        """The number of each query's and each gallery item's picture."""
+        parts = zip(self.splits(split), seen, strict=True)
+        return tuple(torch.tensor(data.pictures(part))[side.index] for part, side in parts)
+
     def _retrieve(
-        self, q: Tensor, g: Tensor, query: Inferred, gallery: Inferred, tracks: Tensor | None, device: Device
+        self, q: Tensor, g: Tensor, sides: Sides, device: Device
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """The metrics of one feature, and its results per query."""
         result: dict[str, Any] = evaluate_retrieval(
             q.to(device.torch),
-            query.labels,
-            query.cameras,
+            sides.query.labels,
+            sides.query.cameras,
             g.to(device.torch),
-            gallery.labels,
-            gallery.cameras,
+            sides.gallery.labels,
+            sides.gallery.cameras,
             metric=self.metric,
-            gallery_tracks=tracks,
+            gallery_tracks=sides.tracks,
+            query_pictures=sides.query_pictures,
+            gallery_pictures=sides.gallery_pictures,
             per_query=True,
             sharded=True,
         )

@@ -18,9 +18,10 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
-from dcal.training.parallel import STRATEGIES, replicate, shard
+from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.utils.rng import part_ways, seed_everything
 
 
@@ -65,12 +66,13 @@ def build(config: DictConfig) -> TrainState:
         total_steps=cfg.train.epochs * len(loader),
         steps_per_epoch=len(loader),
         batch_size=cfg.train.batch_size,
+        head_steps=round(cfg.train.head_epochs * len(loader)),
     )
     features = model.features
     if cfg.train.compile:  # parts of a batch differ in size
         features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
     network: nn.Module = model
-    if processes > 1 and not sharded:
+    if processes > 1 and not sharded and trunk_learns(model):
         network = features = replicate(model, features)
     part_ways(cfg.seed, rank)
     state = TrainState(
@@ -176,6 +178,8 @@ def check_train(cfg: Config) -> None:
         value, least = getattr(cfg.train, key), int(key != "workers")
         if value < least:
             raise ValueError(f"train.{key}={value}: must be at least {least}")
+    if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
+        raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
     if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
         raise ValueError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
     if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
@@ -196,6 +200,8 @@ def check_train(cfg: Config) -> None:
         return
     if cfg.train.auto_accumulate:
         raise ValueError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
+    if cfg.launch.strategy == "fsdp" and (cfg.train.head_epochs or cfg.backbone.freeze == "all"):
+        raise UserError("train.head_epochs and backbone.freeze=all need launch.strategy=ddp: there is little to shard")
     if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
         raise ValueError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
 

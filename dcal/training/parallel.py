@@ -59,6 +59,11 @@ class Trunk(nn.Module):
         return self.features(*args, **kwargs)
 
 
+def trunk_learns(model: DCAL) -> bool:
+    """Whether any parameter below the heads needs a gradient; DDP refuses a module without one."""
+    return any(parameter.requires_grad for parameter in Trunk(model, model.features).parameters())
+
+
 def replicate(model: DCAL, features: Callable[..., Any]) -> DistributedDataParallel:
     """`features` behind DDP: what it computes is the same, and the gradients of the trunk become means."""
     return DistributedDataParallel(Trunk(model, features), gradient_as_bucket_view=True)

@@ -41,6 +41,8 @@ class Batch(NamedTuple):
     labels: Tensor
     side: Tensor | None
     """Index of the side embedding, (B,)."""
+    heads_only: bool = False
+    """The trunk does not learn in this step: its features are computed without a graph."""
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -91,7 +93,8 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
 def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
     """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
-    whole = prepare(state, batch)
+    heads_only = progress < state.train.head_epochs / state.train.epochs
+    whole = prepare(state, batch)._replace(heads_only=heads_only)
     # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
     with state.device.autocast():
         drawn = state.model.draw_partners(whole.images, batch["label"], progress, whole.side, state.accumulate)
@@ -149,18 +152,25 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
         loss = state.objective(output, whole.targets[rows], whole.labels[rows])
     state.scaler.scale(loss.total).backward()
     for micro, random_state, piece in zip(micro_batches, random_states, pieces, strict=True):
+        if whole.heads_only:
+            break
         restore_torch_state(random_state)
         with gradients_averaged(state.network, now=micro is micro_batches[-1]):
             with state.device.autocast():
                 again = [branch for branch in features_of(state, whole, micro) if branch is not None]
-            torch.autograd.backward(again, [leaf.grad for leaf in piece if leaf is not None])
+            leaves = [leaf for leaf in piece if leaf is not None]
+            # of a frozen backbone's features nothing below learns
+            learned = [(new, old.grad) for new, old in zip(again, leaves, strict=True) if new.requires_grad]
+            if learned:
+                torch.autograd.backward([new for new, _ in learned], [gradient for _, gradient in learned])
     return named(loss)
 
 
 def features_of(state: TrainState, whole: Batch, micro: MicroBatch) -> Branches:
     """The branches' features of a micro-batch's own images."""
     side = None if whole.side is None else whole.side[micro.images]
-    features, _ = state.features(whole.images[micro.images], micro.partners, side)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not whole.heads_only):
+        features, _ = state.features(whole.images[micro.images], micro.partners, side)
     return map_branches(lambda branch: branch[: micro.size], features)
 
 

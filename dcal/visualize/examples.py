@@ -119,10 +119,11 @@ class RankedList(NamedTuple):
     """uint8 (3, H, W)."""
     found: Sequence[Tensor]
     marks: Sequence[str]
-    """For each: `right`, `wrong`, or why the protocol leaves it out (`same camera`, `junk`)."""
+    """For each: `right`, `wrong`, or why the protocol leaves it out (`same camera`, `same image`, `junk`)."""
 
 
-MARK_COLORS = {"right": "#1a7f37", "wrong": "#c0392b", "same camera": "#9aa0a6", "junk": "#9aa0a6"}
+LEFT_OUT = "#9aa0a6"
+MARK_COLORS = {"right": "#1a7f37", "wrong": "#c0392b"} | dict.fromkeys(("same camera", "same image", "junk"), LEFT_OUT)
 
 
 def draw_ranked_lists(rows: Sequence[RankedList], path: Path) -> None:

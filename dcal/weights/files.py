@@ -63,7 +63,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _read(path: Path) -> Any:

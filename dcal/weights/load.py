@@ -106,7 +106,7 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     cameras = [name for name in (*surplus, *found.beside) if name.split(".")[-1] in ("sie_embed", "cv_embed")]
     if cameras:
         warnings.append(f"{cameras[0]} embeds the cameras of the file's data set: that is learned anew")
-    if found.layout is CLIP and not _has_quick_gelu(vit):
+    if found.layout is CLIP and not isinstance(vit, eva.Eva) and not _has_quick_gelu(vit):
         warnings.append("OpenAI's own weights were trained with QuickGELU: for those choose a *_quickgelu_* backbone")
     state = {name: value for name, value in state.items() if name not in surplus and not name.startswith(HEAD_KEYS)}
     return state, Loaded(found.layout.title, len(state), found.place, tuple(notes), tuple(warnings))

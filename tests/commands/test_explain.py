@@ -149,7 +149,7 @@ def test_intervals_are_paired() -> None:
     """A map that is better by a constant on every image: its lead has no width, whatever the images."""
     base = [Curves(torch.tensor([1.0, level]), torch.tensor([0.0, level])) for level in (0.2, 0.5, 0.9)]
     lead = [Curves(one.deletion - 0.1, one.insertion + 0.1) for one in base]
-    result = summary({"rollout": lead, "random": base}, "random", resamples=200)
+    result = summary({"rollout": lead, "random": base}, "random")
     entry = result["rollout"]["insertion"]
     assert entry["low"] < entry["auc"] < entry["high"]
     for kind, expected in (("deletion", -0.1), ("insertion", 0.1)):
@@ -183,7 +183,7 @@ def test_mistakes_are_one_sentence(
     assert "names 3 images; give one" in said(image, f"pair={folder}")
     assert "no such file or folder" in said(image, "pair=none.png")
     assert "is no image" in said(f"images={folder / 'bad.png'}")
-    assert "faithfulness=0: must be" in said("faithfulness=0")
-    assert "steps=0: must be" in said("faithfulness=1", "steps=0")
-    assert "no split 'query'" in said("faithfulness=1", "split=query")
+    assert "faithfulness=1: must be at least 2" in said("faithfulness=1")
+    assert "steps=0: must be" in said("faithfulness=2", "steps=0")
+    assert "no split 'query'" in said("faithfulness=2", "split=query")
     assert not (tmp_path / "out").exists()

@@ -15,10 +15,13 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 
 from dcal.commands.results import job
+from dcal.metric.interval import Interval, mean_interval
+from dcal.metric.statistics import paired_comparison
+from dcal.report.encoding import decode, decode_groups, encode, encode_groups
 from dcal.report.format import markdown
 from dcal.report.pages import fill
-from dcal.report.records import collect, decode, encode, load, load_all, parse, read_yaml
-from dcal.report.table import Spec, label_of, make_table, specs, with_sa
+from dcal.report.records import collect, load, load_all, parse, read_yaml
+from dcal.report.table import Row, Spec, axis_range, label_of, make_table, specs, with_sa
 from dcal.utils.paths import experiments_dir
 
 GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
@@ -43,8 +46,9 @@ PAGE = "before\n<!-- results:birds -->\n<!-- /results -->\nbetween\n<!-- results
 def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: str = "fgvc/birds") -> Path:
     """A run directory in which the last `wrong` of 40 items, in a shuffled file, are wrong."""
     config = json.loads(json.dumps(CONFIG))
-    if attention == "none":
-        config["attention"]["glca"]["blocks"] = config["attention"]["pwca"]["blocks"] = 0
+    for branch in ("glca", "pwca"):
+        if attention not in (branch, "dcal"):
+            config["attention"][branch]["blocks"] = 0
     folder = root / name / attention / f"seed={seed}"
     folder.mkdir(parents=True)
     result = {
@@ -86,9 +90,7 @@ def configure(folder: Path, **more: Any) -> Any:
     values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
-    return OmegaConf.create(
-        {**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, "resamples": 500, **more}
-    )
+    return OmegaConf.create({**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, **more})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -136,7 +138,7 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     np.savez(
         folder / "items.npz",
         index=np.array([2, 0, 1]),
-        label=np.zeros(3),
+        label=np.array([7, 3, 3]),
         average_precision=np.array([0.25, 1.0, 0.0]),
         average_precision_sa=np.array([0.5, 0.5, 0.0]),
         first_rank=np.array([4, 1, 0]),
@@ -146,6 +148,70 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     assert record["items"]["count"] == 2
     assert decode(record["items"]["mAP"]).tolist() == [1.0, 0.25]
     assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
+    assert decode_groups(record["items"]["group"]).tolist() == [0, 1], "identities 3 and 7, by query"
+
+
+@given(st.lists(st.sampled_from([-1, 5, 2, 9]), min_size=1, max_size=30))
+def test_groups_survive_their_encoding(labels: list[int]) -> None:
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    assert decode_groups(encode_groups(np.array(labels))).tolist() == [numbers[label] for label in labels]
+
+
+def write_queries(root: Path, attention: str, values: np.ndarray, labels: np.ndarray) -> None:
+    folder = write_run(root, 0, 0, attention, "reid/people")
+    config = (folder / "config_resolved.yaml").read_text().replace("fgvc.FGVC", "reid.ReID")
+    (folder / "config_resolved.yaml").write_text(config)
+    metrics = {"mAP": float(values.mean()), "rank1": 0.0}
+    result = json.loads((folder / "result.json").read_text()) | {"headline": "mAP", "metrics": metrics}
+    (folder / "result.json").write_text(json.dumps(result))
+    every = {"index": np.arange(len(values)), "label": labels, "valid": np.ones(len(values), dtype=bool)}
+    np.savez(folder / "items.npz", average_precision=values, first_rank=np.full(len(values), 2), **every)
+
+
+def test_queries_of_one_person_are_one_observation(tmp_path: Path) -> None:
+    """Each identity has ten queries with the same outcome: the intervals are those of ten times fewer queries."""
+    rng = np.random.default_rng(0)
+    plain, dcal = rng.random((2, 12)).round(4)
+    for attention, by_person in (("none", plain), ("dcal", dcal)):
+        write_queries(tmp_path / "runs", attention, np.repeat(by_person, 10), np.repeat(np.arange(12), 10))
+    job(configure(tmp_path))
+    results = load_all(tmp_path / "results")
+    spec = Spec("people", ["*"], by=["attention"], against={"attention": "none"})
+    (row, other) = make_table(spec, results).rows
+    expected = paired_comparison(dcal, plain, margin=0.01)
+    assert row.difference is not None and row.difference.groups == 12 and row.difference.items == 120
+    assert (row.difference.low, row.difference.high) == pytest.approx((expected.low, expected.high))
+    assert other.interval == pytest.approx(mean_interval(plain))
+    assert "over 120 test items of 12 identities" in markdown(make_table(spec, results))
+    text = (tmp_path / "results" / "reid-people.json").read_text()
+    assert text.count("u32:120:") == 1, "runs judged on the same queries share them"
+
+    (tmp_path / "results" / "reid-people.json").write_text(text.replace('"groups"', '"other"'))
+    old = make_table(spec, load_all(tmp_path / "results"))
+    assert [(row.interval, row.difference) for row in old.rows] == [(None, None)] * 2
+    assert "identities of the queries are not recorded: collect those runs anew" in markdown(old)
+
+
+def test_only_declared_comparisons_have_a_verdict_of_their_own(tmp_path: Path) -> None:
+    for seed, right in enumerate([4, 5, 4, 6, 5, 4, 5, 3]):
+        for attention, wrong in (
+            ("none", 14 + seed % 2),
+            ("glca", right),
+            ("pwca", right + 1),
+            ("dcal", 14 - seed % 2),
+        ):
+            write_run(tmp_path / "runs", seed, wrong, attention)
+    job(configure(tmp_path))
+    results = load_all(tmp_path / "results")
+    spec = Spec("birds", ["*"], by=["attention"], against={"attention": "none"}, primary=["glca", "dcal", "later"])
+    lines = {line.split(" | ")[0][2:]: line for line in markdown(make_table(spec, results)).splitlines() if "|" in line}
+    assert "| 0.008 | better |" in lines["glca"], "sign-flip over eight seeds: 2 / 256"
+    assert "| 0.008 | better, exploratory |" in lines["pwca"] and "| undecided |" in lines["dcal"]
+    note = markdown(make_table(spec, results))
+    assert "Holm's correction: glca; dcal; later." in note and "within ±0.5 they count as equivalent" in note
+    wide = make_table(Spec("birds", ["*"], by=["attention"], against={"attention": "none"}, margin=50.0), results)
+    assert {row.difference.verdict for row in wide.rows if row.difference} == {"equivalent"}
+    assert "within ±50" in markdown(wide) and "all are exploratory" in markdown(wide)
 
 
 def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_path: Path) -> None:
@@ -155,7 +221,7 @@ def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_pat
     nothing = {"average_precision": np.zeros(3), "first_rank": np.zeros(3), "valid": np.zeros(3, dtype=bool)}
     np.savez(folder / "items.npz", index=np.arange(3), label=np.zeros(3), **nothing)
     job(configure(tmp_path))
-    table = make_table(Spec("any", ["*"]), load_all(tmp_path / "results"), resamples=50)
+    table = make_table(Spec("any", ["*"]), load_all(tmp_path / "results"))
     assert "| all | 0.00 | – |" in markdown(table)
 
 
@@ -191,7 +257,7 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = page.read_text()
     assert text.startswith("before\n") and "between\n" in text and "No runs yet." in text and "old" not in text
     assert "| none | 78.75 ± 1.77 |" in text and "| dcal | 87.50 ± 2.50 |" in text
-    assert "+10.00 [+" in text and "| 2/2 |" in text, "compared on the two seeds that both have"
+    assert "| +10.00 [+0.98, +19.02] | 0.031 | 0.500 | undecided: 2 seeds |" in text, "on the two seeds that both have"
     assert "5 runs" in text and "commit 01234567" in text and "2 CPU cores" in text
     assert (folder / "figures" / "birds.png").stat().st_size > 5000
     html = (folder / "html" / "birds.html").read_text()
@@ -223,7 +289,7 @@ def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
 
 def test_without_a_description_rows_are_what_differs(runs: Path) -> None:
     job(configure(runs.parent))
-    table = make_table(Spec("any", ["*"]), load_all(runs.parent / "results"), resamples=50)
+    table = make_table(Spec("any", ["*"]), load_all(runs.parent / "results"))
     assert [row.label for row in table.rows] == ["dcal", "none"]
     assert "95 % interval" in markdown(table)
 
@@ -278,6 +344,14 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     assert (folder / "html" / "fgvc-birds.html").is_file()
 
 
+def test_an_axis_shows_all_seeds_and_cuts_a_long_interval() -> None:
+    short = Row("a", [], {"top1": [0.80, 0.82]}, Interval(0.79, 0.83), None)
+    long = Row("b", [], {"top1": [0.81, 0.84]}, Interval(0.40, 1.00), None)
+    assert axis_range([short]) == pytest.approx((0.7884, 0.8316))
+    low, high = axis_range([short, long])
+    assert 0.75 < low < 0.79 and 0.84 < high < 0.89
+
+
 @pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
 def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
     root = experiments_dir().parent
@@ -293,6 +367,8 @@ def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
 def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"birds: unknown \['agianst'\]"):
         specs({"birds": {"runs": "x", "agianst": {}}})
+    with pytest.raises(ValueError, match="birds: primary names comparisons, and against is missing"):
+        specs({"birds": {"runs": "x", "primary": ["dcal"]}})
     with pytest.raises(ValueError, match=r"tables=.*tabels\.yaml: no such file"):
         job(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
     with pytest.raises(ValueError, match=r"results:brids .*tables.yaml has birds"):

@@ -44,7 +44,8 @@ def with_test(catalog: Catalog, *more: Record) -> Catalog:
 
 
 def test_nothing_is_said_of_a_set_in_order(catalog: Catalog) -> None:
-    assert check_catalog(catalog, None) == ([], {})
+    said, pictures = check_catalog(catalog, None)
+    assert said == [] and sorted(pictures.values()) == list(range(8))
 
 
 @pytest.mark.parametrize("position", [0, 3])
@@ -122,6 +123,16 @@ def test_identities_of_training_and_test_are_numbered_apart(catalog: Catalog, tm
     assert notes(replace(catalog, splits=junk)) == []
 
 
+@pytest.mark.parametrize(("camera", "told"), [(-1, True), (2, True), (5, False)])
+def test_queries_in_the_gallery_are_told_unless_the_camera_rule_removes_them(
+    catalog: Catalog, camera: int, told: bool
+) -> None:
+    query = replace(catalog.splits["test"][0], camera=camera if camera < 0 else 5)
+    gallery = [*catalog.splits["test"][1:], replace(query, camera=camera)]
+    found = notes(replace(catalog, splits={"train": catalog.splits["train"], "query": [query], "gallery": gallery}))
+    assert [("1 of the 1 queries are also in the gallery" in note) for note in found] == [True] * told
+
+
 def official(catalog: Catalog, train: int) -> Catalog:
     counts = {split: len(records) for split, records in catalog.splits.items()}
     return replace(catalog, protocol={"images": counts, "official_images": {**counts, "train": train}})
@@ -143,7 +154,7 @@ def test_training_logs_each_note_once(catalog: Catalog, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         data = Data(with_test(catalog, record), **OPTIONS)
     assert [message.getMessage() for message in caplog.records] == data.notes
-    assert data.copies == {}, "one path is one image: it needs no number"
+    assert data.pictures("test")[-1] == data.pictures("train")[0]
     assert len(data.notes) == 1
 
 

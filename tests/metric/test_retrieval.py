@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from dcal.metric import ranking
 from dcal.metric.retrieval import evaluate_retrieval
@@ -214,6 +215,26 @@ def test_unknown_cameras_remove_nothing() -> None:
     unknown = evaluate_retrieval(query, q_ids, torch.full((8,), -1), gallery, g_ids, torch.full((30,), -1))
     apart = evaluate_retrieval(query, q_ids, torch.zeros(8), gallery, g_ids, torch.ones(30))
     assert unknown == apart
+
+
+@pytest.mark.parametrize("metric", ["features", "distances"])
+def test_a_query_is_never_its_own_match(metric: str) -> None:
+    """Queries that are in the gallery, too, without cameras: each is judged on the gallery without itself."""
+    query, q_ids, _, gallery, g_ids, _ = random_problem(8, 30, 3, 1.0)
+    both, ids, unknown = torch.cat([query, gallery]), torch.cat([q_ids, g_ids]), torch.full((38,), -1)
+    sides: tuple[Any, ...] = (query, q_ids, unknown[:8], both, ids, unknown)
+    options: dict[str, Any] = {}
+    if metric == "distances":
+        options["distances"] = torch.cdist(F.normalize(query), F.normalize(both))
+        sides = (None, q_ids, unknown[:8], None, ids, unknown)
+    assert evaluate_retrieval(*sides, **options)["rank1"] == 1.0, "each query finds itself"
+    pictures = {"query_pictures": torch.arange(8), "gallery_pictures": torch.arange(38)}
+    result = evaluate_retrieval(*sides, **options, **pictures, per_query=True)["per_query"]
+    for row in range(8):
+        kept = torch.arange(38) != row
+        asked = query[row : row + 1], q_ids[row : row + 1], unknown[:1]
+        alone = evaluate_retrieval(*asked, both[kept], ids[kept], unknown[kept])
+        assert float(result.average_precision[row]) == pytest.approx(alone["mAP"])
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-7])

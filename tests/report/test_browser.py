@@ -51,7 +51,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         complete(write_run(root, seed, 4 + seed))
     as_reid(write_run(root, 0, 4, name="reid/people"))
     file = root / "report.html"
-    file.write_text(document(read_folder(root), 200), encoding="utf-8")
+    file.write_text(document(read_folder(root)), encoding="utf-8")
     return file
 
 

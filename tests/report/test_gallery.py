@@ -68,6 +68,10 @@ def test_marks_of_a_ranked_list() -> None:
     marks = judge(ids, cameras, torch.tensor([[7, 7, 3, -1]] * 2), torch.tensor([[2, 1, 2, 2], [-1, 1, 2, -1]]))
     told = [[MARKS[code] for code in row] for row in marks]
     assert told == [["same camera", "right", "wrong", "junk"], ["right", "right", "wrong", "junk"]]
+    pictures = torch.tensor([10, 11]), torch.tensor([[10, 20, 10, 10], [20, 11, 20, 21]])
+    own = judge(ids, cameras, torch.tensor([[7, 7, 3, -1]] * 2), torch.full((2, 4), -1), *pictures)
+    told = [[MARKS[code] for code in row] for row in own]
+    assert told == [["same image", "right", "wrong", "junk"], ["right", "same image", "wrong", "junk"]]
 
 
 def test_pictures_survive_their_file(tmp_path: Path) -> None:

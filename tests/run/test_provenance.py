@@ -58,7 +58,7 @@ def test_every_start_is_in_the_history(tmp_path: Path) -> None:
 
 
 def test_a_run_of_two_commits_names_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         other_code(patch, "a" * 40, dirty=True)
@@ -67,7 +67,7 @@ def test_a_run_of_two_commits_names_both(
     command(tmp_path)
     git = json.loads((only_run(tmp_path) / "result.json").read_text())["git"]
     assert git == {"commit": "b" * 40, "dirty": True, "commits": ["a" * 40, "b" * 40]}
-    assert "code: commit aaaaaaaa with changes, now bbbbbbbb" in caplog.text
+    assert "code: commit aaaaaaaa with changes, now bbbbbbbb" in capfd.readouterr().out
 
 
 def test_a_finished_run_says_that_the_code_has_changed(
@@ -100,10 +100,10 @@ def test_a_changed_source_of_ones_own_is_said(
     assert "finished before" in said and "the source of birds_of_mine.FGVC has changed since" in said
 
 
-def test_a_resume_under_other_conditions_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resume_under_other_conditions_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     killed(lambda: command(tmp_path), 3)
     command(tmp_path, "train.accumulate=2", "train.workers=1")
-    (line,) = [record.message for record in caplog.records if "other conditions" in record.message]
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "other conditions" in line]
     assert "train.accumulate: 1, now 2" in line and "workers" not in line, "workers leave every bit as it is"
 
 
@@ -190,9 +190,7 @@ def test_lost_files_are_named_with_a_remedy_that_works(tmp_path: Path, capfd: py
     assert (run / "last.safetensors").read_bytes() == weights
 
 
-def test_a_torn_result_is_written_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_torn_result_is_written_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command(tmp_path)
     run = only_run(tmp_path)
     metrics = json.loads((run / "result.json").read_text())["metrics"]
@@ -201,7 +199,7 @@ def test_a_torn_result_is_written_again(
         run_command(doctor.main, f"run={run}")
     assert ended.value.code == 1 and "result.json: not JSON" in capfd.readouterr().out
     command(tmp_path)
-    assert "result.json is damaged: the run goes on from its checkpoint" in caplog.text
+    assert capfd.readouterr().out.count("result.json is damaged: the run goes on from its checkpoint") == 1
     assert json.loads((run / "result.json").read_text())["metrics"] == metrics
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcal.attention.pairing import Partners, derangement
 from dcal.attention.pwca import STREAMS
+from dcal.backbone import freeze_backbone
 from dcal.optimizer import Optimization
 from dcal.task.objective import Objective
 from dcal.training.accumulation import split_batch
@@ -48,6 +49,8 @@ def make_setup(
     auto: bool = False,
     mixup: Any = None,
     checkpointing: bool = False,
+    freeze: str = "none",
+    head_epochs: float = 0.0,
 ) -> TrainState:
     """Everything a step needs, in float64, on seven images."""
     torch.manual_seed(0)
@@ -56,6 +59,7 @@ def make_setup(
     )  # fmt: skip
     torch.nn.init.normal_(model.side)
     model.activation_checkpointing = checkpointing
+    freeze_backbone(model.vit, freeze)
     objective = Objective(model.branches, "uncertainty", 0.1, triplet, None).double()
     for number, weight in enumerate(objective.parameters()):
         torch.nn.init.constant_(weight, 0.3 * number - 0.2)
@@ -68,7 +72,7 @@ def make_setup(
         objective=objective,
         optimization=Optimization(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         device=Double("cpu", "fp32", (0.5,) * 3, (0.5,) * 3, num_cameras=2),
-        train=SimpleNamespace(auto_accumulate=auto, clip_grad=None),
+        train=SimpleNamespace(auto_accumulate=auto, clip_grad=None, head_epochs=head_epochs, epochs=4),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         features=model.features,
         network=model,
@@ -169,6 +173,46 @@ def test_random_choices_are_the_same_both_times(loss: str, checkpointing: bool) 
         loss_ = setup.objective(setup.model.classify(features), whole.targets, whole.labels)
         loss_.total.backward()
         assert_equal(split[1], gradients(setup))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_in_the_head_epochs_heads_learn_as_ever_and_nothing_else_does(loss: str) -> None:
+    options = {**LOSSES[loss], "drop_path": 0.4}
+    for parts in (1, 3):
+        everything = step(parts, **options)
+        heads = step(parts, **options, head_epochs=1.0)
+        assert_equal(heads[0], everything[0], 0.0)
+        learned = {name for name in heads[1] if name in dict(named_gradients(options))}
+        assert learned and all(name.startswith(("model.head", "model.glca_head", "objective")) for name in learned)
+        assert_equal(heads[1], {name: everything[1][name] for name in heads[1]}, 0.0)
+    setup = make_setup(**options, head_epochs=1.0)
+    setup.model.train()
+    differentiate(setup, BATCH, 0.25)  # the second of four epochs
+    assert setup.model.vit.patch_embed.proj.weight.grad is not None
+
+
+def named_gradients(options: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """Every parameter that a step may give a gradient."""
+    setup = make_setup(**options)
+    tables = {"model": setup.model, "objective": setup.objective}
+    return [(f"{where}.{name}", p) for where, module in tables.items() for name, p in module.named_parameters()]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("freeze", ["patch_embed", "2", "all"])
+def test_a_frozen_part_gets_no_gradient_and_the_rest_the_same_one(loss: str, freeze: str) -> None:
+    before = ("patch_embed.", "cls_token", "pos_embed", "blocks.0.", "blocks.1.")
+    frozen = {"patch_embed": ("patch_embed.",), "2": before, "all": ("",)}[freeze]
+    for options in (LOSSES[loss], {**LOSSES[loss], "glca": {"blocks": 0}, "pwca": {"blocks": 0}}):
+        whole, split = (step(parts, **options, freeze=freeze)[1] for parts in (1, 3))
+        expected = step(1, **options)[1]
+        for name in expected:
+            if name.startswith("model.vit."):
+                assert (name in whole) == (not name.removeprefix("model.vit.").startswith(frozen)), name
+            else:
+                assert name in whole  # GLCA's copies of frozen blocks among them
+        assert_equal(whole, {name: expected[name] for name in whole})
+        assert_equal(split, whole)
 
 
 @settings(max_examples=50, deadline=None)

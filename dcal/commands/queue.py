@@ -1,0 +1,200 @@
+"""`dcal-queue`: a list of experiments, several at a time, in the order of their value.
+
+    dcal-queue experiments/protocol/when.yaml cells=R0 dataset.root=MARKET backbone.checkpoint=WEIGHTS
+    dcal-queue experiments/protocol/when.yaml show=true     how far each run is, and nothing else
+
+cells=R0,R1   of the file; all if not given
+jobs=1        runs at a time, on one card or machine
+show=false    only print the table of states
+
+Every other `key=value` goes to every run, after the file's own. A run is one `dcal-train` process, with its output in
+`queue.log` of its directory. Repeating the command goes on: finished runs are left as they are, interrupted ones
+resume, failed ones are tried again, and what another process works on is left to it. Ctrl-C and SIGTERM let the runs
+save a checkpoint. The table of states is written to `<run.root>/<name>.md` whenever a run ends, and printed at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dcal.commands.app import expand_home, quoted, suggest
+from dcal.config import register
+from dcal.run.directory import Run
+from dcal.run.files import write_atomically
+from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
+from dcal.utils.errors import UserError
+from dcal.utils.paths import config_dir
+from dcal.utils.signals import Stop, stop_requests
+
+POLL_SECONDS = 0.5
+
+
+class Options(NamedTuple):
+    """The command line."""
+
+    file: Path
+    cells: list[str]
+    jobs: int
+    show: bool
+    common: list[str]
+    """Overrides of every run."""
+
+
+class Queued(NamedTuple):
+    """A run of the list and where it is."""
+
+    job: Job
+    run: Run
+
+
+def main() -> None:
+    """Entry point of `dcal-queue`."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    try:
+        options = parse(words)
+        queue = read_queue(options.file)
+        queued = locate(jobs_of(queue, options.cells, options.common))
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    if options.show:
+        print(state_table(queue, states(queued)))
+        return
+    with stop_requests() as stop:
+        failed = work(queued, options.jobs, stop, lambda: write_table(queue, queued))
+    print(state_table(queue, states(queued)))
+    if stop:
+        print("stopped: repeat the command to go on", file=sys.stderr)
+        raise SystemExit(128 + stop.number)
+    raise SystemExit(1 if failed else 0)
+
+
+def parse(words: Sequence[str]) -> Options:
+    """The command line as options.
+
+    Raises:
+        UserError: no file or several, or an option of the wrong kind.
+    """
+    own = {"cells": "", "jobs": "1", "show": "false"}
+    files = [word for word in words if "=" not in word]
+    common = []
+    for word in (word for word in words if "=" in word):
+        key, _, value = word.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            common.append(quoted(expand_home(word)))
+    if len(files) != 1:
+        raise UserError(f"dcal-queue takes one file, a list of experiments, got {', '.join(files) or 'none'}")
+    if not own["jobs"].isdigit() or int(own["jobs"]) < 1:
+        raise UserError(f"jobs={own['jobs']}: the number of runs at a time, at least 1")
+    if own["show"] not in ("true", "false"):
+        raise UserError(f"show={own['show']}: true or false")
+    cells = [cell for cell in own["cells"].strip("[]").split(",") if cell]
+    return Options(Path(files[0]).expanduser(), cells, int(own["jobs"]), own["show"] == "true", common)
+
+
+def locate(jobs: Sequence[Job]) -> list[Queued]:
+    """Each job with its run. The configuration is composed once for all seeds."""
+    register()
+    composed: dict[tuple[str, ...], Any] = {}
+    queued = []
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        for job in jobs:
+            if job.overrides not in composed:
+                suggest(job.overrides)
+                composed[job.overrides] = compose("train", list(job.overrides))
+            config = composed[job.overrides].copy()
+            config.seed = job.seed
+            queued.append(Queued(job, Run(config)))
+    return queued
+
+
+def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:
+    """The state of each run."""
+    return ((job, state_of(run)) for job, run in queued)
+
+
+def write_table(queue: Mapping[str, Any], queued: Sequence[Queued]) -> None:
+    """Writes the table of states where the runs are: `<run.root>/<name>.md`."""
+    if queued:
+        root = Path(queued[0].run.config.run.root).expanduser().absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(root / f"{queue['name']}.md", f"{state_table(queue, states(queued))}\n")
+
+
+def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable[[], None]) -> int:
+    """Brings all runs to their end, or until a request to stop.
+
+    Args:
+        queued: in the order in which they are wanted.
+        at_a_time: processes.
+        stop: true once somebody has asked to stop.
+        changed: called at first and whenever a run has ended.
+
+    Returns:
+        how many runs have failed.
+    """
+    waiting, failed = list(queued), 0
+    running: dict[subprocess.Popen[bytes], Queued] = {}
+    changed()
+    while (waiting and not stop) or running:
+        while waiting and len(running) < at_a_time and not stop:
+            chosen = next((one for one in waiting if state_of(one.run) != "running"), None)
+            if chosen is None:  # all that is left is being worked on elsewhere
+                break
+            waiting.remove(chosen)
+            if state_of(chosen.run) != "done":
+                print(f"{time.strftime('%H:%M:%S')} {chosen.job}: starts in {chosen.run.directory}", flush=True)
+                running[start(chosen, at_a_time)] = chosen
+        if stop:
+            for process in running:
+                with suppress(ProcessLookupError):
+                    process.send_signal(stop.number)
+            for process in running:
+                process.wait()
+        ended = [process for process in running if process.poll() is not None]
+        for process in ended:
+            one = running.pop(process)
+            log = one.run.directory / "queue.log"
+            state = state_of(one.run)
+            print(f"{time.strftime('%H:%M:%S')} {one.job}: {state}, see {log}", flush=True)
+            failed += state != "done" and not stop
+        if ended:
+            changed()
+        elif not stop:
+            time.sleep(POLL_SECONDS)
+    return failed
+
+
+def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
+    """Starts `dcal-train` on a job, in a session of its own: a Ctrl-C comes from here, once."""
+    one.run.directory.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
+    with (one.run.directory / "queue.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "dcal.commands.train", *one.job.words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"OMP_NUM_THREADS": threads, **os.environ},
+            start_new_session=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

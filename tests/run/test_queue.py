@@ -1,0 +1,216 @@
+"""A list of experiments: its runs and their order, how far each is, and the protocol that is registered as one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_command import run_command
+
+from dcal.commands import queue as command
+from dcal.commands.queue import Queued, locate, main, parse, work
+from dcal.run.lock import acquire_lock
+from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
+from dcal.utils.errors import UserError
+from dcal.utils.paths import experiments_dir
+from dcal.utils.signals import Stop
+
+PROTOCOL = experiments_dir() / "protocol" / "when.yaml"
+LIST: dict[str, Any] = {
+    "name": "list",
+    "order": ["few", "many", "later"],
+    "arms": {
+        "plain": {"title": "the plain ViT", "overrides": ["attention=none"]},
+        "both": {"title": "both branches", "overrides": ["attention=dcal", "train.epochs=2"]},
+    },
+    "cells": {
+        "few": {
+            "title": "few",
+            "seeds": [3, 4],
+            "overrides": ["experiment=tiny/fgvc", "train.epochs=1"],
+            "arms": {"plain": ["train.batch_size=4"], "both": []},
+        },
+        "many": {
+            "title": "many",
+            "seeds": [3],
+            "overrides": ["experiment=tiny/fgvc"],
+            "grid": {"optimizer.lr": [0.1, 0.2], "optimizer.new_lr_scale": [1, 10]},
+            "chosen": {"both": ["optimizer.weight_decay=0"]},
+            "arms": {"both": []},
+        },
+        "later": {"title": "later", "seeds": [3], "chosen": None, "overrides": [], "arms": {"plain": []}},
+    },
+}
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "list.yaml"
+    path.write_text(yaml.safe_dump({**LIST, **changes}, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def test_whole_seeds_come_first_and_the_later_override_counts(tmp_path: Path) -> None:
+    jobs = jobs_of(read_queue(written(tmp_path)), common=["device=cpu"])
+    assert [str(job) for job in jobs] == [
+        "few plain seed 3",
+        "few both seed 3",
+        "few plain seed 4",
+        "few both seed 4",
+        "many both optimizer.lr=0.1 optimizer.new_lr_scale=1 seed 3",
+        "many both optimizer.lr=0.1 optimizer.new_lr_scale=10 seed 3",
+        "many both optimizer.lr=0.2 optimizer.new_lr_scale=1 seed 3",
+        "many both optimizer.lr=0.2 optimizer.new_lr_scale=10 seed 3",
+    ]
+    located = locate(jobs)
+    plain, both = located[0].run.config, located[1].run.config
+    assert (plain.train.epochs, plain.train.batch_size, plain.attention.pwca.blocks) == (1, 4, 0)
+    assert (both.train.epochs, both.seed, both.name, both.device) == (2, 3, "list/few", "cpu")
+    assert located[7].run.config.optimizer.new_lr_scale == 10 and located[7].run.config.optimizer.weight_decay == 0
+    assert len({one.run.directory for one in located}) == len(located)
+
+
+def test_a_cell_that_waits_for_another_is_left_out_and_refused_by_name(tmp_path: Path) -> None:
+    queue = read_queue(written(tmp_path))
+    with pytest.raises(UserError, match=r"^cells\.later\.chosen is open"):
+        jobs_of(queue, ["later"])
+    assert "later" in state_table(queue, []).splitlines()[-1]
+    assert {job.cell for job in jobs_of(queue, ["many"])} == {"many"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": ["fewer"]}, "order='fewer': did you mean few"),
+        ({"arms": {"plain": LIST["arms"]["plain"]}}, "cells.few='both'"),
+        ({"cells": None}, "has the keys name, order, arms and cells"),
+        ({"order": None}, "has the keys name, order, arms and cells"),
+    ],
+)
+def test_faults_of_a_list_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=message):
+        read_queue(path)
+
+
+@pytest.mark.parametrize("words", [["jobs=2"], ["a.yaml", "b.yaml"], ["a.yaml", "jobs=0"], ["a.yaml", "show=yes"]])
+def test_faults_of_the_command_line_are_named(words: list[str]) -> None:
+    with pytest.raises(UserError):
+        parse(words)
+
+
+def test_own_words_and_overrides_are_told_apart() -> None:
+    options = parse(["a.yaml", "cells=R0,R1", "jobs=3", "dataset.root=/data/a b", "show=true"])
+    assert options == (Path("a.yaml"), ["R0", "R1"], 3, True, ["dataset.root=/data/a b"])
+
+
+def test_the_state_of_a_run_is_read_from_its_directory(tmp_path: Path) -> None:
+    queue = read_queue(written(tmp_path))
+    ((job, run), *_) = queued = locate(jobs_of(queue, ["few"], [f"run.root={tmp_path}"]))
+    assert state_of(run) == "not yet"
+    (run.directory / "checkpoints").mkdir(parents=True)
+    assert state_of(run) == "begun"
+    run.failure_file.write_text("a traceback")
+    assert state_of(run) == "failed"
+    lock = acquire_lock(run.directory)
+    assert state_of(run) == "running"
+    lock.close()
+    run.result_file.write_text("{}")
+    assert state_of(run) == "done"
+    lines = state_table(queue, command.states(queued)).splitlines()
+    assert lines[2] == "| few | few | 1 |  |  |  | 3 |" and lines[3] == "|  | plain: the plain ViT | 1 |  |  |  | 1 |"
+    assert job.seed == 3
+
+
+class Fake:
+    """Instead of `dcal-train`: a process that ends after some time, with a result or without."""
+
+    def __init__(self, fails: set[str]) -> None:
+        self.fails, self.started, self.most, self.alive = fails, [], 0, []
+
+    def __call__(self, one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
+        one.run.directory.mkdir(parents=True, exist_ok=True)
+        file = one.run.failure_file if str(one.job) in self.fails else one.run.result_file
+        code = f"import time; time.sleep(0.3); open({str(file)!r}, 'w').close()"
+        process = subprocess.Popen([sys.executable, "-c", code])
+        self.started.append(str(one.job))
+        self.alive = [other for other in self.alive if other.poll() is None] + [process]
+        self.most = max(self.most, len(self.alive))
+        return process
+
+
+def test_runs_go_several_at_a_time_in_order_and_a_failure_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "POLL_SECONDS", 0.02)
+    queued = locate(jobs_of(read_queue(written(tmp_path)), ["few"], [f"run.root={tmp_path}"]))
+    fake, changes = Fake({"few both seed 3"}), []
+    monkeypatch.setattr(command, "start", fake)
+    assert work(queued, 2, Stop(), lambda: changes.append(1)) == 1
+    assert fake.started == [str(one.job) for one in queued] and fake.most == 2 and len(changes) >= 3
+    fake.started, fake.fails = [], set()
+    assert work(queued, 2, Stop(), lambda: None) == 0
+    assert fake.started == ["few both seed 3"]  # what is done is not repeated, what failed is
+
+
+def test_a_request_to_stop_ends_the_runs_and_starts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued = locate(jobs_of(read_queue(written(tmp_path)), ["few"], [f"run.root={tmp_path}"]))
+    stop, started = Stop(), []
+
+    def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        stop.ask(15)
+        return started[-1]
+
+    monkeypatch.setattr(command, "start", start)
+    assert work(queued, 2, stop, lambda: None) == 0
+    assert len(started) == 1 and started[0].returncode == -15
+
+
+def test_real_runs_are_completed_and_not_repeated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [str(written(tmp_path)), "cells=few", "jobs=2", f"run.root={tmp_path / 'runs'}", "wandb.mode=disabled"]
+    for starts in (2, 0):
+        with pytest.raises(SystemExit) as ended:
+            run_command(main, *words, "train.figures=false", "train.workers=0")
+        told = capfd.readouterr().out
+        assert ended.value.code == 0, told
+        assert told.count("starts in") == 2 * starts and "| few | few | 4 |" in told
+    assert "| few | few | 4 |" in (tmp_path / "runs" / "list.md").read_text(encoding="utf-8")
+
+
+# --- the registered protocol
+
+
+def test_every_arm_of_the_protocol_composes_into_a_run_of_its_own() -> None:
+    queue = read_queue(PROTOCOL)
+    for cell in queue["cells"].values():
+        cell["seeds"] = cell["seeds"][:1]
+        cell["grid"] = {key: values[:1] for key, values in cell.get("grid", {}).items()}
+        cell["chosen"] = cell.get("chosen") or {}
+    located = locate(jobs_of(queue))
+    runs = {(job.cell, job.arm): run for job, run in located}
+    assert len({run.directory for run in runs.values()}) == len(located) == len(runs)
+    first = runs["R0", "A9"].config
+    assert first.attention.pwca.probability == 0.5 and list(first.attention.pwca.blocks) == [6, 7, 8, 9]
+    assert first.optimizer.lr == 0.008 and first.optimizer.opt == "sgd" and first.train.epochs == 3
+    assert runs["R7", "A0"].config.optimizer.opt == "momentum" and runs["R7", "A0"].config.train.epochs == 120
+    assert runs["R7", "A8"].config.task.loss_weighting == "uncertainty_always"
+
+
+def test_contrasts_and_predictions_are_about_arms_that_are_run_together() -> None:
+    queue = read_queue(PROTOCOL)
+    together = [set(cell["arms"]) for cell in queue["cells"].values()]
+    for kind in ("primary", "exploratory"):
+        for contrast in queue["contrasts"][kind]:
+            assert any({contrast["of"], contrast["against"]} <= arms for arms in together), contrast
+    for prediction in queue["predictions"]:
+        assert prediction["verdict"] in ("better", "worse", "equivalent", "undecided") and prediction["reason"]
+        for cell in prediction["cells"]:
+            assert {prediction["of"], prediction["against"]} <= set(queue["cells"][cell]["arms"]), prediction
+
+
+def test_a_job_says_what_to_type() -> None:
+    assert Job("R0", "A0", "", 3, ("attention=none",)).words == ["attention=none", "seed=3"]

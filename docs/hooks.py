@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKED = (
     "README.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "CITATION.cff",
     "LICENSE",
     "Makefile",
     "*.txt",
@@ -31,6 +33,7 @@ LINKED = (
     "docs/**/*.png",
     "docs/**/*.svg",
     "docs/*.py",
+    "docs/*.css",
 )
 
 

@@ -61,12 +61,25 @@ the pixels themselves of pictures from a telephone. Hidden files and folders are
 subsets. The known re-identification sets are compared with the official counts, and refused if they differ,
 since figures would not compare: `dataset.allow_mismatch=true` reads them all the same, with a warning.
 
+**Checks.** Before a run starts, and in `dcal-doctor`, every listed file is looked for: one that is missing, or that is
+a folder, a device or a pipe, is refused by name. A warning counts test images that are also training images (the same
+file or the same bytes, under whatever name), images with two labels, images that a test split has twice, and identities
+of both training and test. Readers of folders follow links, but no folder twice, and say what they pass over: hidden
+files, dangling links, files of no image type, and classes that have no image left.
+
+**Names.** A class name in two Unicode forms (as macOS and Linux write `é`) is one class. Bytes of a file name that are
+not UTF-8 are shown as `\\xff`. Ids and cameras that a spreadsheet wrote as `12.0` are read as 12.
+
+**Queries in the gallery.** A query's own picture (the same file or the same bytes) is never its match, with or without
+cameras; a warning counts such queries.
+
 **Junk and cameras.** {JUNK_POLICY[0].upper()}{JUNK_POLICY[1:]}. {CAMERA_POLICY[0].upper()}{CAMERA_POLICY[1:]}.
 Labels of `train` count from 0; those of `query` and `gallery` are the set's own.
 
 **Keys of every set.** `image_size` and `resize` are [height, width]; training crops `image_size` at random from
 the resized image, evaluation from its centre. `augment.flip` and `augment.erase` are probabilities,
-`augment.pad` is in pixels. `val_fraction` (classification) and `val_ids` (re-identification) hold out training
+`augment.pad` is in pixels. `test_fraction` splits a folder of classes (`image_folder`) into training and test, always
+in the same way. `val_fraction` (classification) and `val_ids` (re-identification) hold out training
 data, `train_fraction` keeps a part of each class, `label_noise` gives that share of the training images a wrong
 label, always the same one. `cache=ram` or `disk` decodes and resizes every image once, `decode=scaled` decodes large
 JPEGs at a fraction of their size: faster, a few grey levels off, and so another run. `on_bad_image=skip` goes on
@@ -92,7 +105,7 @@ def options(name: str) -> list[str]:
     text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
     block = re.search(r"^reader:\n((?:  .*\n)+)", text, re.MULTILINE)
     found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE) if block else []
-    kept = [entry for entry in found if entry[0] != "_target_"]
+    kept = [entry for entry in found if entry[0] != "_target_" and "${" not in entry[1]]  # those are keys of every set
     return [f"- `dataset.reader.{key}={value}`{f': {words}' if words else ''}" for key, value, words in kept]
 
 

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 import dcal
 
 ROOT = Path(__file__).resolve().parent.parent
-WHERE = "from dcal import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
+WHERE = "from dcal.utils import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
 
 
 def python(code: str, *flags: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:
@@ -54,7 +54,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_plain_checkout(checkout: Path, tmp_path: Path) -> None:
     module, conf, experiments = python(WHERE, "-S", cwd=tmp_path, path=(checkout,)).splitlines()
-    assert Path(module) == checkout / "dcal" / "paths.py"
+    assert Path(module) == checkout / "dcal" / "utils" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 
 
@@ -76,7 +76,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
     assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}
 
     module, conf, experiments = python(WHERE, "-S", cwd=tmp_path, path=(site,)).splitlines()
-    assert Path(module) == site / "dcal" / "paths.py"
+    assert Path(module) == site / "dcal" / "utils" / "paths.py"
     assert (Path(conf), Path(experiments)) == (site / "dcal" / "conf", site / "dcal" / "experiments")
 
 
@@ -90,7 +90,7 @@ def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path)
     # the finder is registered by a .pth file, which only site folders run
     code = f"import site; site.addsitedir({str(site)!r}); {WHERE}"
     module, conf, experiments = python(code, "-S", cwd=tmp_path).splitlines()
-    assert Path(module) == checkout / "dcal" / "paths.py"
+    assert Path(module) == checkout / "dcal" / "utils" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
 
 
@@ -106,7 +106,9 @@ def test_console_scripts_lead_to_a_main_function() -> None:
     for script in filter(None, scripts):
         command, target = (part.strip() for part in script.split("="))
         module, function = target.split(":")
-        assert command == module.replace(".", "-"), f"{command} does not have the name of its module {module}"
+        assert f"dcal.commands.{command.removeprefix('dcal-')}" == module, (
+            f"{command} does not have the name of its module {module}"
+        )
         tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 

@@ -40,7 +40,8 @@ def check_catalog(
     for split, records in catalog.splits.items():
         if not records:
             raise DataError(f"{catalog.name}: split '{split}' has no images; check dataset.root={root}")
-    notes = _official(catalog, allow_mismatch)
+    notes = [f"{catalog.name}: {sentence}" for sentence in catalog.protocol.get("passed_over", ())]
+    notes += _official(catalog, allow_mismatch)
     paths = list(dict.fromkeys(record.path for records in catalog.splits.values() for record in records))
     facts = file_facts(paths)
     notes += _files(catalog, paths, facts, root, skip_missing, allow_mismatch)

@@ -34,6 +34,7 @@ class Data:
         val_fraction, val_ids, train_fraction, label_noise: see `dcal.dataset.splits`; the test splits stay as they
             are.
         decode, cache, on_bad_image: see `ImageDataset`.
+        test_fraction: that of the reader, which has split the set by it.
         allow_mismatch: accept a copy that is not the official one, where the figures depend on it.
 
     Raises:
@@ -57,6 +58,7 @@ class Data:
         cache: str = "none",
         on_bad_image: str = "error",
         allow_mismatch: bool = False,
+        test_fraction: float | None = None,
     ) -> None:
         one_of("dataset.decode", decode, DECODES)
         one_of("dataset.cache", cache, CACHES)
@@ -69,6 +71,11 @@ class Data:
             raise ValueError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
         if val_ids < 0:
             raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+        if test_fraction != reader.protocol.get("test_fraction"):
+            raise ValueError(
+                f"dataset.test_fraction={test_fraction}: only dataset=image_folder splits by it; {reader.name} has "
+                "splits of its own"
+            )
         self.image_size = (image_size[0], image_size[1])
         self._transforms = {
             True: train_transform(image_size, resize, augment),

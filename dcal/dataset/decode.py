@@ -74,8 +74,10 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: is no image, or one of an unknown kind") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is damaged ({error})") from error
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders of damaged bytes raise whatever they meet: RuntimeError, struct.error, ...
+        raise DataError(f"{path}: is damaged ({error or type(error).__name__})") from error
 
 
 def _from_deep_grey(image: Image.Image, path: Path) -> Pixels:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
+
+from dcal.dataset.record import IMAGE_SUFFIXES
 
 _THREADS = 16
 _CHUNK = 500  # paths per task: a task for each would cost more than the question
@@ -19,6 +22,7 @@ _END = 4096  # bytes: two pictures of equal size hardly ever end alike
 _SHOWN_FROM = 20_000  # files, from which on a progress bar is worth its line
 
 Answer = TypeVar("Answer")
+Inode = tuple[int, int]
 
 
 class FileFacts(NamedTuple):
@@ -65,6 +69,82 @@ def first_alike(paths: Sequence[Path], facts: Sequence[FileFacts | None]) -> lis
     for index in _shared(keys):
         alike[index] = same.setdefault(keys[index], index)
     return [alike[index] for index in alike]
+
+
+def images_below(folder: Path, passed: Counter[str] | None = None, seen: set[Inode] | None = None) -> list[Path]:
+    """The image files in a folder at any depth, sorted.
+
+    Links to folders are followed, but no folder twice: a link to its own parent would multiply the images.
+
+    Args:
+        folder: where to look.
+        passed: counts, in words, what is passed over: hidden files and folders (`._1.jpg` of a Mac), links that lead
+            nowhere or to a folder that was read before, files of no image type, and folders that may not be read.
+        seen: inodes of folders that were read before; those read now are added.
+    """
+    passed = Counter() if passed is None else passed
+    found = []
+    for _, entries in _walk(folder, passed, set() if seen is None else seen):
+        for entry in entries:
+            path = Path(entry.path)
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                passed[f"of no image type ({path.suffix or 'no suffix'})"] += 1
+            elif entry.is_file():
+                found.append(path)
+            else:
+                passed["dangling link" if entry.is_symlink() and not path.exists() else "no regular file"] += 1
+    return sorted(found)
+
+
+def folders_below(folder: Path) -> list[Path]:
+    """A folder and all that are below it, hidden ones left out, links followed, and none twice."""
+    return [path for path, _ in _walk(folder, Counter(), set())]
+
+
+def inode(folder: Path) -> Inode:
+    """Device and number of a file or folder, links followed."""
+    found = folder.stat()
+    return found.st_dev, found.st_ino
+
+
+def in_words(passed: Mapping[str, int]) -> str:
+    """For example `3 hidden, 1 dangling link`."""
+    return ", ".join(f"{count} {what}" for what, count in sorted(passed.items()))
+
+
+def printable(name: str) -> str:
+    """A name of a file or folder as text that any file or screen takes, in one Unicode form (NFC).
+
+    The same letters have two forms (a Mac writes another one than Linux), and are one class. Bytes that are no UTF-8
+    become `\\xff`.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
+
+
+def _walk(folder: Path, passed: Counter[str], seen: set[Inode]) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Each folder with its files that are not hidden, from the top down."""
+    seen.add(inode(folder))
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError:
+            passed["unreadable folder"] += 1
+            continue
+        files = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                passed["hidden"] += 1
+            elif not entry.is_dir():
+                files.append(entry)
+            elif inode(Path(entry.path)) in seen:
+                passed["link to a folder that was read before"] += 1
+            else:
+                seen.add(inode(Path(entry.path)))
+                waiting.append(Path(entry.path))
+        yield here, files
 
 
 def common_folder(paths: Iterable[Path]) -> Path:

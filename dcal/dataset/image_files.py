@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from dcal.dataset.files import folders_below, images_below
 from dcal.dataset.images import ImageDataset, Loader
-from dcal.dataset.readers.tables import images_below
 from dcal.dataset.record import IMAGE_SUFFIXES, DataError, Record
 from dcal.dataset.transform import eval_transform
 
@@ -118,8 +118,14 @@ def _files(path: Path, key: str) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    """Files that match a glob, links to folders followed, hidden files (`._1.jpg` of a Mac) passed over."""
-    return [path for path in map(Path, glob.iglob(pattern, recursive=True)) if path.is_file()]
+    """Files that match a glob; `**` follows links to folders, but no folder twice. Hidden files are passed over."""
+    base, recursive, rest = pattern.partition("**")
+    if not recursive:
+        return [path for path in map(Path, glob.iglob(pattern)) if path.is_file()]
+    rest = rest.lstrip("/") or "*"
+    tops = [Path(top) for top in glob.iglob(base or ".") if Path(top).is_dir()]
+    folders = [folder for top in tops for folder in folders_below(top)]
+    return [path for folder in folders for path in _matching(str(Path(glob.escape(str(folder)), rest)))]
 
 
 def _listed(file: Path, key: str) -> list[Path]:

@@ -18,19 +18,23 @@ from dcal.dataset.record import Catalog, Record
 _SEED = 2205
 
 
-def hold_out_fraction(catalog: Catalog, fraction: float) -> Catalog:
-    """Moves `fraction` of each class, at least one image but never the last, from `train` to a new split
-    `val`.
+def hold_out_fraction(catalog: Catalog, fraction: float, split: str = "val") -> Catalog:
+    """Moves `fraction` of each class, at least one image but never the last, from `train` to a new split.
+
+    Args:
+        catalog: of a classification set.
+        fraction: share of each class's training images.
+        split: name of the new split.
 
     Raises:
-        ValueError: the set has a split `val` already, is one for retrieval, or has no image to spare.
+        ValueError: the set has such a split already, is one for retrieval, or has no image to spare.
     """
     if "query" in catalog.splits:
         raise ValueError(
             f"dataset.val_fraction={fraction}: would cut through identities; use dataset.val_ids for Re-ID"
         )
-    if "val" in catalog.splits:
-        raise ValueError(f"dataset.val_fraction={fraction}: {catalog.name} brings a split 'val'; set it to 0")
+    if split in catalog.splits:
+        raise ValueError(f"dataset.val_fraction={fraction}: {catalog.name} brings a split '{split}'; set it to 0")
     train = catalog.splits["train"]
     held = set()
     for order in _orders(train):
@@ -40,7 +44,7 @@ def hold_out_fraction(catalog: Catalog, fraction: float) -> Catalog:
     splits = {
         **catalog.splits,
         "train": [record for index, record in enumerate(train) if index not in held],
-        "val": [record for index, record in enumerate(train) if index in held],
+        split: [record for index, record in enumerate(train) if index in held],
     }
     return replace(catalog, splits=splits)
 

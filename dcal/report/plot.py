@@ -32,7 +32,7 @@ def draw(table: Table, path: Path) -> None:
     draw_cost(axes[1], table, TITLES.get(metric, metric))
     if weighed:
         draw_weights(axes[2], weighed[-1])
-    figure.suptitle(table.spec.title or table.spec.name, fontsize=10)
+    figure.suptitle(table.spec.title or table.spec.name, fontsize=10, parse_math=False)  # a `$` is no formula
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
@@ -52,7 +52,7 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
         axes.plot([100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
         axes.plot(100 * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
     labels = [f"{row.label}  ({number})" for number, row in enumerate(table.rows, 1)]
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
     axes.set_xlim(*(100 * end for end in axis_range(table.rows)))
     axes.set_xlabel(f"{metric} (%): mean, seeds, 95 % interval", fontsize=8)
@@ -87,7 +87,7 @@ def draw_weights(axes: Any, row: Row) -> None:
         axes.plot(range(1, len(values) + 1), values, label=branch, color=HUES.get(branch))
     ends = [value for values in curves.values() for value in values]
     axes.set_yscale("log" if max(ends) > 5 * min(ends) else "linear")
-    axes.set_xlabel(f"epoch ({row.label})", fontsize=8)
+    axes.set_xlabel(f"epoch ({row.label})", fontsize=8, parse_math=False)
     axes.set_ylabel("weight of the loss", fontsize=8)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

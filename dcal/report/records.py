@@ -28,8 +28,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.report.copies import finished_runs
 from dcal.report.encoding import decode, digest, encode, encode_groups
+from dcal.run.copies import finished_runs
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 

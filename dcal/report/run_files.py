@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.copies import finished_runs
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.run.copies import finished_runs
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
 

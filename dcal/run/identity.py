@@ -146,6 +146,8 @@ def settings(config: DictConfig) -> dict[str, Any]:
             continue
         if (key in defaults and value == defaults[key]) or is_idle(key, described):
             continue
+        if key.startswith("dataset.reader.") and value is None:  # not given: a reader may learn new options
+            continue
         if key.endswith("_target_"):
             value = str(value).rpartition(".")[2] if str(value).startswith("dcal.") else value
         elif key == "backbone.name" and str(value).startswith("local-dir:"):

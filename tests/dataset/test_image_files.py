@@ -46,6 +46,17 @@ def test_links_to_folders_are_followed(folder: Path, tmp_path_factory: pytest.Te
     assert len(find_images(other)) == 4
 
 
+def test_links_in_circles_end(folder: Path) -> None:
+    for name in ("self", "again"):
+        (folder / "deep" / name).symlink_to(".")
+        (folder / "deep" / "er" / name).symlink_to(folder)
+    everything = ["a.jpg", "b.PNG", "deep/er/c_c2.jpg", "odd[1].jpg"]
+    assert names(folder, folder) == everything
+    assert names(folder, f"{folder}/**/*.jpg") == ["a.jpg", "deep/er/c_c2.jpg", "odd[1].jpg"]
+    assert names(folder, f"{folder}/**") == ["Thumbs.db", *everything]
+    assert names(folder, f"{folder}/**/er/*.jpg") == ["deep/er/c_c2.jpg"]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

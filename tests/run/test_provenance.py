@@ -18,7 +18,7 @@ from run_command import killed, refused, run_command
 
 import dcal.run.provenance as provenance
 from dcal.commands import doctor, evaluate, results, train
-from dcal.report.copies import finished_runs
+from dcal.run.copies import finished_runs
 from dcal.run.lock import RunLocked, acquire_lock, lock_holder
 from dcal.training import checkpoint
 from dcal.training import trainer as engine

@@ -8,14 +8,17 @@ these sets are of little help: they want folders of their own naming, and give n
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from dcal.dataset.files import printable
 from dcal.dataset.readers.tables import (
     Entry,
     find_root,
-    images_below,
+    list_folders,
     look_up,
     make_catalog,
     read_lines,
@@ -23,6 +26,7 @@ from dcal.dataset.readers.tables import (
     read_table,
 )
 from dcal.dataset.record import Catalog, DataError, Part
+from dcal.dataset.splits import hold_out_fraction
 
 CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
 
@@ -106,13 +110,20 @@ def read_aircraft(root: str | Path | None, level: str = "variant", official_val:
     return make_catalog(AIRCRAFT, entries, None, AIRCRAFT_IMAGES_WITH_VAL if official_val else AIRCRAFT_IMAGES)
 
 
-def read_image_folder(root: str | Path | None) -> Catalog:
+def read_image_folder(root: str | Path | None, test_fraction: float | None = None) -> Catalog:
     """Images in `root/<split>/<class>/`, deeper folders included; splits `train`, `test` and `val`.
 
-    A set with `val` but no `test` is tested on `val`, as ImageNet is.
+    A set with `val` but no `test` is tested on `val`, as ImageNet is. Without these folders, `test_fraction` splits the
+    images of `root/<class>/`: of each class that share, at least one image and never all, is the test. Which images is
+    drawn with a fixed seed, so it is the same on every machine and at every run.
+
+    Args:
+        root: the folder.
+        test_fraction: share of each class, in (0, 1), of a set without folders for the splits; None where it has them.
 
     Raises:
         DataError: `train`, or both others, are missing or empty.
+        ValueError: `test_fraction` is out of range, or the set has splits.
     """
     wanted = "train/<class>/ and in test/<class>/ or val/<class>/"
     if root is None:
@@ -120,25 +131,48 @@ def read_image_folder(root: str | Path | None) -> Catalog:
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DataError(f"dataset.root={root}: no such folder; give one with images in {wanted}")
-    entries = [
-        Entry(split, path, class_folder.name)
-        for split in ("train", "val", "test")
-        if (folder / split).is_dir()
-        for class_folder in sorted((folder / split).iterdir())
-        if class_folder.is_dir() and not class_folder.name.startswith(".")
-        for path in images_below(class_folder)
-    ]
+    given = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
+    if test_fraction is not None:
+        if given:
+            raise ValueError(
+                f"dataset.test_fraction={test_fraction}: {folder} is split already, it has {', '.join(given)}"
+            )
+        return _split_folder(folder, test_fraction)
+    entries, passed = [], []
+    for split in given:
+        listed = list_folders(folder / split)
+        passed += listed.passed_over
+        entries += [Entry(split, path, name) for name, paths in listed.images.items() for path in paths]
     found = {entry.split for entry in entries}
     if "train" not in found or len(found) < 2:
-        there = sorted(path.name for path in folder.iterdir())
+        there = sorted(printable(path.name) for path in folder.iterdir())
         shown = ", ".join(there[:5]) + (", ..." if there[5:] else "")
+        flat = "" if given else "; if these are the classes, dataset.test_fraction=0.2 splits off a test"
         raise DataError(
             f"dataset.root={root}: expected images in {wanted}; found some in "
-            f"{', '.join(sorted(found)) or 'none of them'} (the folder holds {shown or 'nothing'})"
+            f"{', '.join(sorted(found)) or 'none of them'} (the folder holds {shown or 'nothing'}){flat}"
         )
     if "test" not in found:
         entries = [entry._replace(split="test") if entry.split == "val" else entry for entry in entries]
-    return make_catalog(folder.name, entries, None, None)
+    return make_catalog(printable(folder.name), entries, None, None, {"passed_over": passed})
+
+
+def _split_folder(folder: Path, fraction: float) -> Catalog:
+    """One folder of class folders, of which `fraction` of each class becomes the test."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"dataset.test_fraction={fraction}: must be more than 0 and less than 1")
+    listed = list_folders(folder)
+    single = [name for name, paths in listed.images.items() if len(paths) < 2]
+    if single:
+        raise DataError(f"{folder / single[0]}: one image cannot be split into training and test")
+    if not listed.images:
+        raise DataError(f"dataset.root={folder}: no folder with images in it; give one with a folder per class")
+    entries = [Entry("train", path, name) for name, paths in listed.images.items() for path in paths]
+    protocol = {"passed_over": listed.passed_over, "test_fraction": fraction}
+    catalog = make_catalog(printable(folder.name), entries, None, None)
+    split = hold_out_fraction(catalog, fraction, "test")
+    counts = {name: len(records) for name, records in split.splits.items()}
+    return replace(split, protocol={**catalog.protocol, **protocol, "images": counts})
 
 
 def read_csv(root: str | Path | None) -> Catalog:
@@ -154,7 +188,7 @@ def read_csv(root: str | Path | None) -> Catalog:
     file = _find_csv(root)
     entries = []
     for line, row in read_rows(file, ("path", "label", "split")):
-        path, label, split = row.values()
+        path, label, split = row["path"], unicodedata.normalize("NFC", row["label"]), row["split"]
         if not path or not label or split not in ("train", "val", "test"):
             raise DataError(
                 f"{file}: line {line}: path '{path}', label '{label}', split '{split}'; all "

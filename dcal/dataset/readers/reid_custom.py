@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
-from dcal.dataset.readers.tables import images_below, read_rows
+from dcal.dataset.readers.tables import Listed, list_folders, read_rows, whole
 from dcal.dataset.record import Catalog, DataError
 
 SPLITS = ("train", "query", "gallery")
@@ -54,7 +54,8 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
     given = [split for split in SPLITS if (folder / split).is_dir()]
     if given and len(given) < len(SPLITS):
         raise DataError(f"dataset.root={folder}: has {', '.join(given)}, expected all of {', '.join(SPLITS)} or none")
-    files = {split: identity_folders(folder / split) for split in given} or {"all": identity_folders(folder)}
+    listed = {split: identity_folders(folder / split) for split in given} or {"all": identity_folders(folder)}
+    files = {split: found.images for split, found in listed.items()}
     number = numbers(name for identities in files.values() for name in identities)
     paths = [path for identities in files.values() for images in identities.values() for path in images]
     cameras = numbers(camera_of(path, pattern) for path in paths)
@@ -74,6 +75,7 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
         protocol={
             "split": "folders" if given else f"by name, test_fraction={test_fraction}",
             "camera": camera,
+            "passed_over": [sentence for found in listed.values() for sentence in found.passed_over],
         },
         identity_names={n: name for name, n in number.items()},
     )
@@ -116,17 +118,16 @@ def int_or_zero(name: str) -> int:
     return int(name) if name.isdecimal() else 0
 
 
-def identity_folders(folder: Path) -> dict[str, list[Path]]:
-    """Sorted images by identity, from deeper folders, too; hidden folders and those without images are passed over."""
-    found = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            images = images_below(entry)
-            if images:
-                found[entry.name] = images
-    if not found:
+def identity_folders(folder: Path) -> Listed:
+    """Sorted images by identity, from deeper folders, too.
+
+    Raises:
+        DataError: there are none.
+    """
+    listed = list_folders(folder)
+    if not listed.images:
         raise DataError(f"{folder}: no folder with images in it; dataset.root must hold one folder per identity")
-    return found
+    return listed
 
 
 def held_out(names: Iterable[str], fraction: float) -> list[str]:
@@ -160,7 +161,7 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
     """A table with the columns path, id, camera and split, in any order; other columns are passed over.
 
     `path` counts from `root`, `split` is train, query or gallery, an empty `camera` means unknown, id -1 is
-    junk.
+    junk. Ids and cameras to which a spreadsheet gave a decimal (12.0, -1.0) are whole numbers.
 
     Args:
         root: the folder that the paths count from, or the table itself.
@@ -187,7 +188,7 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
                 f"{table}: line {line}: path={row['path']!r}, id={row['id']!r}, split={row['split']!r}; "
                 f"none may be empty, and split is one of {', '.join(SPLITS)}"
             )
-        rows.append(row)
+        rows.append({**row, "id": whole(row["id"]), "camera": whole(row["camera"])})
     require_images(folder, (row["path"] for row in rows), f"the paths in {table.name} count from this folder")
     number = numbers(row["id"] for row in rows)
     cameras = numbers(row["camera"] or "-1" for row in rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import re
 from collections import Counter
@@ -13,7 +12,17 @@ from typing import Any, NamedTuple
 
 from scipy.io import loadmat
 
-from dcal.dataset.record import IMAGE_SUFFIXES, Catalog, DataError, Part, Record
+from dcal.dataset.files import images_below, in_words, inode, printable
+from dcal.dataset.record import Catalog, DataError, Part, Record
+
+
+class Listed(NamedTuple):
+    """What was found below a folder of folders."""
+
+    images: dict[str, list[Path]]
+    """Sorted images by the name of the folder, in the order of the names."""
+    passed_over: list[str]
+    """Sentences on what was not read, for the user."""
 
 
 class Entry(NamedTuple):
@@ -28,7 +37,11 @@ class Entry(NamedTuple):
 
 
 def make_catalog(
-    name: str, entries: Iterable[Entry], names: Mapping[str, str] | None, official: Mapping[str, int] | None
+    name: str,
+    entries: Iterable[Entry],
+    names: Mapping[str, str] | None,
+    official: Mapping[str, int] | None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> Catalog:
     """A classification set from its entries; classes that do not occur get no label.
 
@@ -36,7 +49,8 @@ def make_catalog(
         name: of the set.
         entries: all images; their order within a split is kept.
         names: class name by key; None where the keys are the names.
-        official: published number of images by split; becomes part of the protocol beside this copy's.
+        official: published number of images by split; becomes part of the protocol, next to this copy's.
+        protocol: what else is to be known of how the set was read.
 
     Raises:
         DataError: a class has no name, or images but none to train on; or there is one class only.
@@ -55,10 +69,35 @@ def make_catalog(
     for split, path, key, box, parts in entries:
         splits.setdefault(split, []).append(Record(path, labels[key], box=box, parts=tuple(parts)))
     counts = Counter(entry.split for entry in entries)
-    protocol: dict[str, Any] = {"images": dict(counts), "classes": len(labels)}
+    read: dict[str, Any] = {"images": dict(counts), "classes": len(labels), **(protocol or {})}
     if official is not None:
-        protocol["official_images"] = dict(official)
-    return Catalog(name, splits, [key if names is None else names[key] for key in labels], protocol)
+        read["official_images"] = dict(official)
+    return Catalog(name, splits, [key if names is None else names[key] for key in labels], read)
+
+
+def list_folders(folder: Path) -> Listed:
+    """The images in each of the folders in `folder`, deeper ones included; hidden folders are no classes.
+
+    Folders whose names are the same text in two Unicode forms are one.
+    """
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    known = {inode(path) for path in (folder, *folder.resolve().parents, *folders)}
+    images: dict[str, list[Path]] = {}
+    passed: Counter[str] = Counter()
+    empty = []
+    for path in folders:
+        here: Counter[str] = Counter()
+        found = images_below(path, here, set(known))
+        passed += here
+        if found:
+            images[printable(path.name)] = sorted([*images.get(printable(path.name), ()), *found])
+        else:
+            empty.append(f"'{printable(path.name)}' ({in_words(here) or 'empty'})")
+    sentences = [f"passed over in {printable(str(folder))}: {in_words(passed)}"] if passed else []
+    if empty:
+        shown = ", ".join(empty[:5]) + (", ..." if empty[5:] else "")
+        sentences.append(f"{len(empty)} folders in {printable(str(folder))} hold no image that can be read: {shown}")
+    return Listed(images, sentences)
 
 
 def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> Path:
@@ -76,15 +115,6 @@ def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> P
         if (candidate / marker).exists():
             return candidate
     raise DataError(f"dataset.root={root}: holds no {marker}, so it is no complete copy of {name}")
-
-
-def images_below(folder: Path) -> list[Path]:
-    """The image files in a folder at any depth, sorted.
-
-    Hidden files and folders (`._1.jpg` of a Mac, `.ipynb_checkpoints`) are passed over, links to folders followed.
-    """
-    found = map(Path, glob.iglob(f"{glob.escape(str(folder))}/**/*", recursive=True))
-    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def read_lines(file: Path, name: str) -> list[str]:
@@ -132,7 +162,8 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is no UTF-8 text ({error}); save the table as UTF-8") from None
     table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    missing = [column for column in columns if column not in (table.fieldnames or ())]
+    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+    missing = [column for column in columns if column not in table.fieldnames]
     if missing:
         raise DataError(
             f"{file}: column {', '.join(missing)} is missing; the first line must name the columns "
@@ -140,6 +171,11 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
         )
     for row in table:
         yield table.line_num, {column: (row[column] or "").strip() for column in columns}
+
+
+def whole(number: str) -> str:
+    """A whole number as it was before a spreadsheet wrote it with a decimal: `12.0` is 12; other text is kept."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", number)
 
 
 def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:

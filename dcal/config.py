@@ -7,17 +7,14 @@ default here only where every option of its group shares it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, OmegaConf
 
 from dcal.attention.options import GLCAOptions, PWCAOptions
-from dcal.utils.paths import config_dir, experiments_dir
+from dcal.utils.paths import experiments_dir
 
 
 @dataclass
@@ -177,39 +174,3 @@ def register() -> None:
     """Makes known to Hydra: the schema that `conf/train.yaml` lists first, and where experiments/ is."""
     OmegaConf.register_new_resolver("experiments_dir", lambda: str(experiments_dir()), replace=True)
     ConfigStore.instance().store(name="schema", node=Config)
-
-
-def check_targets(config: DictConfig) -> None:
-    """Refuses a configuration that would run other code than the targets that `conf/` names.
-
-    For a configuration that somebody else may have written: one that was read from a run or a file. A prefix such as
-    `dcal.` would be no barrier: `dcal.training.checkpoint.os.system` is reached through the imports of a module.
-
-    Raises:
-        ValueError: a `_target_` that is not in `conf/`; the message names its key.
-    """
-    for key, target in _targets(OmegaConf.to_container(config, resolve=True)):
-        if str(target) not in known_targets():
-            raise ValueError(
-                f"{key}={target}: this configuration wants to run code that conf/ does not name, and is not opened; if "
-                "you trust its origin, name that target in a file of conf/"
-            )
-
-
-@cache
-def known_targets() -> frozenset[str]:
-    """Every `_target_` in the files of `conf/`."""
-    files = config_dir().rglob("*.yaml")
-    return frozenset(t for f in files for t in re.findall(r"_target_: *([\w.]+)", f.read_text(encoding="utf-8")))
-
-
-def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            if name == "_target_":
-                yield f"{key}_target_", value
-            else:
-                yield from _targets(value, f"{key}{name}.")
-    elif isinstance(node, list):
-        for number, value in enumerate(node):
-            yield from _targets(value, f"{key}{number}.")

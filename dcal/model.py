@@ -183,6 +183,7 @@ class DCAL(nn.Module):
 
         Raises:
             ValueError: what `draw_partners` raises, if partners are drawn here.
+            UserError: the model embeds cameras and `side` is missing.
         """
         if not (self.training and self.pwca_blocks):
             partners = None
@@ -200,6 +201,9 @@ class DCAL(nn.Module):
             partners: of the first B images; without them there is no distracted stream, and S = B.
             side: (S,), as in `forward`.
 
+        Raises:
+            UserError: the model embeds cameras and `side` is missing.
+
         Returns:
             the branches' features of the first B images, and the patches that GLCA selected there (B, K).
         """
@@ -209,7 +213,9 @@ class DCAL(nn.Module):
             images = torch.cat([images, torch.randn_like(images)])
             side = None if side is None else torch.cat([side, side])
         x, ropes = embed(self.vit, images)
-        if self.side is not None and side is not None:
+        if self.side is not None:
+            if side is None:
+                raise UserError("this model embeds cameras (task.side_information): give side=, one index per image")
             x = x + SIDE_INFORMATION_SCALE * self.side[side]
         tokens, glca_inputs, traces = self._trunk(x, ropes, partners, batch)
 

@@ -37,6 +37,13 @@ def run_command(main: Callable[[], object], *words: str) -> None:
         main()
 
 
+def incomplete(main: Callable[[], object], *words: str) -> None:
+    """Calls an entry point that must do its work and say by its exit code that it left images out."""
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main, *words)
+    assert stopped.value.code == 3
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """As in a fork, where the other threads are not: sums over several threads differ in their last bits."""

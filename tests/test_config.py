@@ -11,10 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import group_options, suggest
-from dcal.config import Config, check_targets, register
+from dcal.config import Config, register
+from dcal.inference.trust import Trust
 from dcal.run.identity import config_id
 from dcal.utils.paths import config_dir, experiments_dir
 
@@ -75,7 +76,8 @@ def test_every_option_composes(group: str) -> None:
     for option in group_options(group):
         config = composed(f"{group}={option}")
         assert OmegaConf.missing_keys(config) == set()
-        check_targets(config)
+        for key, node in OmegaConf.to_container(config, resolve=True).items():  # type: ignore[union-attr]
+            Trust().check(str(key), node)
 
 
 def test_identity_is_the_configuration_not_what_was_typed() -> None:
@@ -103,25 +105,6 @@ def test_typos_get_the_nearest_name(override: str, told: str, capsys: pytest.Cap
 
 def test_right_overrides_pass() -> None:
     suggest(["-m", "attention=none,dcal", "attention.glca.top_ratio=0.2", "+new=1", "dataset.reader.seed=3"])
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("dataset.reader._target_", "os.system"),
-        ("dataset.reader._target_", "dcal.training.checkpoint.os.system"),  # by way of what a module of ours imports
-        ("dataset.reader._target_", "${dataset.root}"),
-        ("dataset.reader.extra", [{"deep": {"_target_": "builtins.eval", "_args_": ["1"]}}]),
-        ("dataset.reader.extra", "${oc.create:'{_target_: os.system, command: ls}'}"),
-        ("dataset.reader._target_", ["dcal.model.DCAL"]),
-    ],
-)
-def test_a_config_from_elsewhere_runs_no_other_code(key: str, value: Any) -> None:
-    config = composed("dataset.root=os.system")
-    with open_dict(config):
-        OmegaConf.update(config, key, value, force_add=True)
-    with pytest.raises(ValueError, match=r"dataset\.reader\..*_target_=.*conf/"):
-        check_targets(config)
 
 
 def test_wrong_type_names_the_key(tmp_path: Path) -> None:

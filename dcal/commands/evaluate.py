@@ -9,6 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors, typed_overrides
+from dcal.commands.opened import open_run
+from dcal.utils.errors import UserError
 
 
 def main() -> None:
@@ -19,41 +21,51 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One evaluation, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
 
-    report_errors(check_dataset_keys, (ValueError,), config.debug)
-    report_errors(lambda: evaluate(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(check_dataset_keys, (UserError,), config.debug)
+    report_errors(lambda: evaluate(config), (ValueError, OSError, DataError, UserError), config.debug)
 
 
 def check_dataset_keys() -> None:
-    """Raises a ValueError if a key of the data set was typed that is the run's in any case."""
-    from dcal.inference.restore import SEEN_AS_IN_THE_RUN, WHOLE
+    """Raises a UserError if a key of the data set was typed that is the run's in any case."""
+    from dcal.inference.images import SEEN_AS_IN_THE_RUN, WHOLE
 
     of_the_run = {f"dataset.{key}" for key in (*SEEN_AS_IN_THE_RUN, *WHOLE)}
     for word, key in typed_overrides():
         if ".".join(key.split(".")[:2]) in of_the_run:
-            raise ValueError(f"{word}: images are seen as in the run, and none are held out; leave it out")
+            raise UserError(f"{word}: images are seen as in the run, and none are held out; leave it out")
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
-    from dcal.inference.restore import open_data, read_result, restore
+    from dcal.inference.images import check_sides, data_title, is_data_of_run, open_data
+    from dcal.inference.restore import read_result
     from dcal.run.files import write_atomically
 
-    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    restored = open_run(config)
     data = open_data(restored, config.dataset)
     result = read_result(restored.directory)
-    split = config.split or (result["split"] if result and "reader" not in config.dataset else "test")
-    train = restored.config.train
-    evaluation = restored.task.evaluate(
-        restored.model, data, split, train.eval_batch_size, train.workers, restored.device
-    )
-    print(report(evaluation.metrics, result["metrics"] if result else None))
-    print(f"{data.catalog.name}, split {split}, {restored.weights}")
+    split = config.split or (result["split"] if result and not config.dataset.get("reader") else "test")
+    train, task = restored.config.train, restored.task
+    for part in task.splits(split):
+        check_sides(restored, data.records(part))
+    evaluation = task.evaluate(restored.model, data, split, train.eval_batch_size, train.workers, restored.device)
+    comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
+    print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
+    images = sum(len(data.records(part)) for part in task.splits(split))
+    print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
+    if result and not comparable:
+        print("result.json is about other images, and is not compared with")
     if config.out:
-        content = {"run": str(restored.directory), "weights": str(restored.weights), "dataset": data.catalog.name}
-        text = json.dumps({**content, "split": split, "metrics": evaluation.metrics}, indent=1)
-        write_atomically(with_folder(config.out), text + "\n")
+        content = {
+            "run": str(restored.directory),
+            "weights": str(restored.weights),
+            "dataset": data.catalog.name,
+            "root": None if data.root is None else str(data.root),
+            "split": split,
+            "metrics": evaluation.metrics,
+        }
+        write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
     if config.save_items:
         evaluation.save(with_folder(config.save_items))
     return evaluation.metrics

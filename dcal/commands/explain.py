@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors
+from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,57 +32,54 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One explanation, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
 
-    report_errors(lambda: explain(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: explain(config), (ValueError, OSError, DataError, UserError), config.debug)
 
 
 def explain(config: DictConfig) -> None:
     """Draws a figure per image, or measures faithfulness, or both."""
-    from dcal.inference.restore import restore
-
     check(config)
-    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    restored = open_run(config)
     if config.faithfulness is not None and restored.task.name != "fgvc":
-        raise ValueError(
+        raise UserError(
             "faithfulness: follows the probability of a class, and re-identification has none; "
             "give images= to see what the run looks at"
         )
     out = Path(config.out).expanduser()
-    if config.images is not None:
-        explain_images(restored, config, out)
+    paths, left_out = explain_images(restored, config, out) if config.images is not None else ([], {})
     if config.faithfulness is not None:
         measure(restored, config, out)
+    end_incomplete(left_out, len(paths))
 
 
 def check(config: DictConfig) -> None:
     """Refuses what cannot be meant before anything is loaded.
 
     Raises:
-        ValueError: nothing is asked for, a key is of no use without another, or a number is out of its range.
+        UserError: nothing is asked for, a key is of no use without another, or a number is out of its range.
     """
     if config.images is None and config.faithfulness is None:
-        raise ValueError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
+        raise UserError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
     if config.pair is not None and config.images is None:
-        raise ValueError(f"pair={config.pair}: needs images= that it distracts from")
+        raise UserError(f"pair={config.pair}: needs images= that it distracts from")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
         if config[key] is not None and config[key] < least:
-            raise ValueError(f"{key}={config[key]}: must be at least {least}")
+            raise UserError(f"{key}={config[key]}: must be at least {least}")
 
 
-def explain_images(restored: Restored, config: DictConfig, out: Path) -> None:
-    """Writes a figure for each image that can be read, streaming; says how many could not."""
+def explain_images(restored: Restored, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
+    """Writes a figure for each image that can be read, streaming; returns all images, and why some have none."""
     from tqdm import tqdm
 
     from dcal.dataset.image_files import find_images
-    from dcal.inference.restore import open_images
+    from dcal.inference.images import open_images
     from dcal.visualize.attention_maps import attention_maps, distraction
     from dcal.visualize.explain_figure import Sheet, draw_sheet
 
     paths = find_images(config.images)
     distractor = None if config.pair is None else one_image(restored, config.pair)
     loader = open_images(restored, paths, BATCH)
-    base = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    names = figure_names(paths)
     with tqdm(total=len(paths), desc="explain", unit="image", disable=None) as bar:
         for batch in loader:
             images = batch["image"]
@@ -93,27 +91,35 @@ def explain_images(restored: Restored, config: DictConfig, out: Path) -> None:
                 pair = None
                 if distractor is not None:
                     pair = distraction(restored.model, images[row], distractor, restored.device)
-                # the suffix stays in the name, so that no two images share a figure
-                target = out / f"{paths[index].absolute().relative_to(base)}.png"
-                draw_sheet(sheet, paths[index].name, target, distractor, pair)
+                draw_sheet(sheet, printable(paths[index].name), out / names[index], distractor, pair)
             bar.update(len(images))
     print(f"{len(paths) - len(loader.skipped)} figures in {out}")
-    if loader.skipped:
-        print(f"{len(loader.skipped)} of {len(paths)} images could not be read", file=sys.stderr)
+    return paths, loader.skipped
+
+
+def figure_names(paths: Sequence[Path]) -> list[str]:
+    """Where each image's figure goes below `out`: as the images are below the folder that they share.
+
+    A list may name them with `..`; their figures stay below `out` all the same. The suffix stays in the name, so that
+    no two images share a figure.
+    """
+    places = [os.path.abspath(path) for path in paths]
+    base = os.path.commonpath([os.path.dirname(place) for place in places])
+    return [f"{os.path.relpath(place, base)}.png" for place in places]
 
 
 def one_image(restored: Restored, spec: str) -> Tensor:
     """The distractor, uint8 (3, H, W).
 
     Raises:
-        ValueError: it is not one image.
+        UserError: it is not one image.
     """
     from dcal.dataset.image_files import find_images
-    from dcal.inference.restore import open_images
+    from dcal.inference.images import open_images
 
     paths = find_images(spec, "pair")
     if len(paths) > 1:
-        raise ValueError(f"pair={spec}: names {len(paths)} images; give one")
+        raise UserError(f"pair={spec}: names {len(paths)} images; give one")
     image: Tensor = next(iter(open_images(restored, paths)))["image"][0]
     return image
 
@@ -134,17 +140,16 @@ def predictions(restored: Restored, images: Tensor, top: int) -> list[dict[str, 
 
 
 def probabilities(restored: Restored, normalised: Tensor) -> dict[str, Tensor]:
-    """Class probabilities (B, C) of the branches and, first and if they are two, of both combined; on the CPU."""
-    import torch
+    """Class probabilities (B, C) of the branches and, first and if they are two, of both combined; on the CPU.
 
-    from dcal.task.inference import combined_scores
+    Of the image alone, whatever `task.flip_test` says: the maps beside them are its own.
+    """
+    from dcal.task.inference import combined_scores, infer_images
 
-    with torch.no_grad(), restored.device.autocast():
-        output = restored.model(normalised)
-    logs = {name: logits.float().log_softmax(-1).cpu() for name, logits in output.logits().items()}
-    both = combined_scores(logs, restored.task.inference)
-    combined = {"both": both} if len(logs) > 1 else {}
-    return {name: scores.exp() for name, scores in {**combined, **logs}.items()}
+    scores = infer_images(restored.model, normalised, None, restored.device, flip=False)
+    logs = {name: values.cpu() for name, values in scores.logits.items()}
+    combined = {"both": combined_scores(logs, restored.task.inference)} if len(logs) > 1 else {}
+    return {name: values.exp() for name, values in {**combined, **logs}.items()}
 
 
 def measure(restored: Restored, config: DictConfig, out: Path) -> None:
@@ -154,7 +159,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     from dcal.run.files import write_atomically
     from dcal.visualize.explain_figure import draw_faithfulness
 
-    records = chosen(restored, None, config.split, config.dataset, config.faithfulness)
+    records, origin = chosen(restored, None, config.split, config.dataset, config.faithfulness)
     found: dict[str, list[Curves]] = {}
     for curves_of in faithfulness(restored, records, config.steps):
         for name, both in curves_of.items():
@@ -166,6 +171,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
         "run": str(restored.directory),
         "weights": str(restored.weights),
         "split": config.split,
+        "data": origin,
         "images": images,
         "steps": config.steps,
         "maps": results,
@@ -173,7 +179,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     write_atomically(out / "faithfulness.json", json.dumps(content, indent=1) + "\n")
     draw_faithfulness(results, images, out / "faithfulness.png")
     print(table(results))
-    print(f"{images} images of split {config.split}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
+    print(f"{origin}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
 
 
 def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
@@ -181,7 +187,7 @@ def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iter
     import torch
     from tqdm import tqdm
 
-    from dcal.inference.restore import open_images
+    from dcal.inference.images import open_images
     from dcal.metric.faithfulness import curves
     from dcal.visualize.attention_maps import attention_maps
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,10 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors
+from dcal.commands.opened import open_run
+from dcal.utils.errors import UserError, choose
+
+CARD = "README.md"
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +31,8 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One export, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
 
-    report_errors(lambda: export(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: export(config), (ValueError, OSError, DataError, UserError), config.debug)
 
 
 def export(config: DictConfig) -> Path:
@@ -38,10 +40,9 @@ def export(config: DictConfig) -> Path:
     from dcal.inference.export_graph import SAVERS, Graph, compare
     from dcal.inference.model_card import model_card
     from dcal.inference.pretrained import CONFIG, of_run
-    from dcal.inference.restore import restore
 
     check(config, list(SAVERS))
-    restored = restore(config.run, config.weights, "cpu")
+    restored = open_run(config)
     model = of_run(restored, config.license)
     graph = Graph(model)
     target = Path(config.out).expanduser() if config.out else restored.directory / "export" / config.format
@@ -54,22 +55,22 @@ def export(config: DictConfig) -> Path:
         parity = compare(graph, runner, batches(config, restored, graph))
         print(report(parity, config.tolerance))
         if not parity.differences[graph.outputs[0]] <= config.tolerance:  # also if it is not a number
-            raise ValueError(
+            raise UserError(
                 f"format={config.format}: {graph.outputs[0]} differs from PyTorch by more than "
                 f"tolerance={config.tolerance:g}; nothing was written"
             )
         if not (folder / CONFIG).exists():
             (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
             card = model_card(model.config, config.format, graph.outputs, sentence(parity, graph))
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
+            (folder / CARD).write_text(card, encoding="utf-8")
+        for note in place(folder, target):
+            print(note)
     print(f"{target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     if config.repo:
         try:
             print(model.push_to_hub(config.repo, private=config.private))
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
-            raise ValueError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
+            raise UserError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
     return target
 
 
@@ -77,23 +78,22 @@ def check(config: DictConfig, formats: Sequence[str]) -> None:
     """Refuses what cannot be meant.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
-    if config.format not in formats:
-        raise ValueError(f"format={config.format}: choose one of {', '.join(formats)}")
+    choose("format", config.format, formats)
     if config.repo and config.format != "hub":
-        raise ValueError(f"repo={config.repo} is pushed to under format=hub only")
+        raise UserError(f"repo={config.repo} is pushed to under format=hub only")
     if not config.batch_sizes or min(config.batch_sizes) < 1:
-        raise ValueError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
+        raise UserError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
     if config.limit < 1:
-        raise ValueError(f"limit={config.limit}: compare on at least 1 image")
+        raise UserError(f"limit={config.limit}: compare on at least 1 image")
 
 
 def check_free(target: Path) -> None:
-    """Refuses to replace anything but an earlier export.
+    """Refuses a folder that holds anything, unless an earlier export is among it.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
     from dcal.inference.pretrained import CONFIG
 
@@ -104,7 +104,35 @@ def check_free(target: Path) -> None:
     except (OSError, ValueError, TypeError):  # TypeError: JSON of a number
         earlier = False
     if not earlier:
-        raise ValueError(f"out={target} is there and no earlier export: choose another folder")
+        raise UserError(f"out={target} is there and no earlier export: choose another folder")
+
+
+MANIFEST = "export.json"
+"""In an export: the SHA-256 of each of its files, so that a later one knows which of them are as it left them."""
+
+
+def place(folder: Path, target: Path) -> Iterator[str]:
+    """Moves a new export to its place and deletes what an earlier one left; all other files there are the user's.
+
+    Yields:
+        a sentence for each file that is kept although the new export has its own: it was edited.
+    """
+    from dcal.training.checkpoint import checksum
+
+    target.mkdir(exist_ok=True)
+    manifest = target / MANIFEST
+    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    new = {file.name: checksum(file) for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
+    for name in sorted(before.keys() - new.keys()):
+        if (target / name).is_file() and checksum(target / name) == before[name]:
+            (target / name).unlink()
+    for name in [*new, MANIFEST]:
+        old = target / name
+        if name == CARD and old.is_file() and checksum(old) not in (before.get(name), new[name]):
+            yield f"{old}: edited since it was written, and kept; the new card is not written"
+        else:
+            (folder / name).replace(old)
 
 
 def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tuple[Tensor, ...]]:
@@ -112,11 +140,13 @@ def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tu
     from tqdm import tqdm
 
     from dcal.inference.export_graph import parts
-    from dcal.inference.images import chosen
-    from dcal.inference.restore import open_images
+    from dcal.inference.images import chosen, open_images
 
     real = config.images is not None or config.split is not None
-    records = chosen(restored, config.images, config.split, config.dataset, config.limit) if real else []
+    records, origin = (
+        chosen(restored, config.images, config.split, config.dataset, config.limit) if real else ([], "noise")
+    )
+    print(f"compared on {origin}")
     slices = parts(len(records) if real else config.limit, config.batch_sizes)
     for number, part in enumerate(tqdm(slices, "compared with PyTorch", unit="batch", leave=False)):
         if not real:

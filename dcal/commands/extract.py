@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.app import hydra_command, report_errors
+from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from dcal.dataset.record import Record
+    from dcal.inference.index import Index
     from dcal.inference.restore import Restored
 
 PART_SECONDS = 30.0
@@ -35,64 +39,67 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One extraction, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
     from dcal.run.lock import RunLocked
     from dcal.utils.signals import Interrupted
 
-    mendable = (ValueError, OSError, DataError, RunError, RunLocked, Interrupted)
+    mendable = (ValueError, OSError, DataError, UserError, RunLocked, Interrupted)
     report_errors(lambda: extract(config), mendable, config.debug)
 
 
 def extract(config: DictConfig) -> None:
-    """Extracts what is missing, then writes the file."""
-    from dcal.inference.index import check_suffix, read_index
+    """Extracts what is missing or has changed, then writes the file."""
+    from dcal.inference.index import check_suffix, file_stamp, read_index
     from dcal.inference.index_parts import differences, open_parts
-    from dcal.inference.restore import restore
     from dcal.run.lock import acquire_lock
 
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
-    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
-    records = chosen_records(config, restored)
+    restored = open_run(config)
+    records, origin = chosen_records(config, restored)
+    stamps = [file_stamp(record.path) for record in records]
     settings = all_settings(config, restored, records)
     folder = out.with_name(f"{out.name}.parts")
     if out.exists():
-        other = differences(read_index(out, "out").settings, settings)
+        index = read_index(out, "out")
+        other = differences(index.settings, settings)
         if other:
-            raise ValueError(f"out={out}: exists, made with other settings ({other}); delete it or choose another name")
+            raise UserError(f"out={out}: exists, made with other settings ({other}); delete it or choose another name")
         shutil.rmtree(folder, ignore_errors=True)
-        print(f"{out}: finished before")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with acquire_lock(folder):  # two processes would mix their parts, which end where each happens to be
-        parts = compute(restored, records, folder, open_parts(folder, settings), settings["dtype"])
-        for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # half-written by a process that was killed
-            left.unlink()
-        print(join(records, folder, parts, out, settings))
-        shutil.rmtree(folder)
+        skipped = update(restored, records, stamps, out, index)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with acquire_lock(folder):  # two processes would mix their parts, which end where each happens to be
+            begun = unchanged(folder, open_parts(folder, settings), stamps)
+            parts = compute(restored, records, stamps, folder, begun, settings["dtype"])
+            for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # half-written by a killed process
+                left.unlink()
+            skipped = join(records, stamps, folder, parts, out, settings)
+            shutil.rmtree(folder)
+    print(f"of {origin}")
+    end_incomplete(skipped, len(records))
 
 
-def chosen_records(config: DictConfig, restored: Restored) -> Sequence[Record]:
-    """The images of `images`, or those of `split`, with cameras and labels as far as they are known.
+def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Record], str]:
+    """The images of `images`, or those of `split`, with cameras and labels as far as they are known; and their origin.
 
     Raises:
-        ValueError: both are given, or neither; or something that belongs to the other one.
+        UserError: both are given, or neither; or something that belongs to the other one.
         DataError: nothing is there.
     """
     from dcal.dataset.image_files import numbers_in
     from dcal.inference.images import chosen
 
     images = list(config.images) if isinstance(config.images, ListConfig) else config.images
-    records = chosen(restored, images, config.split, config.dataset)
+    records, origin = chosen(restored, images, config.split, config.dataset)
     for key in ("label", "camera"):
         if config[key] is None:
             continue
         if config.split is not None:
-            raise ValueError(f"{key}: goes with images; with split={config.split} the data set knows it")
+            raise UserError(f"{key}: goes with images; with split={config.split} the data set knows it")
         numbers = numbers_in([record.path for record in records], config[key], key)
         known: list[dict[str, Any]] = [{key: number} for number in numbers]
         records = [replace(record, **column) for record, column in zip(records, known, strict=True)]
-    return records
+    return records, origin
 
 
 def all_settings(config: DictConfig, restored: Restored, records: Sequence[Record]) -> dict[str, Any]:
@@ -101,7 +108,7 @@ def all_settings(config: DictConfig, restored: Restored, records: Sequence[Recor
 
     from dcal.inference.embed import provenance
 
-    listing = json.dumps([[str(record.path.absolute()), record.label, record.camera] for record in records])
+    listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
     return {
         **provenance(restored),
         "dtype": "float16" if config.fp16 else "float32",
@@ -117,7 +124,74 @@ def all_settings(config: DictConfig, restored: Restored, records: Sequence[Recor
     }
 
 
-def compute(restored: Restored, records: Sequence[Record], folder: Path, number: int, dtype: str) -> int:
+def update(
+    restored: Restored, records: Sequence[Record], stamps: Sequence[str], out: Path, index: Index
+) -> Sequence[str]:
+    """Computes anew what has changed since a file was written; returns the paths of images that are not in it.
+
+    Whole batches, as in an extraction from the beginning, so that the file gets the very same bytes.
+    """
+    import numpy as np
+
+    from dcal.dataset.record import DataError
+    from dcal.inference.embed import embed
+
+    size = restored.config.train.eval_batch_size
+    paths = [printable(record.path.absolute()) for record in records]
+    row_of, row = {}, 0
+    for position, path in enumerate(paths):  # the file has the images in the same order, without those left out
+        if row < len(index.columns.path) and index.columns.path[row] == path:
+            row_of[position], row = row, row + 1
+    known = index.columns.stamp
+    changed = [
+        position
+        for position, stamp in enumerate(stamps)
+        if (known[row_of[position]] != stamp if position in row_of and known else position not in row_of)
+        and stamp != "missing"
+    ]
+    gone = [position for position in row_of if stamps[position] == "missing"]
+    if not changed and not gone:
+        print(f"{out}: finished before")
+        return index.skipped
+    features = {position: index.features[row] for position, row in row_of.items() if position not in gone}
+    for start in sorted({position // size * size for position in (*changed, *gone)}):
+        batch = range(start, min(start + size, len(records)))
+        for position in batch:
+            features.pop(position, None)
+        try:
+            for positions, rows in embed(restored, records[start : batch.stop], first=start):
+                values = rows.numpy().astype(index.features.dtype)
+                features |= {
+                    start + position: value for position, value in zip(positions.tolist(), values, strict=True)
+                }
+        except DataError:  # of this batch not one image can be read
+            continue
+    if not features:
+        raise UserError(f"out={out}: not one of its images can be read any more; it is left as it was")
+    print(f"{out}: {len(changed) + len(gone)} of {len(records)} images changed or could not be read: computed anew")
+    present = sorted(features)
+    return write(records, stamps, present, [np.stack([features[row] for row in present])], out, index.settings)
+
+
+def unchanged(folder: Path, parts: int, stamps: Sequence[str]) -> int:
+    """How many of the parts, from the first, are of images that are as they were; the others are deleted."""
+    from dcal.inference.index_parts import drop_parts, read_part
+
+    for number in range(parts):
+        part = read_part(folder, number)
+        changed = sum(stamps[row] != stamp for row, stamp in zip(part["index"], part["stamp"], strict=True))
+        if changed:
+            print(
+                f"{folder}: {changed} of {len(part['index'])} images of part {number} changed: computed anew from there"
+            )
+            drop_parts(folder, number, parts)
+            return number
+    return parts
+
+
+def compute(
+    restored: Restored, records: Sequence[Record], stamps: Sequence[str], folder: Path, number: int, dtype: str
+) -> int:
     """Writes the parts that follow the first `number`; returns how many there are then.
 
     Parts end where batches end, and batches are those of an undisturbed extraction: so their rounding is the same.
@@ -143,11 +217,11 @@ def compute(restored: Restored, records: Sequence[Record], folder: Path, number:
             stop_requests() as stop,
             tqdm(total=len(records), initial=start, desc="extract", unit="image", disable=None) as bar,
         ):
-            for index, features in embed(restored, records[start:]) if start < len(records) else ():
+            for index, features in embed(restored, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 bar.update(int(index[-1]) + 1 + start - bar.n)
                 if stop or time.monotonic() - written >= PART_SECONDS:
-                    write_part(folder, number, joined(pending))
+                    write_part(folder, number, joined(pending, stamps))
                     number, written = number + 1, time.monotonic()
                     pending.clear()
                 if stop:
@@ -156,36 +230,54 @@ def compute(restored: Restored, records: Sequence[Record], folder: Path, number:
         if not number:
             raise
     if pending:
-        write_part(folder, number, joined(pending))
+        write_part(folder, number, joined(pending, stamps))
         number += 1
     return number
 
 
-def joined(pending: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """The arrays of a part: positions in the records, and features."""
+def joined(pending: Sequence[tuple[Tensor, Tensor]], stamps: Sequence[str]) -> dict[str, Any]:
+    """The arrays of a part: positions in the records, features, and the stamps of the images' files."""
+    import numpy as np
     import torch
 
     index, features = (torch.cat(column).numpy() for column in zip(*pending, strict=True))
-    return {"index": index, "features": features}
+    return {"index": index, "features": features, "stamp": np.array([stamps[row] for row in index], dtype=np.str_)}
 
 
-def join(records: Sequence[Record], folder: Path, parts: int, out: Path, settings: dict[str, Any]) -> str:
-    """Writes the file from its parts; returns a sentence on what is in it."""
-    from dcal.inference.index import Columns, write_index
+def join(
+    records: Sequence[Record], stamps: Sequence[str], folder: Path, parts: int, out: Path, settings: dict[str, Any]
+) -> list[str]:
+    """Writes the file from its parts; returns the paths of images that are not in it."""
     from dcal.inference.index_parts import read_part
 
     present = [int(row) for number in range(parts) for row in read_part(folder, number)["index"]]
+    features = (read_part(folder, number)["features"] for number in range(parts))
+    skipped = write(records, stamps, present, features, out, settings)
+    print(f"{out}: {len(present)} embeddings")
+    return skipped
+
+
+def write(
+    records: Sequence[Record],
+    stamps: Sequence[str],
+    present: Sequence[int],
+    features: Iterable[NDArray[Any]],
+    out: Path,
+    settings: dict[str, Any],
+) -> list[str]:
+    """Writes the embeddings of the records at `present`; returns the paths of the others, which the file names, too."""
+    from dcal.inference.index import Columns, write_index
+
     kept, missing = [records[row] for row in present], sorted(set(range(len(records))) - set(present))
-    known = (
+    camera, label = (
         column if any(value >= 0 for value in column) else None
         for column in ([record.camera for record in kept], [record.label for record in kept])
     )
-    columns = Columns([str(record.path.absolute()) for record in kept], *known)
-    skipped = [str(records[row].path.absolute()) for row in missing]
-    features = (read_part(folder, number)["features"] for number in range(parts))
+    paths = [printable(record.path.absolute()) for record in kept]
+    skipped = [printable(records[row].path.absolute()) for row in missing]
+    columns = Columns(paths, camera, label, [stamps[row] for row in present])
     write_index(out, features, settings["dtype"], columns, skipped, settings)
-    beside = f"; {len(skipped)} images could not be read" if skipped else ""
-    return f"{out}: {len(kept)} embeddings{beside}"
+    return skipped
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors
+from dcal.commands.opened import end_incomplete, open_run, printable
 from dcal.run.files import atomic_write
+from dcal.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dcal.inference.restore import Restored
@@ -38,23 +40,21 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One prediction, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
 
-    report_errors(lambda: predict(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: predict(config), (ValueError, OSError, DataError, UserError), config.debug)
 
 
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
     from dcal.dataset.image_files import find_images
-    from dcal.inference.restore import restore
 
     kind = chosen_format(config.format, config.out)
     if config.top < 1:
-        raise ValueError(f"top={config.top}: must be at least 1")
+        raise UserError(f"top={config.top}: must be at least 1")
     paths = find_images(config.images)
-    restored = restore(config.run, config.weights, config.device, {"task": config.task, "train": config.train})
+    restored = open_run(config)
     if restored.task.name != "fgvc":
-        raise ValueError(
+        raise UserError(
             f"run={config.run}: re-identification has no classes to predict; dcal-extract gives the images' features, "
             "dcal-query finds the nearest among them"
         )
@@ -65,25 +65,28 @@ def predict(config: DictConfig) -> None:
             write(path, guesses, "")
         for name, reason in bad.items():
             write(Path(name), [], reason.removeprefix(f"{name}: "))
-    if bad:
-        print(f"{len(bad)} of {len(paths)} images could not be read", file=sys.stderr)
+    end_incomplete(bad, len(paths))
 
 
 def guess(
     restored: Restored, paths: Sequence[Path], top: int, bad: dict[str, str]
 ) -> Iterator[tuple[Path, list[Guess]]]:
-    """The `top` classes of each image, most probable first; reasons of images that cannot be read go to `bad`."""
+    """The `top` classes of each image, most probable first; `bad` gets the reasons of images that have no classes."""
     from tqdm import tqdm
 
-    from dcal.inference.restore import open_images
-    from dcal.task.inference import combined_scores, infer_batches
+    from dcal.inference.images import open_images
+    from dcal.task.inference import combined_scores, finite, infer_batches
 
     task, loader = restored.task, open_images(restored, paths)
     count = min(top, len(restored.class_names))
     with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
         for seen in infer_batches(restored.model, loader, restored.device, task.flip_test):
             scores = combined_scores(seen.logits, task.inference).topk(count)
-            for index, labels, values in zip(seen.index, scores.indices, scores.values.exp(), strict=True):
+            rows = zip(seen.index, finite(seen), scores.indices, scores.values.exp(), strict=True)
+            for index, usable, labels, values in rows:
+                if not usable:
+                    bad[str(paths[int(index)])] = "the model answers with NaN"
+                    continue
                 pairs = zip(labels.tolist(), values.tolist(), strict=True)
                 yield paths[int(index)], [Guess(restored.class_names[label], value) for label, value in pairs]
             bar.update(int(seen.index[-1]) + 1 - bar.n)
@@ -94,16 +97,17 @@ def chosen_format(name: str | None, out: str | None) -> str:
     """What is written: the named format, or that of the suffix.
 
     Raises:
-        ValueError: neither says which of `FORMATS`.
+        UserError: neither says which of `FORMATS`.
     """
+
     if name is None and out is None:
         return "table"
     if name is None:
         name = Path(str(out)).suffix.removeprefix(".")
         if name not in FORMATS:
-            raise ValueError(f"out={out}: its suffix must be .csv or .jsonl, or say format={'|'.join(FORMATS)}")
+            raise UserError(f"out={out}: its suffix must be .csv or .jsonl, or say format={'|'.join(FORMATS)}")
     if name not in FORMATS:
-        raise ValueError(f"format={name}: choose one of {', '.join(FORMATS)}")
+        raise UserError(f"format={name}: choose one of {', '.join(FORMATS)}")
     return name
 
 
@@ -130,11 +134,11 @@ Writer = Callable[[Path, Sequence[Guess], str], None]
 
 def table_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
     """Aligned columns; the widths are known beforehand, so that lines appear as they are computed."""
-    width, labels = max(len(str(path)) for path in paths), max(map(len, names))
+    width, labels = max(len(printable(path)) for path in paths), max(map(len, names))
 
     def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
-        lines = [f"{label:<{labels}}  {probability:.4f}" for label, probability in guesses] or [reason]
-        first = [str(path), *[""] * (len(lines) - 1)]
+        lines = [f"{label:<{labels}}  {probability:.4f}" for label, probability in guesses] or [printable(reason)]
+        first = [printable(path), *[""] * (len(lines) - 1)]
         file.writelines(f"{left:<{width}}  {line}\n" for left, line in zip(first, lines, strict=True))
 
     return write
@@ -146,8 +150,9 @@ def csv_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Wri
     writer.writerow(("path", "rank", "label", "probability", "error"))
 
     def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
-        rows = [(path, rank, *guess, "") for rank, guess in enumerate(guesses, 1)]
-        writer.writerows(rows or [(path, "", "", "", reason)])
+        name = printable(path)
+        rows = [(name, rank, *guess, "") for rank, guess in enumerate(guesses, 1)]
+        writer.writerows(rows or [(name, "", "", "", printable(reason))])
 
     return write
 
@@ -156,8 +161,8 @@ def jsonl_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> W
     """A line per image: {"path", "top": [{"label", "probability"}]} or {"path", "error"}."""
 
     def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
-        content = {"error": reason} if reason else {"top": [guess._asdict() for guess in guesses]}
-        file.write(json.dumps({"path": str(path), **content}, ensure_ascii=False) + "\n")
+        content = {"error": printable(reason)} if reason else {"top": [guess._asdict() for guess in guesses]}
+        file.write(json.dumps({"path": printable(path), **content}, ensure_ascii=False) + "\n")
 
     return write
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.app import hydra_command, report_errors
+from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.utils.errors import UserError, choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,26 +43,23 @@ def main() -> None:
 def job(config: DictConfig) -> None:
     """One search, reported in one sentence if it cannot be had."""
     from dcal.dataset.record import DataError
-    from dcal.inference.restore import RunError
 
-    report_errors(lambda: query(config), (ValueError, OSError, DataError, RunError), config.debug)
+    report_errors(lambda: query(config), (ValueError, OSError, DataError, UserError), config.debug)
 
 
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
     from dcal.dataset.image_files import find_images
-    from dcal.dataset.images import one_of
     from dcal.inference.index import read_index
-    from dcal.inference.restore import restore
 
     if config.top < 1:
-        raise ValueError(f"top={config.top}: must be at least 1")
-    one_of("same_camera", config.same_camera, ("mark", "drop"))
+        raise UserError(f"top={config.top}: must be at least 1")
+    choose("same_camera", config.same_camera, ("mark", "drop"))
     paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
     file = Path(config.index).expanduser()
     index = read_index(file, "index")
     task = {key: index.settings.get(key) for key in ("inference", "flip_test")}
-    restored = restore(config.run, config.weights, config.device, {"task": task, "train": config.train})
+    restored = open_run(config, task=task)
     check_origin(index, restored, file)
     began = time.monotonic()
     found = search(restored, index, asked(config, index, paths), config.top, config.same_camera == "drop")
@@ -71,13 +70,14 @@ def query(config: DictConfig) -> None:
     if config.picture:
         draw(found[:PICTURED], index, restored, Path(config.picture).expanduser())
         print(f"picture  {config.picture}")
+    end_incomplete(range(len(paths) - len(found)), len(paths))
 
 
 def check_origin(index: Index, restored: Restored, file: Path) -> None:
     """Features of two models do not compare.
 
     Raises:
-        ValueError: the index is of other weights, or its images were resized otherwise.
+        UserError: the index is of other weights, or its images were resized otherwise.
     """
     from dcal.inference.embed import provenance
     from dcal.inference.index_parts import differences
@@ -85,7 +85,7 @@ def check_origin(index: Index, restored: Restored, file: Path) -> None:
     now = {key: value for key, value in provenance(restored).items() if key != "run"}
     other = differences({key: index.settings.get(key) for key in now}, now)
     if other:
-        raise ValueError(
+        raise UserError(
             f"index={file}: made by another model, {index.settings.get('run')} ({other}); "
             "search it with that run and those weights, or make it again with dcal-extract"
         )
@@ -165,7 +165,7 @@ def table(found: Found, index: Index) -> str:
         "image": [index.columns.path[row] for row in found.rows],
     }
     known = (("camera", found.query.camera), ("label", found.query.label))
-    title = "  ".join([str(found.query.path), *(f"{name} {value}" for name, value in known if value >= 0)])
+    title = "  ".join([printable(found.query.path), *(f"{name} {value}" for name, value in known if value >= 0)])
     aligned = []
     for name, values in columns.items():
         width = max(map(len, [name, *values]))

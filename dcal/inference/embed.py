@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from dcal.dataset.record import Record
-from dcal.inference.restore import Restored, open_images, read_result
-from dcal.task.inference import combined_features, infer_batches
+from dcal.inference.images import open_images
+from dcal.inference.restore import Restored, read_result
+from dcal.task.inference import combined_features, finite, infer_batches
 from dcal.training.checkpoint import checksum
 
+logger = logging.getLogger(__name__)
 
-def embed(restored: Restored, records: Sequence[Record]) -> Iterator[tuple[Tensor, Tensor]]:
+
+def embed(restored: Restored, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Embeds batch by batch.
 
     The features are those of the run's evaluation: each branch's L2-normalised, concatenated, normalised again.
 
+    Args:
+        first: position of the first record in a longer list, of which these continue the computation.
+
     Yields:
-        positions in `records` (b,) and features float32 (b, D), both on the CPU; images that cannot be read are left
-        out, with a warning.
+        positions in `records` (b,) and features float32 (b, D), both on the CPU; images that cannot be read, or for
+        which the model answers with NaN, are left out, with a warning.
 
     Raises:
         DataError: at the end, if not one of the images can be read.
-        ValueError: the model needs cameras that the records lack.
+        UserError: the model needs cameras that the records lack.
     """
     task, loader = restored.task, open_images(restored, records)
-    for seen in infer_batches(restored.model, loader, restored.device, task.flip_test, features_only=True):
-        yield seen.index, combined_features(seen.features, task.inference)
+    for seen in infer_batches(restored.model, loader, restored.device, task.flip_test, features_only=True, first=first):
+        usable = finite(seen)
+        for position in seen.index[~usable].tolist():
+            logger.warning("left out: %s: the model answers with NaN", records[position].path)
+        yield seen.index[usable], combined_features(seen.features, task.inference)[usable]
 
 
 def provenance(restored: Restored) -> dict[str, Any]:

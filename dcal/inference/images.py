@@ -1,14 +1,93 @@
-"""The images that a command is to work on: named by `images=`, or taken from a split of the run's data set."""
+"""The images that a command works on: the run's data set, another one, or files that belong to none."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcal.dataset.image_files import find_images, spread
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.dataset.data import Data, Loader
+from dcal.dataset.image_files import find_images, image_loader, spread
 from dcal.dataset.record import Record
-from dcal.inference.restore import Restored, open_data
+from dcal.inference.restore import Restored, drop_none
+from dcal.inference.trust import RunError
+from dcal.run.data_digest import data_digest
+from dcal.run.directory import IDENTITY_FILE
+from dcal.training.build import make
+from dcal.utils.errors import UserError
+
+SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
+"""Keys of a data set in which another one follows the run: its images are for the run's model."""
+WHOLE = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
+"""Another data set is not trained on: nothing is held out or left out."""
+
+
+def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> Data:
+    """The run's data set, the same at another place, or another one.
+
+    Args:
+        dataset: of the command's configuration: a whole data set with its `reader`, or single keys such as `root`
+            that replace the run's; images are resized and cropped as in the run in either case.
+
+    Raises:
+        DataError: the data are not where they should be.
+        RunError: the run names code that is not trusted, or its reader has no use for a root.
+        UserError: in classification, the classes are not those of the run.
+    """
+    own: dict[str, Any] = OmegaConf.to_container(restored.config.dataset)  # type: ignore[assignment]
+    asked: Any = OmegaConf.to_container(dataset, resolve=True) if isinstance(dataset, DictConfig) else dataset or {}
+    if asked.get("reader"):
+        own = {key: own[key] for key in SEEN_AS_IN_THE_RUN}
+        node = {**asked, **own, **WHOLE}
+    else:
+        node = {**own, **drop_none(asked)}
+        if node["root"] != own["root"]:
+            node["reader"] = _moved(own["reader"], own["root"], node["root"])
+    restored.trust.check("dataset", own)
+    data: Data = make(OmegaConf.create({"dataset": node}).dataset)
+    if restored.task.name == "fgvc" and data.class_names != restored.class_names:
+        raise UserError(
+            f"dataset: the classes of {data.catalog.name} ({data.num_classes}) are not the {len(restored.class_names)} "
+            "that the run was trained on, name by name and in their order"
+        )
+    return data
+
+
+def open_images(restored: Restored, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
+    """Batches of images that belong to no data set, as the run's evaluation would see them.
+
+    Args:
+        batch_size: None for that of the run's evaluation.
+
+    Raises:
+        UserError: the model embeds cameras or views, and those of an image are unknown to it.
+    """
+    check_sides(restored, images)
+    own, train = restored.config.dataset, restored.config.train
+    size = batch_size or train.eval_batch_size
+    workers = train.workers if len(images) > size else 0  # not worth starting for one batch
+    on_gpu = restored.device.torch.type == "cuda"
+    return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
+
+
+def check_sides(restored: Restored, images: Sequence[Path | Record]) -> None:
+    """Refuses images whose cameras or views a model with a camera embedding does not know.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    device = restored.device
+    for image in images if device.num_cameras else ():
+        camera, view = (image.camera, image.view) if isinstance(image, Record) else (-1, -1)
+        if not 0 <= camera < device.num_cameras or (device.num_views > 1 and not 0 <= view < device.num_views):
+            path = image.path if isinstance(image, Record) else image
+            raise UserError(
+                f"task.side_information={restored.task.side_information}: the model has learned {device.num_cameras} "
+                f"cameras, and needs one of them for each image (for camera_view also its view); not so for {path}"
+            )
 
 
 def chosen(
@@ -17,8 +96,8 @@ def chosen(
     split: str | None,
     dataset: Mapping[str, Any] | None = None,
     limit: int | None = None,
-) -> list[Record]:
-    """The images, at most `limit` of them, at equal distances: a split is sorted by class.
+) -> tuple[list[Record], str]:
+    """The images, at most `limit` of them, at equal distances (a split is sorted by class), and where they are from.
 
     Args:
         images: file, folder or glob, see `dcal.dataset.image_files.find_images`; their label is -1.
@@ -26,15 +105,51 @@ def chosen(
         dataset: keys that replace the run's, as `open_data` takes them.
 
     Raises:
-        ValueError: both or neither are given, there is no such split, or no image is asked for.
+        UserError: both or neither are given, there is no such split, or no image is asked for.
         DataError: nothing is where it should be.
     """
     if (images is None) == (split is None):
-        raise ValueError("images, split: give one of the two, images=PATH or split=NAME of the run's data set")
+        raise UserError("images, split: give one of the two, images=PATH or split=NAME of the run's data set")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: must be at least 1 image")
+        raise UserError(f"limit={limit}: must be at least 1 image")
     if split is not None:
-        records = open_data(restored, dataset).records(split)
+        data = open_data(restored, dataset)
+        records, origin = data.records(split), data_title(data, split)
     else:
         records = [Record(Path(path), -1) for path in find_images(images)]  # type: ignore[arg-type]  # not None here
-    return records if limit is None else spread(records, limit)
+        origin = f"images={images}"
+    records = records if limit is None else spread(records, limit)
+    return records, f"{origin}, {len(records)} images"
+
+
+def is_data_of_run(restored: Restored, data: Data, dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set is the one that the run was trained and evaluated on, wherever it is.
+
+    Args:
+        data: what `open_data` gave.
+        dataset: of the command's configuration, with which `open_data` was called.
+    """
+    file = restored.directory / IDENTITY_FILE
+    known = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else None
+    if known is not None:
+        return bool(data_digest(data.source).sha256 == known["sha256"])
+    # a drawn set is what its reader's options say, and an older run has kept nothing but the place
+    same_place = "recipe" in data.source.protocol or str(data.root) == str(restored.config.dataset.root)
+    return same_place and not dataset.get("reader")
+
+
+def data_title(data: Data, *splits: str) -> str:
+    """On which data a figure is: name, root and splits."""
+    where = "" if data.root is None else f" in {data.root}"
+    return f"{data.catalog.name}{where}, split {' and '.join(splits)}"
+
+
+def _moved(reader: Mapping[str, Any], old: str | None, new: str) -> dict[str, Any]:
+    """The arguments of a run's reader for the same data set at another place.
+
+    A run keeps values and no references, so what was `${dataset.root}` is found by its value.
+    """
+    places = [key for key, value in reader.items() if key == "root" or (old is not None and value == old)]
+    if not places:
+        raise RunError(f"dataset.root={new}: the run's reader, {reader.get('_target_')}, takes no root")
+    return {**reader, **dict.fromkeys(places, new)}

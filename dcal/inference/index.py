@@ -1,8 +1,8 @@
 """Files of embeddings: what `dcal-extract` leaves and `dcal-query` searches.
 
 Two forms with the same content, chosen by suffix: `.npz` (numpy, no pickle) and `.parquet` (needs pyarrow). The bytes
-are a function of the content: no time stamp, no name of a machine. Features are written part by part, so that a file
-may be larger than memory.
+are a function of the content and of the image files' stamps: no time of writing, no name of a machine. Features are
+written part by part, so that a file may be larger than memory.
 
 Shapes: N images, D channels.
 """
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.run.files import atomic_write
+from dcal.utils.errors import UserError
 
 Array = NDArray[Any]
 ROWS = 8192  # of a parquet row group
@@ -35,6 +36,17 @@ class Columns(NamedTuple):
     """-1 where unknown; None if no camera is known."""
     label: Sequence[int] | None
     """Identities or classes, -1 where unknown (in Re-ID also for junk); None if none is known."""
+    stamp: Sequence[str] | None
+    """Of each image file when it was embedded, see `file_stamp`; None in files of earlier versions."""
+
+
+def file_stamp(path: Path) -> str:
+    """Size in bytes and time of the last change in ns, `size:time`, by which a changed file is known; or `missing`."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return "missing"
+    return f"{facts.st_size}:{facts.st_mtime_ns}"
 
 
 class Index(NamedTuple):
@@ -45,12 +57,14 @@ class Index(NamedTuple):
     columns: Columns
     settings: dict[str, Any]
     """How it was made: run, checksum of the weights, branches, ...; see `dcal-extract`."""
+    skipped: list[str]
+    """Paths that could not be read."""
 
 
 def check_suffix(file: Path, key: str) -> None:
-    """Raises a `ValueError` that names `key` unless the suffix is one of `SUFFIXES` and can be written and read."""
+    """Raises a `UserError` that names `key` unless the suffix is one of `SUFFIXES` and can be written and read."""
     if file.suffix not in SUFFIXES:
-        raise ValueError(f"{key}={file}: its suffix must be {' or '.join(SUFFIXES)}")
+        raise UserError(f"{key}={file}: its suffix must be {' or '.join(SUFFIXES)}")
     if file.suffix == ".parquet":
         _pyarrow()
 
@@ -80,19 +94,19 @@ def read_index(file: Path, key: str) -> Index:
     """Reads a file of embeddings.
 
     Raises:
-        ValueError: it is none; the message starts with `key`.
+        UserError: it is none; the message starts with `key`.
         OSError: it cannot be read.
     """
     check_suffix(file, key)
     if not file.is_file():
-        raise ValueError(f"{key}={file}: no such file; make it with dcal-extract")
+        raise UserError(f"{key}={file}: no such file; make it with dcal-extract")
     try:
         index = _read_npz(file) if file.suffix == ".npz" else _read_parquet(file)
         if index.features.ndim != 2 or len(index.features) != len(index.columns.path):
             raise ValueError(f"features {index.features.shape} of {len(index.columns.path)} paths")
         return index
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's are ValueErrors
-        raise ValueError(f"{key}={file}: no index of dcal-extract ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{key}={file}: no index of dcal-extract ({str(error).splitlines()[0]})") from None
 
 
 def _write_npz(
@@ -122,9 +136,10 @@ def _write_npz(
 
 def _read_npz(file: Path) -> Index:
     with np.load(file, allow_pickle=False) as archive:
-        camera, label = (archive[key].tolist() if key in archive else None for key in ("camera", "label"))
-        columns = Columns(archive["path"].tolist(), camera, label)
-        return Index(archive["features"], columns, json.loads(str(archive["settings"])))
+        known: dict[str, Any] = {key: archive[key].tolist() if key in archive else None for key in Columns._fields}
+        return Index(
+            archive["features"], Columns(**known), json.loads(str(archive["settings"])), archive["skipped"].tolist()
+        )
 
 
 def _write_parquet(
@@ -154,9 +169,11 @@ def _read_parquet(file: Path) -> Index:
     metadata = table.schema.metadata or {}
     column = table.column("feature").combine_chunks()
     features = column.flatten().to_numpy().reshape(len(column), -1)
-    camera, label = (table[key].to_pylist() if key in table.column_names else None for key in ("camera", "label"))
-    columns = Columns(table["path"].to_pylist(), camera, label)
-    return Index(features, columns, json.loads(metadata[b"dcal.settings"]))
+    known: dict[str, Any] = {
+        key: table[key].to_pylist() if key in table.column_names else None for key in Columns._fields
+    }
+    skipped = json.loads(metadata[b"dcal.skipped"])
+    return Index(features, Columns(**known), json.loads(metadata[b"dcal.settings"]), skipped)
 
 
 def _regrouped(parts: Iterable[Array], rows: int) -> Iterator[Array]:
@@ -177,5 +194,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ValueError("a .parquet file needs pyarrow: pip install 'dcal[parquet]', or choose .npz") from None
+        raise UserError("a .parquet file needs pyarrow: pip install 'dcal[parquet]', or choose .npz") from None
     return pyarrow, pyarrow.parquet

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.run.files import atomic_write, write_atomically
+from dcal.utils.errors import UserError
 
 Array = NDArray[Any]
 
@@ -23,13 +24,13 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
     """Makes the folder, or finds one with the same settings; returns the number of parts that it holds.
 
     Raises:
-        ValueError: it holds parts with other settings; the message says which.
+        UserError: it holds parts with other settings; the message says which.
     """
     file = folder / "settings.json"
     if file.is_file():
         other = differences(json.loads(file.read_text(encoding="utf-8")), settings)
         if other:
-            raise ValueError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
+            raise UserError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(settings, indent=1) + "\n")
@@ -49,14 +50,20 @@ def read_part(folder: Path, number: int) -> dict[str, Array]:
     """The arrays of a part.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     file = _file(folder, number)
     try:
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except (ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{file}: damaged ({error}); delete the folder to begin anew") from None
+        raise UserError(f"{file}: damaged ({error}); delete the folder to begin anew") from None
+
+
+def drop_parts(folder: Path, first: int, count: int) -> None:
+    """Deletes the parts from number `first` on, the last one first: what is left has no gap."""
+    for number in reversed(range(first, count)):
+        _file(folder, number).unlink()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

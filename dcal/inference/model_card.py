@@ -6,9 +6,12 @@ Markdown with the metadata that the Hugging Face Hub reads at its head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 import yaml
+
+from dcal.inference.restore import Restored, read_config, read_result
 
 TASKS = {
     "fgvc": ("image-classification", "fine-grained classification"),
@@ -161,7 +164,7 @@ def results(facts: Mapping[str, Any]) -> str:
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(facts["metrics"].items()))
     text = f"On the split `{facts.get('split', 'test')}` of `{facts['dataset']}`, as the run's `result.json` has them"
     if facts.get("flip_test"):
-        text += ", averaged over each image and its mirror image, which the exported model does not do"
+        text += ", averaged over each image and its mirror image (an exported graph sees the image alone)"
     return f"{text}:\n\n| metric | value |\n| --- | --- |\n{rows}"
 
 
@@ -169,3 +172,40 @@ def terms(licence: str | None) -> str:
     text = "The code that trained and runs it is under Apache-2.0. "
     weights = f"The weights are under `{licence}`. " if licence else "For the weights none has been stated. "
     return text + weights + "The data set and the pretrained weights it started from have terms of their own."
+
+
+def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card tells of a run. Paths are left out, but for a file's own name: others read the card."""
+    hidden = ("_target_", "_partial_", "reader", "root", "cache")
+    groups = {
+        group: {key: value for key, value in plain[group].items() if key not in hidden}
+        for group in ("backbone", "attention", "task", "dataset", "optimizer", "train")
+    }
+    start = read_config(restored.directory).backbone
+    groups["backbone"] |= {
+        "pretrained": start.pretrained,
+        "checkpoint": start.checkpoint and PureWindowsPath(start.checkpoint).name,
+    }
+    result = read_result(restored.directory) or {}
+    facts: dict[str, Any] = {
+        "run": plain["name"],
+        "seed": plain["seed"],
+        "weights": restored.weights.name,
+        "dataset": str(plain["dataset"]["reader"]["_target_"]).rpartition(".")[2].removeprefix("read_"),
+        "flip_test": plain["task"]["flip_test"],
+        **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
+        "configuration": groups,
+    }
+    shown: dict[str, Any] = _without_folders(facts)
+    return shown
+
+
+def _without_folders(node: Any) -> Any:
+    """The same with the last part of every absolute path (and of one below `~`) in its place."""
+    if isinstance(node, dict):
+        named: dict[str, Any] = node
+        return {key: _without_folders(value) for key, value in named.items()}
+    if isinstance(node, list):
+        return [_without_folders(value) for value in node]
+    is_path = isinstance(node, str) and (node.startswith(("/", "~", "\\")) or PureWindowsPath(node).drive)
+    return PureWindowsPath(node).name if is_path else node  # which takes both kinds of slashes for such

@@ -10,39 +10,44 @@ Shapes: B images, C classes, D channels.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcal.attention.pairing import Partners
-from dcal.backbone import create_backbone, normalisation
+from dcal.backbone import create_backbone, normalisation, portable
 from dcal.dataset.decode import read_image
 from dcal.dataset.transform import eval_transform
-from dcal.inference.model_card import model_card
-from dcal.inference.restore import Restored, RunError, read_result, restore
+from dcal.inference.model_card import facts_of, model_card
+from dcal.inference.restore import Restored, restore
+from dcal.inference.trust import TIMM_VIT, RunError, Trust, without_weights
 from dcal.model import DCAL
 from dcal.output import Output, combined_probabilities, join_features
-from dcal.utils.device import Device
+from dcal.run.find import find_run
+from dcal.task.inference import NotFinite, Scores, combined_features, combined_scores, finite, infer_images
+from dcal.utils.device import Device, choose_device
+from dcal.utils.errors import UserError
 
 Picture = Image.Image | NDArray[np.uint8] | str | Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DCAL_TARGET = "dcal.model.DCAL"
 
 
 class TrainedDCAL(DCAL, PyTorchModelHubMixin):
     """A `DCAL` model with what its use needs. Called like any `DCAL`, on normalised images.
 
     Args:
-        backbone: `name`, and if not timm's defaults `patch_stride`, `kwargs`, `drop_path_rate`.
+        backbone: `name` in timm, and if not timm's defaults `patch_stride`, `kwargs`, `drop_path_rate`. Only the
+            architecture is built: nothing is fetched, and no file that is named here is read.
         attention: `glca`, `pwca` and `head_fusion`, as `DCAL` takes them.
         task: `fgvc` or `reid`.
         class_names: by label: the classes, or in Re-ID the identities of the training set.
@@ -52,6 +57,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         bnneck: whether the heads have one.
         sides: number of cameras that are embedded (0: none), and of views of each.
         decode: `full` or `scaled`, how files are decoded, see `dcal.dataset.decode`.
+        flip_test: whether `predict` and `embed` average over each picture and its mirror image.
         facts: where the model comes from, for its card: `run`, `dataset`, `metrics`, `configuration`, ...
     """
 
@@ -67,11 +73,12 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         bnneck: bool = False,
         sides: list[int] | None = None,
         decode: str = "full",
+        flip_test: bool = False,
         facts: dict[str, Any] | None = None,
     ) -> None:
         cameras, views = sides or (0, 1)
         super().__init__(
-            create_backbone(image_size=image_size, **backbone),
+            create_backbone(image_size=image_size, **without_weights(backbone)),
             len(class_names),
             **attention,
             bnneck=bnneck,
@@ -79,7 +86,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         )
         self.task, self.class_names, self.inference = task, class_names, tuple(inference)
         self.image_size, self.resize = (image_size[0], image_size[1]), (resize[0], resize[1])
-        self.facts = facts or {}
+        self.flip_test, self.facts = flip_test, facts or {}
         self._transform = eval_transform(image_size, resize)
         self._cover = self.resize if decode == "scaled" else None
         mean, std = normalisation(self.vit)
@@ -99,7 +106,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
 
         Raises:
             DataError: a file that is no image.
-            ValueError: an array of another type or shape.
+            UserError: an array of another type or shape.
         """
         several = [pictures] if isinstance(pictures, (Image.Image, np.ndarray, str, Path)) else pictures
         pixels_BHW3 = np.stack([self._transform(image=self._pixels(picture))["image"] for picture in several])
@@ -122,12 +129,12 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
             top: how many classes; all if there are fewer.
 
         Raises:
-            ValueError: the model was trained for re-identification, whose classes are people or vehicles of the
+            UserError: the model was trained for re-identification, whose classes are people or vehicles of the
                 training set.
         """
         if self.task != "fgvc":
-            raise ValueError("this model re-identifies: compare what embed(pictures) gives; it predicts no classes")
-        probabilities = self.probabilities(self(self.normalise(self.preprocess(pictures))))
+            raise UserError("this model re-identifies: compare what embed(pictures) gives; it predicts no classes")
+        probabilities = combined_scores(self._scores(pictures).logits, self.inference).exp()
         best = probabilities.topk(min(top, len(self.class_names)))
         return [
             {self.class_names[label]: value for label, value in zip(labels, values, strict=True)}
@@ -142,29 +149,22 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
             pictures: as for `preprocess`.
             side: camera (or camera-view) index of each picture, where the model embeds it.
         """
-        return self.embedding(self(self.normalise(self.preprocess(pictures)), side=side))
+        return combined_features(self._scores(pictures, side).features, self.inference)
 
-    def forward(
-        self,
-        images: Tensor,
-        labels: Tensor | None = None,
-        partners: Partners | None = None,
-        side: Tensor | None = None,
-    ) -> Output:
-        """As `DCAL.forward`.
-
-        Args:
-            images: normalised, (B, 3, H, W).
-            labels: as for `DCAL.forward`.
-            partners: as for `DCAL.forward`.
-            side: as for `DCAL.forward`.
+    def _scores(self, pictures: Picture | Sequence[Picture], side: Tensor | None = None) -> Scores:
+        """What the commands compute for the same pictures, here in float32.
 
         Raises:
-            ValueError: the model embeds cameras and is not told which.
+            NotFinite: the model answers with NaN.
         """
-        if self.side is not None and side is None:
-            raise ValueError("this model embeds cameras (task.side_information): give side=, one index per image")
-        return super().forward(images, labels, partners, side)
+        images = self.normalise(self.preprocess(pictures))
+        device = Device(images.device.type, "fp32", (0.0,), (1.0,))
+        scores = infer_images(self, images, side, device, self.flip_test)
+        if bad := int((~finite(scores)).sum()):
+            raise NotFinite(
+                f"the model answers with NaN for {bad} of {len(images)} pictures: its weights are of no use"
+            )
+        return scores
 
     def probabilities(self, output: Output) -> Tensor:
         """Class probabilities of the branches that `inference` names, averaged: (B, C).
@@ -201,7 +201,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         if isinstance(picture, Image.Image):
             return np.array(picture.convert("RGB"))
         if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise ValueError(f"pictures: arrays are uint8 RGB (H, W, 3), not {picture.dtype} {picture.shape}")
+            raise UserError(f"pictures: arrays are uint8 RGB (H, W, 3), not {picture.dtype} {picture.shape}")
         return picture
 
     @classmethod
@@ -210,23 +210,29 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         return super()._from_pretrained(strict=strict, **options)
 
 
-def load(path: str | Path, weights: str = "last", device: str = "auto") -> TrainedDCAL:
-    """A trained model from where it lies on disk, ready for inference.
+def load(path: str | Path, weights: str = "last", device: str = "auto", trust: bool = False) -> TrainedDCAL:
+    """A trained model from disk, ready for inference.
 
     Args:
-        path: a run directory, or a folder that `dcal-export format=safetensors` (or `save_pretrained`) wrote. For the
-            Hugging Face Hub: `dcal.TrainedDCAL.from_pretrained("user/name")`.
+        path: a run directory (or `last`, or a run's id, below `outputs`), or a folder that `dcal-export
+            format=safetensors` (or `save_pretrained`) wrote. For the Hugging Face Hub:
+            `dcal.TrainedDCAL.from_pretrained("user/name")`.
         weights: in a run directory: `last`, `best` or a weight file of the run.
         device: `auto` (CUDA if there is one), `cpu` or `cuda`.
+        trust: whether a run may name code of its own (`_target_`) or a backbone of the hub; say so only of runs whose
+            origin you know.
 
     Raises:
-        RunError: there is no such model; the message says what was looked for.
-        ValueError: unknown device, CUDA without a GPU.
+        RunError: there is no such model, or it is not trusted; the message says what was looked for.
+        UserError: unknown device, CUDA without a GPU.
     """
+    place = choose_device(device)
     folder = Path(path).expanduser()
-    exported = (folder / CONFIG).is_file()
-    model = _read_folder(folder) if exported else of_run(restore(folder, weights, "cpu"))
-    return model.to(Device(device, "fp32", (0.0,), (1.0,)).torch).eval()
+    if (folder / CONFIG).is_file():
+        model = _read_folder(folder)
+    else:
+        model = of_run(restore(find_run(path, "outputs"), weights, "cpu", trust=Trust(trust)))
+    return model.to(place).eval()
 
 
 def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
@@ -236,8 +242,16 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
         licence: of the weights, for the card.
     """
     config = restored.config
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    backbone = {key: plain["backbone"][key] for key in ("name", "patch_stride", "kwargs", "drop_path_rate")}
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    if plain["backbone"]["_target_"] != TIMM_VIT or plain["attention"]["_target_"] != DCAL_TARGET:
+        raise RunError(
+            f"run={restored.directory}: its backbone or attention is your own code, which cannot be built "
+            "from the names and numbers of an exported configuration"
+        )
+    backbone = {key: plain["backbone"][key] for key in ("patch_stride", "drop_path_rate")}
+    backbone["name"], backbone["kwargs"] = portable(
+        restored.model.vit, plain["backbone"]["name"], plain["backbone"]["kwargs"]
+    )
     model = TrainedDCAL(
         backbone=backbone,
         attention={key: plain["attention"][key] for key in ("glca", "pwca", "head_fusion")},
@@ -249,32 +263,11 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
         bnneck=restored.task.bnneck,
         sides=[restored.device.num_cameras, restored.device.num_views],
         decode=plain["dataset"]["decode"],
+        flip_test=restored.task.flip_test,
         facts={**facts_of(restored, plain), "license": licence},
     )
     model.load_state_dict(restored.model.state_dict())
     return model.eval()
-
-
-def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What the card tells of a run. Folders of this machine are left out."""
-    hidden = ("_target_", "_partial_", "reader", "root", "cache")
-    groups = {
-        group: {key: value for key, value in plain[group].items() if key not in hidden}
-        for group in ("backbone", "attention", "task", "dataset", "optimizer", "train")
-    }
-    config: DictConfig = OmegaConf.load(restored.directory / "config_resolved.yaml")  # type: ignore[assignment]
-    start = config.backbone.checkpoint
-    groups["backbone"] |= {"pretrained": config.backbone.pretrained, "checkpoint": start and PurePath(start).name}
-    result = read_result(restored.directory) or {}
-    return {
-        "run": plain["name"],
-        "seed": plain["seed"],
-        "weights": restored.weights.name,
-        "dataset": str(plain["dataset"]["reader"]["_target_"]).rpartition(".")[2].removeprefix("read_"),
-        "flip_test": plain["task"]["flip_test"],
-        **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
-        "configuration": groups,
-    }
 
 
 def _read_folder(folder: Path) -> TrainedDCAL:
@@ -284,7 +277,7 @@ def _read_folder(folder: Path) -> TrainedDCAL:
     try:
         model = TrainedDCAL(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         model.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, OSError, UserError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{folder}: {CONFIG} and {WEIGHTS} are not those of a trained model ({reason})") from None
     return model

@@ -7,7 +7,8 @@ the names of the classes, and how many cameras and views a side embedding has.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,21 +18,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from yaml import YAMLError
 
-from dcal.config import Config, check_targets
-from dcal.dataset.data import Data, Loader
-from dcal.dataset.image_files import image_loader
-from dcal.dataset.record import Record
+from dcal.config import Config
+from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
 from dcal.run.files import write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
-from dcal.utils.device import Device
+from dcal.utils.device import GPU_ONLY, Device, choose_device
 from dcal.utils.paths import config_dir
 
-
-class RunError(Exception):
-    """A run directory cannot be used; the message says why and what to do."""
+__all__ = ["Restored", "RunError", "restore"]
+logger = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
@@ -39,7 +37,7 @@ class Restored(NamedTuple):
 
     directory: Path
     config: DictConfig
-    """Resolved, with the changes that the command asked for."""
+    """Plain values, with the changes that the command asked for."""
     class_names: list[str]
     """By label: the classes, or the identities of the training set."""
     task: Task
@@ -48,6 +46,8 @@ class Restored(NamedTuple):
     device: Device
     weights: Path
     """The file that the weights come from."""
+    trust: Trust = Trust()
+    """What the run's data set may name, once it is opened."""
 
 
 def write_card(directory: Path, state: TrainState) -> None:
@@ -60,18 +60,25 @@ def write_card(directory: Path, state: TrainState) -> None:
 
 
 def restore(
-    directory: str | Path, weights: str = "last", device: str = "auto", changes: Mapping[str, Any] | None = None
+    directory: str | Path,
+    weights: str = "last",
+    device: str = "auto",
+    changes: Mapping[str, Any] | None = None,
+    trust: Trust = Trust(),  # noqa: B008  # immutable
 ) -> Restored:
     """The model of a run.
+
+    What the run says of its data set is neither checked nor used: that is for `open_data`.
 
     Args:
         directory: the run directory, `<root>/<name>/<cfg_id>/seed=<seed>`.
         weights: `last`, `best`, or the path of a weight file of this run, e.g. one of a checkpoint.
         device: `auto`, `cpu` or `cuda`.
         changes: nodes to merge into the run's configuration; a value of None keeps what the run has.
+        trust: whose code the run may name.
 
     Raises:
-        RunError: the directory holds no such run or weights, or they do not fit its configuration.
+        RunError: the directory holds no such run or weights, they do not fit its configuration, or it is not trusted.
         ValueError: a change has no valid value; the message starts with its key.
     """
     folder = Path(directory).expanduser()
@@ -80,10 +87,16 @@ def restore(
         config = OmegaConf.merge(config, {key: drop_none(node)})  # type: ignore[assignment]
     check_train(config)  # type: ignore[arg-type]  # checked against the schema
     config.device = device
-    config.backbone.pretrained, config.backbone.checkpoint = False, None  # the run's own weights follow
+    if not drop_none((changes or {}).get("train", {})).get("precision"):
+        config.train.precision = available_precision(config.train.precision, device)
+    values: dict[str, Any] = plain(OmegaConf.to_container(config), folder)
+    for group in ("backbone", "attention", "task"):  # what is instantiated here
+        trust.check(group, values[group])
+    values["backbone"] = without_weights(values["backbone"], trust.everything)
+    config = OmegaConf.create(values)
+    task: Task = make(config.task)
     card = _read_json(folder / "model.json")
     file = weight_file(folder, weights)
-    task: Task = make(config.task)
     height, width = config.dataset.image_size
     cameras, views = card["sides"]
     model, place = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
@@ -94,64 +107,15 @@ def restore(
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
-    return Restored(folder, config, card["class_names"], task, model.eval(), place, file)
+    return Restored(folder, config, card["class_names"], task, model.eval(), place, file, trust)
 
 
-SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
-"""Keys of a data set in which another one follows the run: its images are for the run's model."""
-WHOLE = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
-"""Another data set is not trained on: nothing is held out or left out."""
-
-
-def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> Data:
-    """The run's data set, or another one.
-
-    Args:
-        dataset: of the command's configuration: a whole data set with its `reader`, or single keys such as `root`
-            that replace the run's; images are resized and cropped as in the run in either case.
-
-    Raises:
-        DataError: the data are not where they should be.
-        ValueError: in classification, the classes are not those of the run.
-    """
-    own = restored.config.dataset
-    changes = drop_none(dataset or {})
-    node = OmegaConf.merge(own, changes)
-    if "reader" in changes:
-        node = OmegaConf.merge(changes, {key: own[key] for key in SEEN_AS_IN_THE_RUN}, WHOLE)
-    if node.root is None and own.root is not None:
-        raise ValueError("dataset.root: say where the data set lies")
-    data: Data = make(OmegaConf.create({"dataset": OmegaConf.to_container(node, resolve=False)}).dataset)
-    if restored.task.name == "fgvc" and data.class_names != restored.class_names:
-        raise ValueError(
-            f"dataset: the classes of {data.catalog.name} ({data.num_classes}) are not the {len(restored.class_names)} "
-            "that the run was trained on, name by name and in their order"
-        )
-    return data
-
-
-def open_images(restored: Restored, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
-    """Batches of images that belong to no data set, as the run's evaluation would see them.
-
-    Args:
-        batch_size: None for that of the run's evaluation.
-
-    Raises:
-        ValueError: the model embeds cameras or views, and those of an image are unknown to it.
-    """
-    device, own, train = restored.device, restored.config.dataset, restored.config.train
-    for image in images if device.num_cameras else ():
-        camera, view = (image.camera, image.view) if isinstance(image, Record) else (-1, -1)
-        if not 0 <= camera < device.num_cameras or (device.num_views > 1 and not 0 <= view < device.num_views):
-            path = image.path if isinstance(image, Record) else image
-            raise ValueError(
-                f"task.side_information={restored.task.side_information}: the model wants to know the camera of each "
-                f"image (below {device.num_cameras}) and, for camera_view, its view; not so for {path}"
-            )
-    size = batch_size or train.eval_batch_size
-    workers = train.workers if len(images) > size else 0  # not worth starting for one batch
-    on_gpu = device.torch.type == "cuda"
-    return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
+def available_precision(precision: str, device: str) -> str:
+    """The precision of a run, or fp32 where the device has no such arithmetic, which is logged."""
+    if precision in GPU_ONLY and choose_device(device).type == "cpu":
+        logger.warning("trained in %s, which the CPU does not have: computing in fp32", precision)
+        return "fp32"
+    return precision
 
 
 def read_config(directory: Path) -> DictConfig:
@@ -166,19 +130,17 @@ def read_config(directory: Path) -> DictConfig:
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
+        written = plain(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
         # a run that is older than a key had what is the default today; keys of groups have no such default
         today: Any = OmegaConf.load(config_dir() / "train.yaml")
         defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])
-        config = OmegaConf.merge(OmegaConf.structured(Config), defaults, move_targets(OmegaConf.load(file)))
+        config = OmegaConf.merge(OmegaConf.structured(Config), defaults, written)
+        OmegaConf.resolve(config)  # what the defaults refer to, such as wandb.group to the name
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
     assert isinstance(config, DictConfig)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise RunError(f"{file}: written by another version of dcal, has no {', '.join(missing)}: add what the run had")
-    try:
-        check_targets(config)
-    except ValueError as error:
-        raise RunError(f"{file}: {error}") from None
     return config
 
 
@@ -205,10 +167,12 @@ def weight_file(directory: Path, weights: str) -> Path:
 
 
 def drop_none(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a node that are not None, nested nodes likewise."""
-    plain: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    """The values of a node that are not None, as plain data, at any depth."""
+    values: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     return {
-        key: drop_none(value) if isinstance(value, dict) else value for key, value in plain.items() if value is not None
+        key: drop_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
     }
 
 

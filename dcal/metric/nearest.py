@@ -25,6 +25,8 @@ def nearest(
 ) -> Nearest:
     """Exact nearest neighbours by cosine of L2-normalised features, `rows` queries at a time.
 
+    A similarity of NaN counts as -inf: what cannot be compared is near to nothing. (torch ranks NaN first.)
+
     Args:
         length: of a list; L is the gallery's size if that is smaller.
         left_out_QG: items that no list may hold. They come last, at similarity -inf, where too few others are left.
@@ -34,6 +36,7 @@ def nearest(
     found = []
     for block_QD, mask_QG in zip(query_QD.split(rows), left_out, strict=False):
         similarity_QG = block_QD @ gallery_GD.T
+        similarity_QG.masked_fill_(similarity_QG.isnan(), -torch.inf)
         if mask_QG is not None:
             similarity_QG.masked_fill_(mask_QG, -torch.inf)
         found.append(similarity_QG.topk(length))

@@ -40,6 +40,7 @@ def build(config: DictConfig) -> TrainState:
     model, device = build_model(
         config, data.num_classes, data.image_size, task.bnneck, side_sizes(task.side_information, data)
     )
+    torch.set_float32_matmul_precision(device.float32_products)  # of the backward pass, too, which is under no autocast
     objective = task.objective(model.branches).to(device.torch)
     rank, processes = rank_and_world_size()
     loader = data.train_loader(

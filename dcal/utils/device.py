@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from dcal.utils.errors import UserError, choose
+
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+GPU_ONLY = ("tf32", "fp16")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `auto` (CUDA if there is one), `cpu` or `cuda` stands for.
+
+    Raises:
+        UserError: another name, or CUDA without a GPU.
+    """
+    choose("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or install a CUDA build of torch")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Device:
@@ -19,11 +33,11 @@ class Device:
         name: `auto` (CUDA if there is one), `cpu` or `cuda`.
         precision: `fp32`; `tf32`, float32 whose products the GPU rounds to 10 bits; `bf16` or `fp16`, by autocast.
         mean: per channel, of pixels in [0, 1].
-        std: likewise.
+        std: per channel, of the same pixels.
         num_cameras: with `num_views`, how camera and view make one index for the side embedding; 0: none.
 
     Raises:
-        ValueError: unknown device or precision, CUDA without a GPU, tf32 or fp16 on the CPU.
+        UserError: unknown device or precision, CUDA without a GPU, tf32 or fp16 on the CPU.
     """
 
     def __init__(
@@ -35,24 +49,30 @@ class Device:
         num_cameras: int = 0,
         num_views: int = 1,
     ) -> None:
-        if name not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device={name!r}: choose one of auto, cpu, cuda")
-        if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda, but torch sees no GPU: use device=cpu or install a CUDA build of torch")
-        if precision not in PRECISIONS:
-            raise ValueError(f"train.precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
-        self.torch = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-        if precision in ("tf32", "fp16") and self.torch.type == "cpu":
-            raise ValueError(f"train.precision={precision} needs a GPU: use fp32 or bf16 on the CPU")
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        self.torch = choose_device(name)
+        choose("train.precision", precision, PRECISIONS)
+        if precision in GPU_ONLY and self.torch.type == "cpu":
+            raise UserError(f"train.precision={precision} needs a GPU: use fp32 or bf16 on the CPU")
+        self.float32_products = "high" if precision == "tf32" else "highest"
+        """What `torch.set_float32_matmul_precision` takes."""
         self.dtype = PRECISIONS[precision]
         self.mean = torch.tensor(mean, device=self.torch).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=self.torch).view(1, -1, 1, 1)
         self.num_cameras, self.num_views = num_cameras, num_views
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Autocast in the run's precision; off for fp32."""
-        return torch.autocast(self.torch.type, self.dtype, enabled=self.dtype is not None)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The run's precision inside: autocast for bf16 and fp16, and how float32 products are rounded.
+
+        The latter is a setting of the whole process, so it is set back: a library must not change its caller's.
+        """
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(self.float32_products)
+        try:
+            with torch.autocast(self.torch.type, self.dtype, enabled=self.dtype is not None):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) from a loader → normalised float32 on the device."""

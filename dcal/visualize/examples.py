@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from dcal.attention.rollout import AttentionRollout
 from dcal.dataset.data import Data
 from dcal.dataset.image_files import spread
 from dcal.metric.classes import class_accuracies, confusion_matrix
-from dcal.model import DCAL
+from dcal.model import DCAL, SIDE_INFORMATION_SCALE
 from dcal.utils.device import Device
 from dcal.visualize import gallery
 
@@ -26,30 +27,52 @@ LOOK_BATCH = 16
 
 
 @torch.no_grad()
-def rollout_and_selection(model: DCAL, images: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+def rollout_and_selection(
+    model: DCAL, images: Tensor, device: Device, side: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Where the model looks: the class token's rollout over the patches, and the patches GLCA selects.
 
     With GLCA the rollout is over the blocks before the branch: what its selection ranks by.
 
     Args:
         images: uint8 (B, 3, H, W).
+        side: index of each image's camera, (B,), where the model embeds it: `Device.side_index`.
 
     Returns:
         rollout (B, h, w) summing to at most 1, and bool (B, h, w); on the CPU.
+
+    Raises:
+        UserError: the model embeds cameras and `side` is missing.
     """
     model.eval()
     fusion = "mean" if model.glca is None else model.glca.head_fusion
-    with AttentionRollout(model.vit, fusion) as rollout, device.autocast():
-        normalised = device.normalise(images)
+    normalised = device.normalise(images)
+    with device.autocast():
+        selected = model(normalised, side=side).selected
+    # the last block as a whole, of which the model itself computes the class row only
+    with AttentionRollout(model.vit, fusion) as rollout, device.autocast(), _side_embedding(model, side):
         model.vit(normalised)
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     attention = rollout.cls_attention(model.depth - model.glca_blocks)
-    with device.autocast():
-        selected = model(normalised).selected
     mask = torch.zeros_like(attention, dtype=torch.bool)
     if selected is not None:
         mask = mask.scatter(1, selected, True)
     return attention.view(-1, *grid).cpu(), mask.view(-1, *grid).cpu()
+
+
+@contextmanager
+def _side_embedding(model: DCAL, side: Tensor | None) -> Iterator[None]:
+    """The backbone called inside sees its tokens as the model gives them to it, with their camera embedding."""
+    if model.side is None or side is None:
+        yield
+        return
+    added = SIDE_INFORMATION_SCALE * model.side[side]
+    first: Any = model.vit.blocks[0]  # type: ignore[index]
+    handle = first.register_forward_pre_hook(lambda block, args: (args[0] + added, *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], device: Device, path: Path) -> None:
@@ -65,8 +88,11 @@ def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], dev
     left = iter(keys)
     while batch := list(islice(left, LOOK_BATCH)):
         images = torch.stack([data.image(*key) for key in batch])
+        records = [data.records(split)[index] for split, index in batch]
+        cameras, views = ([getattr(record, key) for record in records] for key in ("camera", "view"))
+        side = device.side_index({"camera": torch.tensor(cameras), "view": torch.tensor(views)})
         jpegs += [gallery.encode(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
-        looks.append(rollout_and_selection(model, images, device))
+        looks.append(rollout_and_selection(model, images, device, side))
     attention, selected = (torch.cat(maps).numpy() for maps in zip(*looks, strict=True))
     parts, index = zip(*keys, strict=True)
     gallery.save(gallery.Gallery(list(parts), list(index), jpegs, attention, selected), path)
@@ -108,7 +134,7 @@ def draw_examples(
         if selected.any():
             axes[2, column].imshow(shaded(pixels, selected[column]))
         color = "#1a7f37" if correct[column] else "#c0392b"
-        axes[-1, column].set_xlabel(captions[column], color=color, fontsize=8)
+        axes[-1, column].set_xlabel(captions[column], color=color, fontsize=8, parse_math=False)  # a class may be "$"
     figure.savefig(path)
 
 

@@ -63,7 +63,8 @@ def draw_sheet(sheet: Sheet, title: str, path: Path, distractor: Tensor | None, 
     size = (sum(ratios) + 0.1 * len(ratios), sum(rows) + 0.35 * len(rows) + 0.3)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     room = int(13 * size[0])
-    figure.suptitle(title if len(title) <= room else f"{title[: room - 1]}…", fontsize=9)
+    # file and class names are text, a `$` in them no formula
+    figure.suptitle(title if len(title) <= room else f"{title[: room - 1]}…", fontsize=9, parse_math=False)
     grid = figure.add_gridspec(len(rows), len(ratios), width_ratios=ratios, height_ratios=rows)
     for column, picture in enumerate(pictures):
         _picture(figure.add_subplot(grid[0, column]), *picture)
@@ -125,7 +126,7 @@ def _predictions(axis: Any, guesses: Mapping[str, Sequence[tuple[str, float]]]) 
         names.append(BRANCH_NAMES[branch])
         for label, probability in pairs:
             axis.barh(place, probability, height=0.86, color=BRANCH_COLORS[branch], alpha=0.35)
-            axis.text(PERCENT_OF_WIDTH, place, label, va="center", fontsize=7)
+            axis.text(PERCENT_OF_WIDTH, place, label, va="center", fontsize=7, parse_math=False)
             axis.text(0.99, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7)
             place += 1.0
         place += 0.6

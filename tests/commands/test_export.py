@@ -17,8 +17,10 @@ from torch import Tensor
 import dcal
 from dcal.commands.export import main
 from dcal.inference.export_graph import SAVERS, Graph, compare, parts
+from dcal.inference.images import open_data
 from dcal.inference.pretrained import of_run
-from dcal.inference.restore import open_data, restore
+from dcal.inference.restore import restore
+from dcal.utils.errors import UserError
 
 
 def exported(run: Path, format: str, out: Path, *words: str) -> Path:
@@ -62,9 +64,9 @@ def test_pictures_may_be_files_images_or_arrays(reid_run: Path, tmp_path: Path) 
     torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
     torch.testing.assert_close(model.embed(pixels), features[:1])
     for other in (pixels / np.float32(255), pixels[..., 0], pixels[None]):
-        with pytest.raises(ValueError, match=r"arrays are uint8 RGB \(H, W, 3\), not"):
+        with pytest.raises(UserError, match=r"arrays are uint8 RGB \(H, W, 3\), not"):
             model.preprocess(other)
-    with pytest.raises(ValueError, match="re-identifies"):
+    with pytest.raises(UserError, match="re-identifies"):
         model.predict(pixels)
 
 
@@ -125,7 +127,7 @@ def test_cameras_are_an_input(tmp_path: Path) -> None:
     runner = SAVERS["torch_export"](graph, tmp_path)
     assert compare(graph, runner, [(images, side), (images[:1], side[:1])]).differences["embedding"] < 1e-6
     assert not torch.equal(runner(images, side)[0], runner(images, side.flip(0))[0])
-    with pytest.raises(ValueError, match="embeds cameras"):
+    with pytest.raises(UserError, match="embeds cameras"):
         model.embed(np.zeros((56, 28, 3), np.uint8))
 
 

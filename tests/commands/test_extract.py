@@ -13,14 +13,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from run_command import refused, run_command
+from run_command import incomplete, refused, run_command
 
 from dcal.commands import extract, query
 from dcal.dataset.record import Record
+from dcal.inference.images import open_images
 from dcal.inference.index import read_index
-from dcal.inference.restore import open_images
 from dcal.metric.retrieval import evaluate_retrieval
 from dcal.run.lock import acquire_lock
+from dcal.utils.errors import UserError
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:
@@ -66,17 +67,18 @@ def test_killed_and_repeated_it_gives_the_same_bytes(
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(paths))
     words = [f"images={listed}", "train.eval_batch_size=4", "fp16=true", r"label=^(\d+)", r"camera=c(\d+)"]
-    whole = extracted(reid_run, tmp_path / f"whole{suffix}", *words)
+    incomplete(extract.main, f"run={reid_run}", f"out={tmp_path / f'whole{suffix}'}", *words)
+    whole, killed = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
 
     original = extract.joined
 
     def stop_after(writes: int) -> None:
         left = iter(range(writes))
 
-        def counting(pending: Any) -> dict[str, Any]:
+        def counting(*arguments: Any) -> dict[str, Any]:
             if next(left, None) is None:
                 raise Killed
-            return original(pending)
+            return original(*arguments)
 
         monkeypatch.setattr(extract, "joined", counting)
 
@@ -84,16 +86,16 @@ def test_killed_and_repeated_it_gives_the_same_bytes(
     for writes in (2, 1):
         stop_after(writes)
         with pytest.raises(Killed):
-            extracted(reid_run, tmp_path / f"killed{suffix}", *words)
-        assert not (tmp_path / f"killed{suffix}").exists()
+            extracted(reid_run, killed, *words)
+        assert not killed.exists()
     stop_after(len(people) // 4 - 3 + 1)  # what is left: nothing is computed twice
-    killed = extracted(reid_run, tmp_path / f"killed{suffix}", *words)
+    incomplete(extract.main, f"run={reid_run}", f"out={killed}", *words)
     assert killed.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([killed.name, whole.name, "list.txt"])
     index = read_index(killed, "index")
     assert index.features.dtype == np.float16 and list(index.columns.path) == sorted(people)
     monkeypatch.setattr(extract, "compute", None)  # finished: nothing is computed once more
-    extracted(reid_run, killed, *words)
+    incomplete(extract.main, f"run={reid_run}", f"out={killed}", *words)
 
 
 def test_what_belongs_to_other_settings_is_not_touched(
@@ -110,7 +112,7 @@ def test_what_belongs_to_other_settings_is_not_touched(
     assert "exists, made with other settings (inference ['sa', 'glca'], now ['sa'])" in said
     assert (tmp_path / "index.npz").read_bytes() == before
     (tmp_path / "index.npz").unlink()
-    monkeypatch.setattr(extract, "joined", lambda pending: exec("raise Killed", {"Killed": Killed}))
+    monkeypatch.setattr(extract, "joined", lambda *arguments: exec("raise Killed", {"Killed": Killed}))
     with pytest.raises(Killed):
         run_command(extract.main, *words)
     said = refused(extract.main, *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
@@ -205,7 +207,7 @@ def test_an_index_of_another_model_is_refused(
     assert "no index of dcal-extract" in said(reid_run, tmp_path / "half.npz")
     np.savez(tmp_path / "other.npz", features=np.zeros((2, 3)))
     assert "no index of dcal-extract" in said(reid_run, tmp_path / "other.npz")
-    assert "same_camera='dorp': choose one of mark, drop" in said(reid_run, splits["gallery"], "same_camera=dorp")
+    assert "same_camera='dorp': did you mean drop?" in said(reid_run, splits["gallery"], "same_camera=dorp")
     assert "top=0: must be" in said(reid_run, splits["gallery"], "top=0")
 
 
@@ -219,6 +221,6 @@ def test_a_model_with_camera_embedding_wants_cameras() -> None:
     )
     restored: Any = SimpleNamespace(device=device, config=config, task=SimpleNamespace(side_information="camera"))
     for image in (Path("a.png"), Record(Path("a.png"), 0, camera=3)):
-        with pytest.raises(ValueError, match=r"^task.side_information=camera: .*below 3.* not so for a.png"):
+        with pytest.raises(UserError, match=r"^task.side_information=camera: .*3 cameras.* not so for a.png"):
             open_images(restored, [image])
     assert len(open_images(restored, [Record(Path("a.png"), 0, camera=2)])) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_command import refused, run_command
+from run_command import incomplete, refused, run_command
 
 from dcal.commands.predict import main, opened
 
@@ -67,8 +67,8 @@ def folder(tmp_path: Path) -> Path:
 def test_damaged_files_are_listed_and_left_out(
     fgvc_run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_command(main, f"run={fgvc_run}", f"images={folder}", "top=2", f"out={tmp_path / 'new' / 'labels.csv'}")
-    assert "1 of 3 images could not be read" in capfd.readouterr().err
+    incomplete(main, f"run={fgvc_run}", f"images={folder}", "top=2", f"out={tmp_path / 'new' / 'labels.csv'}")
+    assert "1 of 3 images were left out" in capfd.readouterr().err
     with (tmp_path / "new" / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(Path(row["path"]).stem, row["rank"]) for row in rows] == [
@@ -80,7 +80,7 @@ def test_damaged_files_are_listed_and_left_out(
     assert "is no image" in rows[-1]["error"] and not rows[0]["error"]
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "labels.csv"]  # nothing temporary stays
 
-    run_command(main, f"run={fgvc_run}", f"images={folder / 'deep' / '*.png'}", "top=2")
+    incomplete(main, f"run={fgvc_run}", f"images={folder / 'deep' / '*.png'}", "top=2")
     said = capfd.readouterr()
     assert "left out" in said.err and "left out" not in said.out  # the output may be piped
     table = said.out.splitlines()

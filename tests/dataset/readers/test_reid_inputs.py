@@ -11,7 +11,8 @@ from run_command import refused, run_command
 
 from dcal.commands.evaluate import main as evaluate
 from dcal.commands.train import main as train
-from dcal.inference.restore import open_data, restore
+from dcal.inference.images import open_data
+from dcal.inference.restore import restore
 
 TINY = ("task=reid", "optimizer=sgd", "backbone=test_vit", "dataset=identity_folder", "train.batch_size=8",
         "task.instances=2", "train.epochs=1", "train.workers=0", "train.precision=fp32", "wandb.mode=disabled",

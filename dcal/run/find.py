@@ -1,0 +1,47 @@
+"""Which run directory a command means by `run=`: a path, the last one, or a configuration by its id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcal.utils.errors import UserError
+
+CONFIG = "config_resolved.yaml"
+LAST = "last"
+
+
+def find_run(spec: str | Path, root: str | Path) -> Path:
+    """The directory of a run.
+
+    Args:
+        spec: the directory; or `last`, the run below `root` that was started or finished last; or a `cfg_id`, the
+            eight hex digits in a run's path, where one of its seeds may follow: `9bf6c8fb/seed=1`.
+        root: folder of runs.
+
+    Raises:
+        UserError: there is no such run, or there are several.
+    """
+    folder, root = Path(spec).expanduser(), Path(root).expanduser()
+    if (folder / CONFIG).is_file():
+        return folder
+    runs = sorted(file.parent for file in root.glob(f"*/**/{CONFIG}"))
+    if str(spec) == LAST:
+        if not runs:
+            raise UserError(f"run={LAST}: no run below root={root}: train one, or name another folder of runs")
+        return max(runs, key=_changed)
+    words = Path(spec).parts
+    found = [
+        run for run in runs if (words and run.parts[-len(words) :] == words) or run.parent.parts[-len(words) :] == words
+    ]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"run={spec}: {len(found)} runs, {', '.join(map(str, found[:4]))}: name one of them")
+    below = sorted(str(file.parent) for file in folder.glob(f"**/{CONFIG}"))[:3] if folder.is_dir() else []
+    hint = f"did you mean {' or '.join(below)}?" if below else f"give a directory, {LAST}, or an id below root={root}"
+    raise UserError(f"run={spec}: no run directory, {CONFIG} is missing; {hint}")
+
+
+def _changed(run: Path) -> float:
+    """When something of a run was written last: its result, or the configuration with which it was started."""
+    return max(file.stat().st_mtime for file in (run / CONFIG, run / "result.json") if file.is_file())

@@ -156,12 +156,21 @@ def settings(config: DictConfig) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
+COUNTED = frozenset(
+    {
+        *(f"attention.glca.{key}" for key in ("blocks", "top_ratio", "selection", "readout", "init")),
+        *(f"attention.pwca.{key}" for key in ("blocks", "stream", "pairing", "pairing_ratio", "curriculum")),
+    }
+)
+"""Keys that were given a default after runs had been made: they count in an id whatever their value."""
+
+
 @cache
 def schema_defaults() -> dict[str, Any]:
     """Dotted key → the schema's default, for the keys that have one. It never moves: that would change ids."""
     schema: Any = OmegaConf.to_container(OmegaConf.structured(Config), throw_on_missing=False)
     nodes = {key: schema[key] for key in IDENTITY}
-    return {key: value for key, value in flatten(nodes) if value != "???"}
+    return {key: value for key, value in flatten(nodes) if value != "???" and key not in COUNTED}
 
 
 @cache

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 LAYERS = (
     "config utils attention loss optimizer",
     "dataset distributed metric run",
-    "weights backbone heads output model",
+    "weights backbone heads output model create",
     "task visualize",
     "training inference report bench",
     "commands",

@@ -48,7 +48,7 @@ results: $(STAMP) ## collect the finished runs into tables
 
 docs: $(STAMP) ## build the site of the documentation into build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 sync: $(STAMP) ## upload the offline W&B runs under RUNS (default outputs/)
 	@test -d $(RUNS) || { echo "no runs under $(RUNS)/ yet: train first, or say RUNS=folder"; exit 1; }

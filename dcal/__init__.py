@@ -32,7 +32,7 @@ __all__ = [
 _MODULE_OF = {
     "DCAL": "dcal.model",
     "Output": "dcal.output",
-    "create_dcal_model": "dcal.model",
+    "create_dcal_model": "dcal.create",
     "AttentionRollout": "dcal.attention.rollout",
     "GlobalLocalCrossAttention": "dcal.attention.glca",
     "PairWiseCrossAttention": "dcal.attention.pwca",
@@ -50,12 +50,13 @@ if TYPE_CHECKING:
     from dcal.attention.glca import GlobalLocalCrossAttention
     from dcal.attention.pwca import PairWiseCrossAttention
     from dcal.attention.rollout import AttentionRollout
+    from dcal.create import create_dcal_model
     from dcal.inference.pretrained import TrainedDCAL, load
     from dcal.loss import TripletLoss, UncertaintyLoss
     from dcal.metric.rerank import k_reciprocal_rerank
     from dcal.metric.retrieval import evaluate_retrieval
     from dcal.metric.statistics import PairedComparison, paired_comparison
-    from dcal.model import DCAL, create_dcal_model
+    from dcal.model import DCAL
     from dcal.output import Output
 else:  # hidden from type checkers: a module with `__getattr__` would type every misspelt name as Any
 

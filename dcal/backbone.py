@@ -79,6 +79,24 @@ def create_backbone(
     return vit
 
 
+def portable(vit: nn.Module, name: str, kwargs: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """Name and further arguments with which `create_backbone` builds the same model without its folder or the hub.
+
+    Args:
+        vit: the model that `create_backbone` built.
+        name: by which it was built; `hf-hub:` and `local-dir:` names become that of timm's architecture.
+        kwargs: with which it was built.
+    """
+    kwargs = dict(kwargs or {})
+    if parse_model_name(name)[0] is None:
+        return name, kwargs
+    config: Any = vit.pretrained_cfg
+    saved: dict[str, Any] = dict(vit.pretrained_model_args)  # type: ignore[arg-type]
+    saved = {key: value for key, value in saved.items() if key not in ("img_size", "num_classes")}
+    wanted = {"mean": list(config["mean"]), "std": list(config["std"])}
+    return config["architecture"], {**saved, **kwargs, "pretrained_cfg": wanted}
+
+
 def freeze_backbone(vit: nn.Module, freeze: str) -> None:
     """Takes part of a backbone out of the training: no gradients are computed for it, and it needs none of its
     activations. Its stochastic depth and dropout stay as they are.

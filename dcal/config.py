@@ -13,6 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from dcal.attention.options import GLCAOptions, PWCAOptions
 from dcal.utils.paths import experiments_dir
 
 
@@ -30,30 +31,11 @@ class BackboneConfig:
 
 
 @dataclass
-class GLCAConfig:
-    blocks: int = MISSING
-    top_ratio: float = MISSING
-    selection: str = MISSING
-    readout: str = MISSING
-    init: str = MISSING
-
-
-@dataclass
-class PWCAConfig:
-    blocks: Any = MISSING  # int, list of int or None: OmegaConf has no such union
-    probability: float = 1.0
-    stream: str = MISSING
-    pairing: str = MISSING
-    pairing_ratio: float = MISSING
-    curriculum: list[str] = MISSING
-
-
-@dataclass
 class AttentionConfig:
     _target_: str = MISSING
     _partial_: bool = True
-    glca: GLCAConfig = field(default_factory=GLCAConfig)
-    pwca: PWCAConfig = field(default_factory=PWCAConfig)
+    glca: GLCAOptions = field(default_factory=GLCAOptions)
+    pwca: PWCAOptions = field(default_factory=PWCAOptions)
     head_fusion: str = MISSING
 
 
@@ -168,6 +150,7 @@ class WandbConfig:
 @dataclass
 class RunConfig:
     root: str = MISSING
+    fresh: bool = False
     debug: bool = False
 
 

@@ -7,7 +7,7 @@ first), C classes, D channels, K selected patches.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.glca import GlobalLocalCrossAttention
+from dcal.attention.options import GLCAOptions, PWCAOptions, branch_options
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
 from dcal.attention.pooling import CLASS_TOKEN, pooling_of
 from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
@@ -22,7 +23,7 @@ from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
 from dcal.attention.trace import Trace, attention_with_trace
-from dcal.backbone import create_backbone, embed, final_norm
+from dcal.backbone import embed, final_norm
 from dcal.distributed.collectives import all_gather, broadcast, local_slice
 from dcal.heads import Head
 from dcal.output import Branches, Output
@@ -37,10 +38,8 @@ class DCAL(nn.Module):
     Args:
         vit: a supported timm ViT; its weights become the self-attention branch, shared with PWCA.
         num_classes: classes, or training identities.
-        glca: `blocks` (1 if not given, 0 for off), `top_ratio`, `selection`, `readout`, `init`; None for off.
-        pwca: `blocks` (the last that many of the backbone, or a list of block numbers from 1; None for all, 0 for
-            off), `probability` that a training step has the branch, `stream`, `pairing`, `pairing_ratio`,
-            `curriculum`; None for off.
+        glca: options of the branch, or a mapping of some of them; None for off.
+        pwca: likewise, of pair-wise cross-attention.
         head_fusion: `mean`, `max` or `min` over heads in the rollout.
         bnneck: BNNeck in every head, as Re-ID has it.
         side_information: number of cameras (or camera-view pairs) that get a learned embedding; 0 for none.
@@ -55,8 +54,8 @@ class DCAL(nn.Module):
         vit: nn.Module,
         num_classes: int,
         *,
-        glca: Mapping[str, Any] | None = None,
-        pwca: Mapping[str, Any] | None = None,
+        glca: GLCAOptions | Mapping[str, Any] | None = None,
+        pwca: PWCAOptions | Mapping[str, Any] | None = None,
         head_fusion: str = "mean",
         bnneck: bool = False,
         side_information: int = 0,
@@ -76,28 +75,29 @@ class DCAL(nn.Module):
         self.head = Head(channels, num_classes, bnneck)
         self.side = nn.Parameter(torch.zeros(side_information, 1, channels)) if side_information else None
 
-        glca = {"blocks": 0} if glca is None else dict(glca)
-        self.glca_blocks = _in_range("attention.glca.blocks", glca.pop("blocks", 1), self.depth - 1)
         self.glca: GlobalLocalCrossAttention | None = None
-        if self.glca_blocks:
-            last = list(vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
-            norm = final_norm(vit)
-            read: dict[str, Any] = {"pooling": self.pooling, "attention_pool": self._attn_pool}
-            self.glca = GlobalLocalCrossAttention(last, norm, self.prefix, head_fusion=head_fusion, **read, **glca)
-            self.glca_head = Head(channels, num_classes, bnneck)
+        self._add_glca(branch_options(GLCAOptions, glca), head_fusion, num_classes, bnneck)
+        self._add_pwca(branch_options(PWCAOptions, pwca))
 
-        pwca = {"blocks": 0} if pwca is None else dict(pwca)
-        self.pwca_probability = float(pwca.pop("probability", 1.0))
-        if not 0.0 <= self.pwca_probability <= 1.0:
-            raise UserError(f"attention.pwca.probability={self.pwca_probability}: must be between 0 and 1")
-        met = pwca_block_indices(pwca.pop("blocks", None), self.depth)
+    def _add_glca(self, options: GLCAOptions, head_fusion: str, num_classes: int, bnneck: bool) -> None:
+        own = asdict(options)
+        self.glca_blocks: int = own.pop("blocks")
+        if not 0 <= self.glca_blocks < self.depth:
+            raise UserError(f"attention.glca.blocks={self.glca_blocks}: this backbone allows 0 to {self.depth - 1}")
+        if self.glca_blocks:
+            last = list(self.vit.blocks)[-self.glca_blocks :]  # type: ignore[arg-type]
+            own |= {"head_fusion": head_fusion, "pooling": self.pooling, "attention_pool": self._attn_pool}
+            self.glca = GlobalLocalCrossAttention(last, final_norm(self.vit), self.prefix, **own)
+            self.glca_head = Head(int(self.vit.embed_dim), num_classes, bnneck)  # type: ignore[arg-type]
+
+    def _add_pwca(self, options: PWCAOptions) -> None:
+        if not 0.0 <= options.probability <= 1.0:
+            raise UserError(f"attention.pwca.probability={options.probability}: must be between 0 and 1")
+        self.pwca_probability = float(options.probability)
+        met = pwca_block_indices(options.blocks, self.depth)
         self.pwca_blocks = met if self.pwca_probability else ()
-        self.pwca = PairWiseCrossAttention(pwca.pop("stream", "clean"))
-        self.pairing: DrawPartners = Pairing(
-            pwca.pop("pairing", "natural"), pwca.pop("pairing_ratio", 0.5), pwca.pop("curriculum", ())
-        )
-        if pwca:
-            raise ValueError(f"attention.pwca has no option {', '.join(pwca)}")
+        self.pwca = PairWiseCrossAttention(options.stream)
+        self.pairing: DrawPartners = Pairing(options.pairing, options.pairing_ratio, options.curriculum)
 
     @property
     def _attn_pool(self) -> nn.Module | None:
@@ -290,55 +290,3 @@ def run_traced(
         return out
 
     return run_prefix(block, x_BND, rope, prefix_only, attend), traces[0]
-
-
-def _in_range(key: str, value: int, most: int) -> int:
-    if not 0 <= value <= most:
-        raise ValueError(f"{key}={value}: this backbone allows 0 to {most}")
-    return value
-
-
-def create_dcal_model(
-    backbone_name: str,
-    num_classes: int,
-    image_size: Sequence[int] = (448, 448),
-    top_ratio: float = 0.1,
-    attention: str = "dcal",
-    pretrained: bool = False,
-    checkpoint_path: str | Path | None = None,
-    **options: Any,
-) -> DCAL:
-    """DCAL on any supported timm ViT, for use in one's own training code.
-
-    Args:
-        backbone_name: timm model name.
-        num_classes: classes, or training identities.
-        image_size: (height, width) in pixels.
-        top_ratio: share of patches that GLCA selects; the paper has 0.1 for FGVC and 0.3 for Re-ID.
-        attention: `none`, `glca`, `pwca` or `dcal` (both).
-        pretrained: fetch timm's weights.
-        checkpoint_path: weight file for the backbone.
-        options: `glca_blocks`, `selection`, `readout`, `init`; `pwca_blocks`, `probability`, `stream`, `pairing`,
-            `pairing_ratio`, `curriculum`; `head_fusion`, `bnneck`, `side_information`; `drop_path_rate`,
-            `patch_stride`.
-
-    Raises:
-        ValueError: unknown name, attention or option; an image size that does not fit the patches.
-        CheckpointError: weights that cannot be fetched, read or matched.
-    """
-    if attention not in ("none", "glca", "pwca", "dcal"):
-        raise ValueError(f"attention={attention!r}: choose one of none, glca, pwca, dcal")
-    glca: dict[str, Any] = {key: options.pop(key) for key in ("selection", "readout", "init") if key in options}
-    glca |= {
-        "top_ratio": top_ratio,
-        "blocks": options.pop("glca_blocks", 1) if attention in ("glca", "dcal") else 0,
-    }
-    of_pwca = ("probability", "stream", "pairing", "pairing_ratio", "curriculum")
-    pwca: dict[str, Any] = {key: options.pop(key) for key in of_pwca if key in options}
-    pwca["blocks"] = options.pop("pwca_blocks", None) if attention in ("pwca", "dcal") else 0
-    own = {key: options.pop(key) for key in ("drop_path_rate", "patch_stride") if key in options}
-    unknown = set(options) - {"head_fusion", "bnneck", "side_information"}
-    if unknown:
-        raise ValueError(f"create_dcal_model has no option {', '.join(sorted(unknown))}")
-    vit = create_backbone(backbone_name, image_size, pretrained, checkpoint_path, **own)
-    return DCAL(vit, num_classes, glca=glca, pwca=pwca, **options)

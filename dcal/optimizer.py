@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dcal.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 class Optimization(NamedTuple):
@@ -61,7 +64,8 @@ def create_optimization(
         momentum: of SGD; the first beta of Adam.
         bias_lr_scale: factor of the learning rate of biases.
         new_lr_scale: factor of the learning rate of `new_parameters`.
-        schedule: `warmup_epochs`, `warmup_lr_ratio`, `final_lr_ratio`.
+        schedule: `warmup_epochs`, `warmup_lr_ratio`, `final_lr_ratio`. A warm-up that is not shorter than the
+            schedule takes half of it, with a warning.
         layer_decay: factor of the learning rate from each layer of the backbone to the one below, see `layer_scales`.
 
     Raises:
@@ -152,9 +156,12 @@ def _schedule(
     warmup_steps = round(schedule["warmup_epochs"] * steps_per_epoch)
     left = total_steps - head_steps
     if warmup_steps >= left > 1:
-        raise UserError(
-            f"optimizer.schedule.warmup_epochs={schedule['warmup_epochs']:g} leaves no epoch after the warm-up: lower "
-            "it or raise train.epochs"
+        warmup_steps = left // 2
+        log.warning(
+            "optimizer.schedule.warmup_epochs=%g is not below the %g epochs of its schedule: the warm-up takes half of "
+            "them",
+            schedule["warmup_epochs"],
+            left / steps_per_epoch,
         )
 
     def factor(step: int) -> float:

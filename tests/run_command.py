@@ -22,7 +22,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.app import config_folders, quoted, suggest
+from dcal.commands.keys import check_words, config_folders
+from dcal.commands.overrides import follow_image_size, prepare
 from dcal.commands.queue import parse
 from dcal.config import register
 from dcal.run.queue import jobs_of, read_queue
@@ -104,9 +105,10 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
     name = program.removeprefix("dcal-")
     folder = config_dir() if (config_dir() / f"{name}.yaml").is_file() else config_dir() / name
     register()
-    arguments = [quoted(word) for word in arguments]
+    arguments = prepare(arguments, name)
     if folder == config_dir():
-        suggest(arguments, name)
+        check_words(arguments, name)
+        arguments = follow_image_size(arguments, name)
     overrides = [word for word in arguments if word[0] != "-" and ("=" in word or word[0] == "~")]
     search = [f"file://{path}" for path in (experiments_dir(), *config_folders(arguments))]
     GlobalHydra.instance().clear()

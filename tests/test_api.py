@@ -19,7 +19,8 @@ import dcal
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
 SECTIONS = {
-    "Model": "model: create_dcal_model DCAL | output: Output Branches",
+    "Model": "create: create_dcal_model | model: DCAL | attention.options: GLCAOptions PWCAOptions | "
+    "output: Output Branches",
     "Trained models": "inference.pretrained: load TrainedDCAL",
     "Backbone": "backbone: create_backbone normalisation Normalisation | weights.load: load_weights Loaded | "
     "weights.files: CheckpointError | attention.support: check_supported UnsupportedBackbone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import warnings
@@ -16,7 +17,7 @@ from tiny import MEMBERS, SMALL, image_size, images_for, scramble, tiny_vit
 from torch import Tensor, nn
 
 from dcal.attention.support import REASONS, UnsupportedBackbone, check_supported
-from dcal.backbone import create_backbone, embed, final_norm, normalisation
+from dcal.backbone import create_backbone, embed, final_norm, normalisation, portable
 from dcal.model import DCAL
 from dcal.utils.errors import UserError
 from dcal.weights.files import CheckpointError
@@ -275,6 +276,24 @@ def test_a_folder_of_timm_gives_the_architecture_and_the_weights(saved: Path) ->
     expected = plain().state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in vit.state_dict().items())
     assert not torch.equal(fresh.blocks[0].attn.qkv.weight, vit.blocks[0].attn.qkv.weight)
+
+
+def test_a_saved_model_is_built_again_without_its_folder(saved: Path) -> None:
+    """As an exported model has to be: by the architecture in timm, and the normalisation that its weights want."""
+    config = json.loads((saved / "config.json").read_text())
+    config["pretrained_cfg"] |= {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (saved / "config.json").write_text(json.dumps(config))
+    name = f"local-dir:{saved}"
+    vit = create_backbone(name, (64, 96), kwargs={"drop_rate": 0.1})
+    shutil.rmtree(saved)
+    name, kwargs = portable(vit, name, {"drop_rate": 0.1})
+    again = create_backbone(name, (64, 96), kwargs=json.loads(json.dumps(kwargs)))
+    assert (name, kwargs["drop_rate"], again.head_drop.p) == (DEIT, 0.1, 0.1)
+    assert {key: value.shape for key, value in again.state_dict().items()} == {
+        key: value.shape for key, value in vit.state_dict().items()
+    }
+    assert normalisation(again) == normalisation(vit) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert portable(again, DEIT, {"depth": 3}) == (DEIT, {"depth": 3})
 
 
 def test_a_model_of_the_hub_is_taken_from_its_cache_without_internet(

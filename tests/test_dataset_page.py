@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from dcal.commands.app import group_options
+from dcal.commands.keys import group_options
 from dcal.dataset.readers import fgvc, fgvc_mat, reid_vehicle
 from dcal.dataset.readers import reid_person as reid
 from dcal.dataset.readers.reid_protocol import CAMERA_POLICY, JUNK_POLICY, Counts

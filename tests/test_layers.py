@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dcal"
 LAYERS = (
     "config utils attention loss optimizer",
     "dataset distributed metric run",
-    "weights backbone heads output model",
+    "weights backbone heads output model create",
     "task visualize",
     "training inference report bench",
     "commands",
@@ -102,7 +102,7 @@ def test_no_cycles() -> None:
     TopologicalSorter(packages).prepare()
 
 
-SHARED = ("commands.app", "commands.opened")
+SHARED = ("commands.app", "commands.keys", "commands.opened", "commands.overrides")
 """What entry points have in common."""
 
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from dcal.attention.pairing import Partners
 from dcal.attention.pwca import STREAMS
 from dcal.bench import measure
+from dcal.create import create_dcal_model
 from dcal.loss import UncertaintyLoss
-from dcal.model import DCAL, create_dcal_model
+from dcal.model import DCAL
 from dcal.output import Output
 from dcal.utils.errors import UserError
 
@@ -459,7 +460,7 @@ def test_partners_are_drawn_where_they_are_needed() -> None:
         ({"pwca": {"blocks": 4}}, r"attention.pwca.blocks=4: .* 0 to 3"),
         ({"pwca": {"stream": "muddy"}}, r"attention.pwca.stream='muddy'"),
         ({"pwca": {"pairing": "odd"}}, r"attention.pwca.pairing='odd'"),
-        ({"pwca": {"speed": 3}}, r"attention.pwca has no option speed"),
+        ({"pwca": {"speed": 3}}, r"attention.pwca has no option 'speed'"),
         ({"glca": {"selection": "best"}}, r"attention.glca.selection='best'"),
         ({"glca": {"readout": "max"}}, r"attention.glca.readout='max'"),
         ({"glca": {"init": "zero"}}, r"attention.glca.init='zero'"),
@@ -481,10 +482,14 @@ def test_create_dcal_model_takes_its_options_as_keywords() -> None:
     assert create_dcal_model("test_vit", 7, (64, 32), attention="none").branches == ("sa",)
     assert create_dcal_model("test_vit", 7, (64, 32), attention="glca").branches == ("sa", "glca")
     assert create_dcal_model("test_vit", 7, (64, 32), attention="pwca").branches == ("sa", "pwca")
-    with pytest.raises(ValueError, match="attention='both'"):
+    with pytest.raises(UserError, match="attention='both'"):
         create_dcal_model("test_vit", 7, (64, 32), attention="both")
-    with pytest.raises(ValueError, match="no option depht"):
-        create_dcal_model("test_vit", 7, (64, 32), depht=3)
+    with pytest.raises(UserError, match="no option 'reedout': did you mean readout"):
+        create_dcal_model("test_vit", 7, (64, 32), reedout="cls")
+    with pytest.raises(UserError, match=r"attention.glca has no option 'top_ration': did you mean top_ratio"):
+        tiny_model(glca={"top_ration": 0.1})
+    with pytest.raises((ValueError, UserError), match=r"attention.pwca.stream='muddy'"):
+        create_dcal_model("test_vit", 7, (64, 32), attention="glca", stream="muddy")
 
 
 def test_a_plain_timm_model_with_fused_attention_switched_off_works() -> None:

@@ -23,8 +23,9 @@ from dcal.attention.pairing import Partners
 from dcal.attention.rollout import rollout_row
 from dcal.attention.trace import Trace, attention_with_trace
 from dcal.bench import measure
+from dcal.create import create_dcal_model
 from dcal.loss import UncertaintyLoss
-from dcal.model import DCAL, create_dcal_model
+from dcal.model import DCAL
 from dcal.output import Output
 
 Config = dict[str, Any]

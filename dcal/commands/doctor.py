@@ -30,7 +30,6 @@ from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
 from dcal.run.find import find_run
 from dcal.run.provenance import git_state
-from dcal.utils.errors import UserError
 
 GIB = 1024**3
 
@@ -44,21 +43,16 @@ def main() -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
     elif runs:
-        raise SystemExit(report_run(runs[-1]))
+        spec = runs[-1]
+        checks: list[tuple[str, Check]] = [
+            ("run", lambda: state(find_run(spec, "outputs"))),
+            ("weights", lambda: weights(find_run(spec, "outputs"))),
+        ]
+        raise SystemExit(report(checks))
     else:
         # a check leaves no folder behind, and of an ablation it looks at what the points have in common
         sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
         hydra_command(job, "train")
-
-
-def report_run(spec: str) -> int:
-    """The findings on a run, and the exit code."""
-    try:
-        directory = find_run(spec, "outputs")
-    except UserError as error:
-        print(f"{FAIL:<4}  run         {error}")
-        return 1
-    return report([("run", lambda: state(directory)), ("weights", lambda: weights(directory))])
 
 
 def job(config: DictConfig) -> None:

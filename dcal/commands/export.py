@@ -117,19 +117,19 @@ def place(folder: Path, target: Path) -> Iterator[str]:
     Yields:
         a sentence for each file that is kept although the new export has its own: it was edited.
     """
-    from dcal.training.checkpoint import checksum
+    from dcal.run.digest import sha256
 
     target.mkdir(exist_ok=True)
     manifest = target / MANIFEST
     before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    new = {file.name: checksum(file) for file in sorted(folder.iterdir())}
+    new = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
     for name in sorted(before.keys() - new.keys()):
-        if (target / name).is_file() and checksum(target / name) == before[name]:
+        if (target / name).is_file() and sha256(target / name) == before[name]:
             (target / name).unlink()
     for name in [*new, MANIFEST]:
         old = target / name
-        if name == CARD and old.is_file() and checksum(old) not in (before.get(name), new[name]):
+        if name == CARD and old.is_file() and sha256(old) not in (before.get(name), new[name]):
             yield f"{old}: edited since it was written, and kept; the new card is not written"
         else:
             (folder / name).replace(old)

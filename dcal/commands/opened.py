@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import config_folders
+from dcal.commands.keys import config_folders
 from dcal.run.find import find_run
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from dcal.commands.app import expand_home, quoted, suggest
+from dcal.commands.keys import check_words
+from dcal.commands.overrides import prepare
 from dcal.config import register
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
@@ -97,7 +98,7 @@ def parse(words: Sequence[str]) -> Options:
         if key in own:
             own[key] = value
         else:
-            common.append(quoted(expand_home(word)))
+            common += prepare([word], "train")
     if len(files) != 1:
         raise UserError(f"dcal-queue takes one file, a list of experiments, got {', '.join(files) or 'none'}")
     if not own["jobs"].isdigit() or int(own["jobs"]) < 1:
@@ -116,7 +117,7 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for job in jobs:
             if job.overrides not in composed:
-                suggest(job.overrides)
+                check_words(job.overrides)
                 composed[job.overrides] = compose("train", list(job.overrides))
             config = composed[job.overrides].copy()
             config.seed = job.seed

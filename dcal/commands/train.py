@@ -39,7 +39,7 @@ def complete(run: Run) -> Outcome:
     """Brings the run to its result, or only looks it up."""
     result, status = run.result(), "finished before"
     if result is not None:
-        rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.notes]))
+        rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.remarks(result)]))
         rank_zero_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
         result = report_errors(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
@@ -60,8 +60,10 @@ def carry_out(config: DictConfig) -> dict[str, Any]:
         # an ablation's file asks for a sweep: this is one point of it
         launch(["-m", "dcal.commands.train", *_sources(), *_overrides(), "hydra.mode=RUN"], config.launch.processes)
     except ProcessFailed:
+        config.run.fresh = False  # the processes have seen to it
         with Run(config):  # which notes the failure, over what the others may have left there for want of that process
             raise
+    config.run.fresh = False
     result = Run(config).result()
     assert result is not None  # all processes have ended well
     return result
@@ -92,6 +94,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     from dcal.distributed.collectives import all_gather_object
     from dcal.inference.restore import write_card
     from dcal.training.build import build
+    from dcal.training.checkpoint import keep_newest
     from dcal.training.trainer import fit
     from dcal.training.wandb_run import keep_artifact, track
 
@@ -105,6 +108,8 @@ def train(config: DictConfig) -> dict[str, Any]:
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
             state = build(config)
             write_card(run.directory, state)
+            device = hardware(state.device.torch.type)
+            run.note_start(device)
             evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
@@ -119,14 +124,13 @@ def train(config: DictConfig) -> dict[str, Any]:
                     tracker,
                 )
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
-            # last, for it means finished: a run killed before draws its figures when it is repeated
-            result = run.finish(
-                evaluation.metrics,
-                headline=state.task.headline,
-                split=state.validation,
-                device=hardware(state.device.torch.type),
+            result = run.prepare_result(
+                evaluation.metrics, headline=state.task.headline, split=state.validation, device=device
             )
             rank_zero_only(keep_artifact)(run, tracker)
+        # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated
+        run.finish()
+        rank_zero_only(keep_newest)(run.directory / "checkpoints")
     rank_zero_only(print)(summary(result, run))
     return result
 

@@ -2,14 +2,17 @@
 epoch.
 
 What is kept is the deterministic beginning of the pipeline, decode and resize; the random rest runs on every
-draw. The store is filled before the first batch and only read afterwards, so forked workers share its memory.
+draw. The store is filled before the first batch and only read afterwards, so forked workers share its memory. What a
+disk gives back is compared with a checksum at every use: an image whose bytes have changed is decoded from its file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,8 +25,14 @@ from tqdm import tqdm
 
 from dcal.dataset.decode import Pixels
 from dcal.dataset.record import DataError
+from dcal.utils.errors import UserError
+from dcal.utils.memory import available_memory
 
+logger = logging.getLogger(__name__)
 CACHES = ("none", "ram", "disk")
+TRAILER = 5
+"""Bytes after the pixels of an image: 1 if they are there (a damaged file leaves a gap), and their CRC-32."""
+BLOCK = 4096
 Load = Callable[[Path], Pixels]
 
 
@@ -35,12 +44,12 @@ class PixelCache:
         paths: the image files, in the order of their indices.
         load: gives the pixels of a file at `size`; must be deterministic.
         size: (height, width) in pixels.
-        folder: where the file of `disk` lies. It is found again by `size`, `version` and the images' paths,
+        folder: where the file of `disk` is. It is found again by `size`, `version` and the images' paths,
             file sizes and times, and shared by all processes that ask for the same.
         version: names what else the pixels depend on.
 
     Raises:
-        ValueError: memory or disk are too small.
+        UserError: memory or disk are too small, or the disk cannot be written.
     """
 
     def __init__(
@@ -53,33 +62,103 @@ class PixelCache:
         version: str,
     ) -> None:
         self._shape = (*size, 3)
-        # the last byte of a row says whether its pixels are there: damaged files leave a gap
-        shape = (len(paths), int(np.prod(self._shape)) + 1)
+        shape = (len(paths), int(np.prod(self._shape)) + TRAILER)
+        self._file: Path | None = None
         if kind == "ram":
-            _check_room(kind, shape, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine")
+            check_room(kind, shape[0] * shape[1], available_memory(), "memory that is free")
             self._rows: NDArray[np.uint8] = np.zeros(shape, np.uint8)
             _fill(self._rows, paths, load)
         else:
-            self._rows = _load_or_build(folder / f"{_key(paths, size, version)}.npy", shape, paths, load)
+            self._file = folder / f"{_key(paths, size, version)}.npy"
+            self._rows = _load_or_build(self._file, shape, paths, load)
 
     def get(self, index: int) -> Pixels | None:
-        """The image, not to be written to, or None if its file could not be decoded."""
+        """The image, not to be written to, or None if its file could not be decoded, or the cache is damaged here."""
         row = self._rows[index]
-        return np.asarray(row[:-1]).reshape(self._shape) if row[-1] else None
+        pixels, state = np.asarray(row[:-TRAILER]), int(row[-TRAILER])
+        if self._file is not None and (state > 1 or (state == 1 and _checksum(pixels) != row[1 - TRAILER :].tobytes())):
+            _warn_once(self._file)
+            return None
+        return pixels.reshape(self._shape) if state else None
+
+
+def check_room(kind: str, need: int, room: int, where: str, processes: int = 1) -> None:
+    """Refuses a cache that would fill up memory or disk.
+
+    Args:
+        kind: `ram` or `disk`.
+        need: bytes of each process.
+        room: bytes that are free.
+        where: that room, in words.
+        processes: that want as much each.
+
+    Raises:
+        UserError: less than a tenth of the room would be left.
+    """
+    if need * processes > 0.9 * room:
+        each = f" in each of {processes} processes" if processes > 1 else ""
+        raise UserError(
+            f"dataset.cache='{kind}': the resized images take {need / 2**30:.1f} GiB{each}, {where} has "
+            f"{room / 2**30:.1f}; choose another of {', '.join(CACHES)}, or a smaller dataset.resize"
+        )
 
 
 def _load_or_build(file: Path, shape: tuple[int, int], paths: Sequence[Path], load: Load) -> NDArray[np.uint8]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):  # the ranks and jobs of one machine wait for the first
-        if not file.exists():
-            _check_room("disk", shape, shutil.disk_usage(file.parent).free, file.parent)
-            part = file.with_suffix(".part")  # a builder that was killed leaves this, and nothing else, behind
-            rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
-            _fill(rows, paths, load)
-            rows.flush()
-            part.replace(file)
-    stored: NDArray[np.uint8] = np.load(file, mmap_mode="r")
-    return stored
+        rows = _load(file, shape) if file.exists() else None
+        if rows is None:
+            check_room("disk", shape[0] * shape[1], shutil.disk_usage(file.parent).free, str(file.parent))
+            try:
+                _build(file, shape, paths, load)
+            except OSError as error:
+                raise UserError(
+                    f"dataset.cache='disk': {file} cannot be written ({error.strerror or error}); make room, set "
+                    "XDG_CACHE_HOME to a folder on another disk, or set dataset.cache=none"
+                ) from error
+            rows = _load(file, shape)
+    if rows is None:
+        raise UserError(f"dataset.cache='disk': {file} was damaged while it was written; is the disk sound?")
+    return rows
+
+
+def _load(file: Path, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """The rows of a whole file, not yet read; None, with a warning, where it was cut short or overwritten."""
+    try:
+        rows: NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s: is damaged (%s), building it again", file, error)
+        return None
+    if rows.shape != shape or rows.dtype != np.uint8:
+        logger.warning("%s: is damaged (holds %s %s), building it again", file, rows.shape, rows.dtype)
+        return None
+    return rows
+
+
+def _build(file: Path, shape: tuple[int, int], paths: Sequence[Path], load: Load) -> None:
+    """Writes the file under another name first: a builder that is killed leaves that, and nothing else, behind."""
+    part = file.with_suffix(".part")
+    try:
+        rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(part)
+        _fill(rows, paths, load)
+        rows.flush()
+        part.replace(file)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _reserve(file: Path) -> None:
+    """Gives a file the disk space of its size: writing to a mapped file for which there is none kills the process."""
+    with file.open("r+b") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+            return
+        for block in range(BLOCK, size, BLOCK):  # elsewhere by a zero in each block; the header has the first one
+            stream.seek(block)
+            stream.write(b"\0")
 
 
 def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], load: Load) -> None:
@@ -88,12 +167,26 @@ def _fill(rows: NDArray[np.uint8], paths: Sequence[Path], load: Load) -> None:
             pixels = load(paths[index])
         except DataError:
             return  # reported, by name, when the image is drawn
-        rows[index, :-1] = pixels.reshape(-1)
-        rows[index, -1] = 1
+        rows[index, :-TRAILER] = pixels.reshape(-1)
+        rows[index, 1 - TRAILER :] = np.frombuffer(_checksum(rows[index, :-TRAILER]), np.uint8)
+        rows[index, -TRAILER] = 1
 
     jobs = _threads(os.getpid()).map(fill, range(len(paths)))
     for _ in tqdm(jobs, "decoding images", len(paths), unit="img", leave=False, disable=None):
         pass
+
+
+def _checksum(pixels: NDArray[np.uint8]) -> bytes:
+    return zlib.crc32(np.ascontiguousarray(pixels).data).to_bytes(4, "little")
+
+
+@cache
+def _warn_once(file: Path) -> None:
+    logger.warning(
+        "%s: some images in it are damaged and are decoded from their files, which takes longer; delete it to have it "
+        "built again, and check the disk",
+        file,
+    )
 
 
 @cache
@@ -107,20 +200,11 @@ def _threads(process: int) -> ThreadPoolExecutor:
 
 
 def _key(paths: Sequence[Path], size: tuple[int, int], version: str) -> str:
-    digest = hashlib.sha256(repr((size, version)).encode())
+    digest = hashlib.sha256(repr((size, version, TRAILER)).encode())
     for path in paths:
         try:
             stat = path.stat()
-            digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         except OSError:
-            digest.update(f"{path}\0missing\n".encode())
+            digest.update(os.fsencode(path) + b"\0missing\n")
     return digest.hexdigest()[:16]
-
-
-def _check_room(kind: str, shape: tuple[int, int], room: int, where: object) -> None:
-    need = shape[0] * shape[1]
-    if need > 0.9 * room:
-        raise ValueError(
-            f"dataset.cache='{kind}': the resized images take {need / 2**30:.1f} GiB, {where} has "
-            f"{room / 2**30:.1f}; choose another of {', '.join(CACHES)}, or a smaller dataset.resize"
-        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dcal.dataset.cache import CACHES
+from dcal.dataset.cache import CACHES, check_room
 from dcal.dataset.checks import check_catalog
 from dcal.dataset.decode import DECODES
 from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
@@ -18,7 +19,8 @@ from dcal.dataset.record import Catalog, Record
 from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
 from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
-from dcal.distributed.env import rank_zero_only
+from dcal.distributed.env import local_rank, rank_zero_only, world_size
+from dcal.utils.memory import available_memory
 
 __all__ = ["Data", "ImageDataset", "Loader"]
 logger = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class Data:
             rank, world_size: this process among all.
             pin_memory: for a CUDA device.
         """
+        self._check_memory()
         records = self.records("train")
         sampler: ShuffleBatches | IdentityBatches
         if instances > 1:
@@ -213,6 +216,18 @@ class Data:
         if split not in self._landmarks:
             self._landmarks[split] = locate(self.records(split), self._transforms[False])
         return self._landmarks[split]
+
+    def _check_memory(self) -> None:
+        """Are the caches of all splits, in all processes of this machine, too large? Asked before the first is filled.
+
+        Only the first process of a machine asks: the others' memory is not free any more when they have begun.
+        """
+        if self._cache == "ram" and local_rank() == 0 and not self._datasets:
+            resize = self._transforms[False][0]
+            images = sum(len(records) for records in self.catalog.splits.values())
+            need = images * 3 * int(resize.height) * int(resize.width)
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world_size() > 1 else 1
+            check_room("ram", need, available_memory(), "memory that is free", processes)
 
     def _dataset(self, split: str, training: bool) -> ImageDataset:
         """Made at first use, since it may fill a cache."""

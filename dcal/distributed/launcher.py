@@ -18,9 +18,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcal.distributed.env import world_size
-from dcal.utils.signals import Interrupted
+from dcal.utils.signals import Interrupted, stop_with_parent
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+LAUNCHER = "DCAL_LAUNCHER"
+"""In the environment of a process of `launch`: the id of the process that has started it."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent wants a process to leave its error."""
 
@@ -67,6 +69,8 @@ def errors_to_agent(mendable: tuple[type[Exception], ...]) -> Iterator[None]:
         return
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    if LAUNCHER in os.environ:
+        stop_with_parent(int(os.environ[LAUNCHER]))
     handler = get_error_handler()
     handler.initialize()
     try:
@@ -105,6 +109,7 @@ def launch(command: Sequence[str], count: int) -> None:
             local_addr="localhost",
             max_restarts=0,
         )
+        os.environ[LAUNCHER] = str(os.getpid())
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as failed:
@@ -118,6 +123,8 @@ def launch(command: Sequence[str], count: int) -> None:
             raise ProcessFailed(told) from None
         except SignalException as stopped:
             raise Interrupted(stopped.sigval) from None
+        finally:
+            del os.environ[LAUNCHER]
 
 
 def first_error(folder: Path) -> str | None:

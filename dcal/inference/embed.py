@@ -11,8 +11,8 @@ from torch import Tensor
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
 from dcal.inference.restore import Restored, read_result
+from dcal.run.digest import sha256
 from dcal.task.inference import combined_features, finite, infer_batches
-from dcal.training.checkpoint import checksum
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def provenance(restored: Restored) -> dict[str, Any]:
     cfg_id = result["cfg_id"] if result else restored.directory.absolute().parent.name
     return {
         "run": f"{own.name}/{cfg_id}/seed={own.seed}",
-        "weights": checksum(restored.weights),
+        "weights": sha256(restored.weights),
         "inference": list(restored.task.inference),
         "flip_test": restored.task.flip_test,
         "image_size": list(own.dataset.image_size),

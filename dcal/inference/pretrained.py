@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcal.backbone import create_backbone, normalisation
+from dcal.backbone import create_backbone, normalisation, portable
 from dcal.dataset.decode import read_image
 from dcal.dataset.transform import eval_transform
 from dcal.inference.model_card import facts_of, model_card
@@ -248,7 +248,10 @@ def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:
             f"run={restored.directory}: its backbone or attention is your own code, which cannot be built "
             "from the names and numbers of an exported configuration"
         )
-    backbone = {key: plain["backbone"][key] for key in ("name", "patch_stride", "kwargs", "drop_path_rate")}
+    backbone = {key: plain["backbone"][key] for key in ("patch_stride", "drop_path_rate")}
+    backbone["name"], backbone["kwargs"] = portable(
+        restored.model.vit, plain["backbone"]["name"], plain["backbone"]["kwargs"]
+    )
     model = TrainedDCAL(
         backbone=backbone,
         attention={key: plain["attention"][key] for key in ("glca", "pwca", "head_fusion")},

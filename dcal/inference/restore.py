@@ -21,11 +21,13 @@ from yaml import YAMLError
 from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
+from dcal.run.digest import check_digest
 from dcal.run.files import write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import GPU_ONLY, Device, choose_device
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 __all__ = ["Restored", "RunError", "restore"]
@@ -97,6 +99,10 @@ def restore(
     task: Task = make(config.task)
     card = _read_json(folder / "model.json")
     file = weight_file(folder, weights)
+    try:
+        check_digest(file)
+    except UserError as error:
+        raise RunError(str(error)) from None
     height, width = config.dataset.image_size
     cameras, views = card["sides"]
     model, place = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
@@ -159,8 +165,14 @@ def weight_file(directory: Path, weights: str) -> Path:
     file = directory / f"{weights}.safetensors" if weights in ("last", "best") else Path(weights).expanduser()
     if file.is_file():
         return file
+    last = "the run is not finished: repeat its command, or give weights=PATH of a checkpoint's model.safetensors"
+    if (directory / "result.json").is_file():
+        last = (
+            "the run is finished, but its weights are lost: repeat its command with run.fresh=true, or give "
+            "weights=PATH of a checkpoint's model.safetensors"
+        )
     reason = {
-        "last": "the run is not finished: repeat its command, or give weights=PATH of a checkpoint's model.safetensors",
+        "last": last,
         "best": "kept only with a validation split (dataset.val_fraction, dataset.val_ids): use weights=last",
     }
     raise RunError(f"weights={weights}: {file} does not exist; {reason.get(weights, 'choose last, best or a file')}")

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.run.directory import WHOLE
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
 
@@ -25,17 +28,25 @@ class Finding(NamedTuple):
 
 def state(directory: Path) -> Iterator[Finding]:
     """Finished, running, failed, interrupted or not begun."""
-    from dcal.inference.restore import read_config, read_result  # imports torch
+    from dcal.inference.restore import RunError, read_config, read_result  # imports torch
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
+    yield from _foreign_code(config)
     again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
     command = shlex.join(["dcal-train", *again])
     failure, busy = directory / "failure.txt", lock_holder(directory)
-    result = read_result(directory)
+    try:
+        result = read_result(directory)
+    except RunError as error:
+        yield Finding(FAIL, "state", str(error), f"the run goes on from its checkpoint: {command}")
+        return
     if result is not None:
         headline = result["headline"]
         yield Finding(OK, "state", f"finished: {headline} {result['metrics'][headline]:.4f}")
+        for name in WHOLE:
+            if not (directory / name).is_file():
+                yield Finding(FAIL, "files", f"{name} is missing", f"to train anew: {command} run.fresh=true")
     elif busy is not None:
         yield Finding(OK, "state", f"running: {busy}")
     elif failure.is_file():
@@ -55,8 +66,19 @@ def weights(directory: Path) -> Iterator[Finding]:
     if (directory / "last.safetensors").is_file():
         restored = restore(directory, device="cpu")
         yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
-    else:
+    elif not (directory / "result.json").is_file():
         yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
+
+
+def _foreign_code(config: DictConfig) -> Iterator[Finding]:
+    """Groups that name other code than conf/ does: nothing of it is executed."""
+    from dcal.inference.trust import RunError, Trust
+
+    for group in ("backbone", "attention", "task", "dataset"):
+        try:
+            Trust().check(group, OmegaConf.to_container(config[group]))
+        except RunError as error:
+            yield Finding(WARN, "code", str(error))
 
 
 def _position(directory: Path) -> str:
@@ -67,7 +89,7 @@ def _position(directory: Path) -> str:
 
 
 def _checkpoints(directory: Path) -> Iterator[Finding]:
-    from dcal.training.checkpoint import DamagedCheckpoint, list_checkpoints, read_checkpoint
+    from dcal.training.checkpoint import DamagedCheckpoint, UnreadableCheckpoint, list_checkpoints, read_checkpoint
 
     for folder in list_checkpoints(directory / "checkpoints"):
         step = f"step {int(folder.name)}"
@@ -75,6 +97,8 @@ def _checkpoints(directory: Path) -> Iterator[Finding]:
             read_checkpoint(folder)
         except DamagedCheckpoint as error:
             yield Finding(WARN, "checkpoint", str(error), "the one before is used; without one the run begins anew")
+        except UnreadableCheckpoint as error:
+            yield Finding(FAIL, "checkpoint", str(error))
         else:
             yield Finding(OK, "checkpoint", f"{step} is whole")
 

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.report.encoding import decode, digest, encode, encode_groups
+from dcal.run.copies import finished_runs
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 
@@ -50,10 +51,10 @@ class BadRun(Exception):
 def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
     """The records of all finished runs below `root` by run name; a sentence for each that cannot be used."""
     found: dict[str, list[Record]] = {}
-    problems = []
-    for file in sorted(root.rglob("result.json")):
+    directories, problems = finished_runs(root)
+    for directory in directories:
         try:
-            name, record = read_run(file.parent)
+            name, record = read_run(directory)
             found.setdefault(name, []).append(record)
         except BadRun as problem:
             problems.append(str(problem))

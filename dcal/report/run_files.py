@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.run.copies import finished_runs
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
 
@@ -55,10 +56,12 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
     Raises:
         ValueError: no finished run is there; the message says what is.
     """
-    runs, problems = [], []
-    for file in sorted(root.rglob("result.json")):
+    runs: list[RunFiles] = []
+    directories, copies = finished_runs(root)
+    problems = [f"left out: {copy}" for copy in copies]
+    for directory in directories:
         try:
-            run, missing = read_files(file.parent)
+            run, missing = read_files(directory)
         except BadRun as problem:
             problems.append(f"left out: {problem}")
             continue

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dcal.run.files import write_atomically
+from dcal.utils.errors import UserError
 from dcal.utils.paths import cache_home
 
 SETTLED_SECONDS = 2.0
@@ -50,3 +51,23 @@ def file_digest(path: Path) -> str:
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(memory, json.dumps({**known, str(path): [*version, digest]}, indent=1))
     return digest
+
+
+def check_digest(file: Path) -> None:
+    """Compares a weight file with the checksum that its run kept, in `result.json` or in a checkpoint's manifest.
+
+    A file of which none was kept (of an older run, or of one that is not finished) passes.
+
+    Raises:
+        UserError: a byte of it has changed; the message says what to do.
+        OSError: the file cannot be read.
+    """
+    known = None
+    for keeper in (file.with_name("result.json"), file.with_name("manifest.json")):
+        with suppress(OSError, ValueError, AttributeError):
+            known = known or json.loads(keeper.read_text(encoding="utf-8")).get("sha256", {}).get(file.name)
+    if known is not None and sha256(file) != known:
+        raise UserError(
+            f"{file} is damaged: its checksum is not the one that the run kept. Take a copy from elsewhere, or repeat "
+            "the run's command with run.fresh=true"
+        )

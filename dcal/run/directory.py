@@ -8,23 +8,40 @@ and repeating a command continues it or returns its result.
 from __future__ import annotations
 
 import json
+import logging
 import os
+import secrets
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from filelock import BaseFileLock
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.files import explain_write_errors, remove_partial, write_atomically
+from dcal.run.digest import sha256
+from dcal.run.files import explain_write_errors, fsync, remove_partial, write_atomically
 from dcal.run.identity import identify
 from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
-from dcal.run.provenance import git_state, versions
+from dcal.run.provenance import (
+    changed_conditions,
+    code_change,
+    git_state,
+    read_history,
+    start_record,
+    trained_by,
+    versions,
+)
 from dcal.utils.signals import Interrupted
 
+log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
+HISTORY_FILE = "history.jsonl"
+WEIGHTS = ("last.safetensors", "best.safetensors")
+WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
+"""What every finished run has."""
 
 
 class Run:
@@ -40,22 +57,25 @@ class Run:
         self.seed = int(config.seed)
         self.notes: list[str] = []
         """Sentences on how the directory was found, for whoever returns or continues what is in it."""
-        self.directory = self._locate()
+        self.fresh = bool(config.run.fresh)
+        """Whether what was trained before is set aside and forgotten."""
+        self._today, self._found = self._locate()
+        self.directory = self._today if self.fresh else self._found
         self.cfg_id = self.directory.parent.name
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
         self._code: dict[str, Any] | None = None
 
-    def _locate(self) -> Path:
-        """The directory of this run: under its id, or, made before today, under the id that it had then."""
+    def _locate(self) -> tuple[Path, Path]:
+        """The directory that a new run has, and the one of this run, which may be under the id that it had once."""
         folder = Path(self.config.run.root).expanduser().absolute() / str(self.config.name)
         seed = f"seed={self.seed}"
         today = folder / self.identity.cfg_id / seed
         if (today / IDENTITY_FILE).is_file():
-            return today
+            return today, today
         older_id = legacy_id(self.config)
         older = None if older_id is None else folder / older_id / seed
         if older is not None and self._is_older_run(older):
-            return older
+            return today, older
         if not self.identity.readable:  # a finished run is returned where its data are not
             alike = [
                 file.parent
@@ -65,8 +85,8 @@ class Run:
             finished = [directory for directory in alike if (directory / RESULT_FILE).is_file()]
             if len(finished) == 1:
                 self.notes.append("its data cannot be read now: found by its settings alone")
-                return finished[0]
-        return today
+                return today, finished[0]
+        return today, today
 
     def _is_older_run(self, directory: Path) -> bool:
         """Whether an older run is there that knows the same classes: more of its data it did not record."""
@@ -89,18 +109,34 @@ class Run:
 
     @rank_zero_only
     def _hold(self) -> None:
+        if self.fresh:
+            self._set_aside()
         with explain_write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.directory)
         self.failure_file.unlink(missing_ok=True)
         remove_partial(self.directory)
 
+    def _set_aside(self) -> None:
+        """Renames what was trained before to `seed=0.replaced-1` (2, 3, ...), which no table reads.
+
+        Raises:
+            RunLocked: another process works in it.
+        """
+        for before in {self._today, self._found}:
+            if before.is_dir() and (before / CONFIG_FILE).is_file():
+                acquire_lock(before).release()
+                numbers = (before.with_name(f"{before.name}.replaced-{n}") for n in range(1, 10_000))
+                aside = next(path for path in numbers if not path.exists())
+                before.rename(aside)
+                log.info("run.fresh=true: what was trained before is now %s", aside)
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and not isinstance(error, Interrupted):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     @property
     def failure_file(self) -> Path:
@@ -112,11 +148,42 @@ class Run:
         return self.directory / RESULT_FILE
 
     def result(self) -> dict[str, Any] | None:
-        """The result if the run is finished, else None."""
-        if not self.result_file.is_file():
+        """The result if the run is finished, else None; of a file that was cut short a warning says that it is none."""
+        if self.fresh or not self.result_file.is_file():
             return None
-        result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+            result["metrics"], result["headline"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s is damaged: the run goes on from its checkpoint, and writes it anew", self.result_file)
+            with suppress(OSError):  # another process may have done it
+                self.result_file.replace(self.result_file.with_name("result.damaged.json"))
+            return None
         return result
+
+    def remarks(self, result: dict[str, Any]) -> list[str]:
+        """What somebody should know to whom the finished run is returned: what has changed or is lost since."""
+        changed = code_change(self.history(), result.get("git"), self.config)
+        lost = [name for name in WHOLE if not (self.directory / name).is_file()]
+        gone = f"{', '.join(lost)} of it is missing: run.fresh=true trains anew" if lost else None
+        return [*self.notes, *(remark for remark in (changed, gone) if remark is not None)]
+
+    def history(self) -> list[dict[str, Any]]:
+        """The starts of this run, oldest first."""
+        return read_history(self.directory / HISTORY_FILE)
+
+    @rank_zero_only
+    def note_start(self, device: str) -> None:
+        """Adds this start to the history, and says what is other than when the run was last worked on.
+
+        Args:
+            device: what the run computes on, in words.
+        """
+        now = start_record(self.config, device, self._code or git_state())
+        before = self.history()
+        if before and (told := changed_conditions(before[-1], now)):
+            log.warning("going on under other conditions, so that digits may differ (%s)", "; ".join(told))
+        self._append(self.directory / HISTORY_FILE, now)
 
     def write_config(self, overrides: list[str]) -> None:
         """Leaves in the directory: identity, resolved configuration, what was typed, and versions."""
@@ -134,7 +201,10 @@ class Run:
     @rank_zero_only
     def log(self, values: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`."""
-        with explain_write_errors(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+        self._append(self.metrics_file, values)
+
+    def _append(self, path: Path, values: dict[str, Any]) -> None:
+        with explain_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that counts on this line may outlive a power cut
@@ -148,19 +218,49 @@ class Run:
     def metrics_size(self) -> int:
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
 
-    def finish(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
-        """Writes `result.json`, whose presence means finished, and returns it."""
+    def wandb_id(self) -> str:
+        """The id of this run at W&B: the same whenever it is resumed, another one when it is trained anew."""
+        file = self.directory / "wandb_id"
+        plain = f"{self.cfg_id}-{self.config.name}-{self.seed}"
+        if file.is_file():
+            return file.read_text(encoding="utf-8").strip()
+        older = (self.directory / "wandb").is_dir()  # from before such a file was kept
+        chosen = plain if older else f"{plain}-{secrets.token_hex(3)}"
+        write_atomically(file, chosen)
+        return chosen
+
+    def forget_wandb_id(self) -> None:
+        """Has the next `wandb_id` be another one."""
+        another = f"{self.cfg_id}-{self.config.name}-{self.seed}-{secrets.token_hex(3)}"
+        write_atomically(self.directory / "wandb_id", another)
+
+    def prepare_result(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
+        """Writes the result under another name, and returns it; `finish` makes it count."""
+        history = self.history()
         result = {
             "status": "finished",
             "name": str(self.config.name),
             "cfg_id": self.cfg_id,
             "seed": self.seed,
             "metrics": metrics,
-            "git": self._code or git_state(),
+            "git": trained_by(history) if history else self._code or git_state(),
+            "sha256": {name: sha256(self.directory / name) for name in WEIGHTS if (self.directory / name).is_file()},
             **more,
         }
-        write_atomically(self.result_file, json.dumps(result, indent=1) + "\n")
+        write_atomically(self.prepared_file, json.dumps(result, indent=1) + "\n")
         return result
+
+    @property
+    def prepared_file(self) -> Path:
+        """The result of a run whose log is still open."""
+        return self.directory / "result.prepared.json"
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """Gives the result its name, `result.json`, whose presence means finished."""
+        with explain_write_errors(self.result_file):
+            self.prepared_file.replace(self.result_file)
+            fsync(self.directory)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -146,6 +146,8 @@ def settings(config: DictConfig) -> dict[str, Any]:
             continue
         if (key in defaults and value == defaults[key]) or is_idle(key, described):
             continue
+        if key.startswith("dataset.reader.") and value is None:  # not given: a reader may learn new options
+            continue
         if key.endswith("_target_"):
             value = str(value).rpartition(".")[2] if str(value).startswith("dcal.") else value
         elif key == "backbone.name" and str(value).startswith("local-dir:"):
@@ -154,12 +156,21 @@ def settings(config: DictConfig) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
+COUNTED = frozenset(
+    {
+        *(f"attention.glca.{key}" for key in ("blocks", "top_ratio", "selection", "readout", "init")),
+        *(f"attention.pwca.{key}" for key in ("blocks", "stream", "pairing", "pairing_ratio", "curriculum")),
+    }
+)
+"""Keys that were given a default after runs had been made: they count in an id whatever their value."""
+
+
 @cache
 def schema_defaults() -> dict[str, Any]:
     """Dotted key → the schema's default, for the keys that have one. It never moves: that would change ids."""
     schema: Any = OmegaConf.to_container(OmegaConf.structured(Config), throw_on_missing=False)
     nodes = {key: schema[key] for key in IDENTITY}
-    return {key: value for key, value in flatten(nodes) if value != "???"}
+    return {key: value for key, value in flatten(nodes) if value != "???" and key not in COUNTED}
 
 
 @cache

@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.run.identity import schema_defaults
+
 MOVED = {
     "dcal.dataset.loader.Data": "dcal.dataset.data.Data",
     "dcal.dataset.fgvc.": "dcal.dataset.readers.fgvc.",
@@ -41,8 +43,31 @@ NOT_IDENTITY = {
         "activation_checkpointing",
     },
 }
-NEWER: Mapping[str, Any] = {"attention.pwca.probability": 1.0}
-"""Dotted key that did not exist then → the value at which it changes nothing; with another a run has no older id."""
+_KEYS = {
+    "backbone": "_target_ _partial_ name pretrained checkpoint drop_path_rate patch_stride kwargs",
+    "attention": (
+        "_target_ _partial_ glca.blocks glca.top_ratio glca.selection glca.readout glca.init pwca.blocks "
+        "pwca.stream pwca.pairing pwca.pairing_ratio pwca.curriculum head_fusion"
+    ),
+    "task": (
+        "_target_ loss_weighting label_smoothing triplet.weight triplet.margin bnneck instances mixup cutmix "
+        "inference flip_test metric rerank side_information"
+    ),
+    "dataset": (
+        "_target_ reader root image_size resize augment.flip augment.pad augment.erase val_fraction val_ids "
+        "train_fraction label_noise decode cache on_bad_image allow_mismatch"
+    ),
+    "optimizer": (
+        "_target_ _partial_ opt lr lr_batch_size weight_decay momentum bias_lr_scale new_lr_scale "
+        "schedule.warmup_epochs schedule.warmup_lr_ratio schedule.final_lr_ratio"
+    ),
+    "train": (
+        "epochs batch_size eval_batch_size accumulate auto_accumulate precision compile "
+        "activation_checkpointing clip_grad ema_decay eval_every checkpoint_minutes workers progress figures"
+    ),
+}
+KEYS = frozenset(f"{node}.{key}" for node, keys in _KEYS.items() for key in keys.split()) | {"deterministic"}
+"""What the schema had then. A run that sets a newer key to more than its default has no older id."""
 
 
 def legacy_id(config: DictConfig) -> str | None:
@@ -54,9 +79,13 @@ def legacy_id(config: DictConfig) -> str | None:
         else plain[key]
         for key in IDENTITY
     }
-    for key, neutral in NEWER.items():
-        if _remove(identity, key, neutral) != neutral:
+    for key in schema_defaults().keys() - KEYS:
+        if _remove(identity, key, schema_defaults()[key]) != schema_defaults()[key]:
             return None
+    reader = identity["dataset"].get("reader") or {}
+    for key, value in list(reader.items()):  # an option of today's reader, which takes it from a newer key
+        if isinstance(value, str) and value.startswith("${dataset.") and value[2:-1] not in KEYS:
+            del reader[key]
     checkpoint = identity["backbone"].get("checkpoint")
     if checkpoint:
         identity["backbone"]["checkpoint"] = PurePath(checkpoint).name

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from dcal.utils.errors import UserError
 
 LOCK = "run.lock"
 
 
-class RunLocked(Exception):
+class RunLocked(UserError):
     """Another process works in the directory."""
 
 
-def acquire_lock(directory: Path) -> IO[str]:
-    """Takes a directory for this process, until the lock is closed or the process ends.
+def acquire_lock(directory: Path) -> BaseFileLock:
+    """Takes a directory for this process, until the lock is released or the process ends; a fork does not inherit it.
 
     Raises:
         RunLocked: another process holds it; the message says which.
+        UserError: the file system has no locks.
     """
-    lock = (directory / LOCK).open("a+", encoding="utf-8")
+    path = directory / LOCK
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise RunLocked(f"{directory} is being worked on by {holder}: wait for it or stop it") from None
-    # A data worker outlives a killed process by seconds, and with the descriptor it would inherit the lock.
-    os.register_at_fork(after_in_child=lock.close)
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+        lock.acquire()
+    except Timeout:
+        raise RunLocked(f"{directory} is being worked on by {_holder(path)}: wait for it or stop it") from None
+    except (PermissionError, FileNotFoundError):
+        raise
+    except (OSError, NotImplementedError) as error:
+        raise UserError(
+            f"{path} cannot be locked ({error}): the file system knows no locks; put run.root= (or out=) on another one"
+        ) from error
+    if not isinstance(lock, SoftFileLock):  # whose file is the lock, and says who holds it
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return lock
 
 
 def lock_holder(directory: Path) -> str | None:
-    """Who works in a run directory, as it says in the lock; None if nobody does."""
+    """Who works in a run directory, as it says in the lock; None if nobody does, or it cannot be found out."""
     path = directory / LOCK
     if not path.is_file():
         return None
-    with path.open(encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return lock.read().strip() or "another process"
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return _holder(path)
+    except (OSError, NotImplementedError):
+        return None
+    lock.release()
     return None
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"

@@ -49,7 +49,7 @@ def run_point(find: Callable[[], Run], work: Callable[[Run], Outcome]) -> float:
         run = find()
         outcome = work(run)
     except Exception as error:
-        outcome = Outcome(FAILED, error=f"{type(error).__name__}: {error}".removeprefix("JobError: error: "))
+        outcome = Outcome(FAILED, error=f"{type(error).__name__}: {error}".removeprefix("JobError: "))
         print(f"{run.directory if run else 'no run'}: {outcome.error}", file=sys.stderr)
     except BaseException:
         _note(run, Outcome("interrupted"))

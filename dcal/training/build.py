@@ -148,16 +148,24 @@ def side_sizes(side_information: str, data: Data) -> tuple[int, int]:
     """Number of cameras (0: no side embedding) and of views per camera.
 
     Raises:
-        ValueError: the data set has no cameras or views to embed.
+        UserError: the data set has no cameras or views to embed, or images without one: they would share the
+            embedding of another camera.
     """
     if side_information == "none":
         return 0, 1
-    records = [record for split in data.catalog.splits.values() for record in split]
-    cameras = 1 + max(record.camera for record in records)
-    views = 1 + max(record.view for record in records) if side_information == "camera_view" else 1
-    if cameras < 1 or views < 1:
-        raise ValueError(f"task.side_information={side_information}: {data.catalog.name} has no such labels")
-    return cameras, views
+    keys = ("camera", "view") if side_information == "camera_view" else ("camera",)
+    name, sizes = data.catalog.name, [1, 1]
+    for place, key in enumerate(keys):
+        for split, records in data.catalog.splits.items():
+            unknown = [record for record in records if getattr(record, key) < 0]
+            if unknown:
+                raise UserError(
+                    f"task.side_information={side_information}: {len(unknown)} of {len(records)} images of the split "
+                    f"{split} of {name} have no {key}, first {unknown[0].path}; give each one, or set "
+                    "task.side_information=none"
+                )
+            sizes[place] = max(sizes[place], 1 + max(getattr(record, key) for record in records))
+    return sizes[0], sizes[1]
 
 
 def build_mixup(task: Task, num_classes: int) -> Mixup | None:

@@ -6,7 +6,6 @@ beside it (tensors and plain Python only), and a manifest with a checksum of eac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,19 +15,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from dcal.distributed.env import rank_zero_only
+from dcal.run.digest import sha256
 from dcal.run.files import atomic_write, explain_write_errors, fsync
+from dcal.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 KEEP = 2
 
 
-class DamagedCheckpoint(Exception):
+class DamagedCheckpoint(UserError):
     """A checkpoint is torn, or not what was written; the message says which and why."""
+
+
+class UnreadableCheckpoint(UserError):
+    """A checkpoint may be whole, but cannot be read now; nothing was changed. The message says which and why."""
 
 
 class Checkpoint(NamedTuple):
@@ -53,7 +59,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
 
 @rank_zero_only
 def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes `folder/<step>` whole and drops all but the newest two.
+    """Writes `folder/<step>` whole and, once it was read back, drops all but the newest two.
 
     Raises:
         WriteError: the disk is full or not writable; older checkpoints are untouched.
@@ -66,7 +72,7 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
             temporary.mkdir()
             save_weights(temporary / "model.safetensors", weights)
             torch.save(dict(state), temporary / "training_state.pt")
-            sums = {name: checksum(temporary / name) for name in ("model.safetensors", "training_state.pt")}
+            sums = {name: sha256(temporary / name) for name in ("model.safetensors", "training_state.pt")}
             (temporary / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=1))
             for file in temporary.iterdir():
                 fsync(file)
@@ -74,6 +80,8 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
                 target.replace(folder / f".{step:08d}.replaced")
             temporary.replace(target)
             fsync(folder)
+            if damaged := [name for name, known in sums.items() if sha256(target / name) != known]:
+                raise OSError(f"{', '.join(damaged)} is not what was written")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(folder / f".{step:08d}.replaced", ignore_errors=True)
@@ -87,6 +95,9 @@ def load_latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning.
 
     What a killed process has left half-written is removed.
+
+    Raises:
+        UnreadableCheckpoint: one cannot be read, and may be whole.
     """
     remove_remains(folder)
     for candidate in reversed(list_checkpoints(folder)):
@@ -109,29 +120,50 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpoint: a file is missing, or its checksum does not hold.
+        UnreadableCheckpoint: the system does not let it be read, or its checksums hold and it cannot be loaded.
     """
     try:
         sums = json.loads((path / "manifest.json").read_text())["sha256"]
-        damaged = [name for name, known in sums.items() if checksum(path / name) != known]
-        if damaged:
-            raise OSError(f"checksum of {', '.join(damaged)} does not hold")
+        damaged = [name for name, known in sums.items() if sha256(path / name) != known]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error})") from None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if damaged:
+        raise DamagedCheckpoint(f"checkpoint {path} is damaged (checksum of {', '.join(damaged)} does not hold)")
+    try:
         weights = load_file(path / "model.safetensors")
         state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DamagedCheckpoint(f"checkpoint {path} is damaged ({error})") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise unreadable(path, error) from error
     return Checkpoint(weights, state)
 
 
+def unreadable(path: Path, error: Exception) -> UnreadableCheckpoint:
+    """The error for a checkpoint that may be whole, and is kept."""
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return UnreadableCheckpoint(
+        f"checkpoint {path} cannot be read ({reason}): nothing was changed. Repeat the command once it can be; only if "
+        "it never can, delete that folder, and the run goes on from the one before"
+    )
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(entry for entry in folder.glob("[0-9]*") if entry.is_dir()) if folder.is_dir() else []
+    """The checkpoints in a folder, oldest first; empty if there is no such folder.
+
+    Raises:
+        UnreadableCheckpoint: the folder cannot be read.
+    """
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return sorted(entry for entry in entries if entry.name[0].isdigit())
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha(file.read())
-
-
-def _sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def keep_newest(folder: Path) -> None:
+    """Drops all checkpoints but the newest: from it a finished run could write its weights once more."""
+    for old in list_checkpoints(folder)[:-1]:
+        shutil.rmtree(old, ignore_errors=True)

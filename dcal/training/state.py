@@ -95,4 +95,4 @@ class TrainState:
     @property
     def validation(self) -> str:
         """The split that is looked at during training: held-out training images if there are, else the test split."""
-        return "val" if any(split.startswith("val") for split in self.data.catalog.splits) else "test"
+        return "val" if set(self.task.splits("val")) <= set(self.data.catalog.splits) else "test"

@@ -17,6 +17,7 @@ from dcal.training.meter import Meter
 from dcal.training.resume import Progress, resume, save
 from dcal.training.state import TrainState
 from dcal.training.step import update
+from dcal.training.wandb_run import catch_up
 from dcal.utils.memory import out_of_memory_names
 from dcal.utils.signals import Interrupted, Stop, stop_requests
 
@@ -33,6 +34,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
     """
     cfg, at, meter = state.train, Progress(), Meter(state.train, len(state.loader), state.data.records("train"))
     resume(state, run, at, meter)
+    catch_up(run, tracker)
     evaluation: Evaluation | None = None
     with stop_requests() as stop, worker_deaths():
         while at.epoch < cfg.epochs:

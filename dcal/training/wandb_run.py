@@ -6,6 +6,7 @@ in the log of the next job of a multirun.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,12 +19,15 @@ from omegaconf import OmegaConf
 
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
+from dcal.run.files import write_atomically
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
 """How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
+OPEN = "wandb_open"
+"""In the run directory while the log is not ended: the number of lines that W&B had when it was opened."""
 RESERVED = re.compile(r"[^\w.-]")
 """What an id of W&B may not contain, or only in escapes, and the name of a run may."""
 ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
@@ -32,7 +36,7 @@ ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "l
 
 @contextmanager
 def track(run: Run, job_type: str = "train") -> Iterator[Any]:
-    """Opens the W&B run of `run` and yields it. Its id follows from the run directory, so a resumed run goes on in it.
+    """Opens the W&B run of `run` and yields it. The run directory keeps its id, so a resumed run goes on in it.
 
     A failure ends it as failed, a request to stop as preempted.
 
@@ -47,6 +51,8 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     # Artifacts are staged here; outside the run directory a later sync would silently leave them out.
     os.environ["WANDB_DATA_DIR"] = os.environ["WANDB_CACHE_DIR"] = str(run.directory / "wandb")
     tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)
+    if mode != "disabled":
+        _open_marker(run)
     try:
         yield tracked
     except BaseException as error:  # what wandb's own context would do, but without printing the stack
@@ -63,6 +69,7 @@ def _finish(run: Run, tracked: Any, exit_code: int) -> None:
     """Ends the W&B run; a server that has gone away is no error of the training."""
     try:
         tracked.finish(exit_code=exit_code)
+        (run.directory / OPEN).unlink(missing_ok=True)
     except TimeoutError:
         log.warning(
             "wandb: the server has gone away or is slow, not everything was sent within %g s. It is kept; upload it "
@@ -72,22 +79,53 @@ def _finish(run: Run, tracked: Any, exit_code: int) -> None:
         )
 
 
+def _open_marker(run: Run) -> None:
+    """Notes how many lines of `metrics.jsonl` W&B has for certain, until the log is ended properly."""
+    if not (run.directory / OPEN).is_file():
+        lines = run.metrics_file.read_text(encoding="utf-8").splitlines() if run.metrics_file.is_file() else []
+        write_atomically(run.directory / OPEN, str(len(lines)))
+
+
+def catch_up(run: Run, tracked: Any) -> None:
+    """Logs again what a killed process may have taken with it; a server leaves out the steps that it has."""
+    marker = run.directory / OPEN
+    if rank() > 0 or not marker.is_file() or not run.metrics_file.is_file():
+        return
+    lines = run.metrics_file.read_text(encoding="utf-8").splitlines()[int(marker.read_text(encoding="utf-8")) :]
+    for values in map(json.loads, lines):
+        if values["step"] >= tracked.step:
+            tracked.log(values, step=values["step"])
+
+
 def _online(run: Run, job_type: str) -> Any:
-    """A run on the server, or, if that cannot be reached, an offline one: training does not wait for a network."""
+    """A run on the server, or, if that cannot be had, an offline one: training does not wait for a network.
+
+    A run that was deleted on the server cannot be logged there again: it gets another id.
+    """
     import wandb
 
-    try:
-        return _init(run, "online", job_type)
-    except wandb.errors.CommError as error:
-        log.warning(
-            "wandb.mode=online: no answer within wandb.timeout=%g s (%s). The run is logged offline; upload it later "
-            "with: wandb sync %s/wandb/offline-run-*",
-            run.config.wandb.timeout,
-            str(error).splitlines()[0],
-            run.directory,
-        )
-        wandb.teardown()
-        return _init(run, "offline", job_type)
+    for attempt in (1, 2):
+        try:
+            return _init(run, "online", job_type)
+        except wandb.errors.CommError as error:
+            reason = str(error).splitlines()[0]
+            wandb.teardown()
+            deleted = "deleted" in str(error)
+            if not deleted or attempt == 2 or _agent_run() is not None:
+                break
+            log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", run.wandb_id())
+            run.forget_wandb_id()
+    problem = "the server says that this run was deleted there"
+    if not deleted:
+        problem = f"no answer within wandb.timeout={run.config.wandb.timeout:g} s"
+    log.warning(
+        "wandb.mode=online: %s (%s). The run is logged offline; upload it later with: "
+        "wandb sync %s/wandb/offline-run-*",
+        problem,
+        reason,
+        run.directory,
+    )
+    return _init(run, "offline", job_type)
 
 
 def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
@@ -112,7 +150,7 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             tags=list(run.config.wandb.tags),
             job_type=job_type,
             name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
-            id=_agent_run() or RESERVED.sub("-", f"{run.cfg_id}-{run.config.name}-{run.seed}"),
+            id=_agent_run() or RESERVED.sub("-", run.wandb_id()),
             resume="allow",
             dir=str(run.directory),
             config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
@@ -136,9 +174,12 @@ def keep_artifact(run: Run, tracked: Any) -> None:
 
     title = f"{run.config.name}-{run.cfg_id}-seed{run.seed}".replace("/", "-")
     artifact = wandb.Artifact(title, "model", "weights and configuration: a run directory for dcal-evaluate and others")
-    for file in (run.directory / name for name in ARTIFACT):
-        if file.exists():  # immutable: sent from where it lies, not from a copy of its size
-            artifact.add_file(str(file), policy="immutable", skip_cache=True)
+    for name in ARTIFACT:
+        file = run.prepared_file if name == "result.json" else run.directory / name
+        if file.exists():
+            # a file that is about to be renamed is copied; others are sent from where they are
+            policy: Literal["mutable", "immutable"] = "mutable" if name == "result.json" else "immutable"
+            artifact.add_file(str(file), name=name, policy=policy, skip_cache=True)
     tracked.log_artifact(artifact)
 
 

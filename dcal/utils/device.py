@@ -80,8 +80,30 @@ class Device:
         return (moved.float() / 255.0 - self.mean) / self.std
 
     def side_index(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """The side embedding's index of each image, if the model has one: camera, or camera · views + view."""
+        """The side embedding's index of each image, if the model has one: camera, or camera · views + view.
+
+        Args:
+            batch: `camera` (B,), and `view` (B,) where the model embeds views.
+
+        Raises:
+            UserError: a camera or view is unknown (-1) or is none of those that the model was trained with.
+        """
         if not self.num_cameras:
             return None
-        index = batch["camera"] if self.num_views == 1 else batch["camera"] * self.num_views + batch["view"]
+        camera = _embedded("camera", batch["camera"], self.num_cameras)
+        index = camera
+        if self.num_views > 1:
+            index = camera * self.num_views + _embedded("view", batch["view"], self.num_views)
         return index.to(self.torch, non_blocking=True)
+
+
+def _embedded(key: str, number: Tensor, count: int) -> Tensor:
+    """The numbers as they are, if each has an embedding: an index of -1 would silently take the last one."""
+    wrong = number[(number < 0) | (number >= count)]
+    if len(wrong):
+        found = "have none" if int(wrong[0]) < 0 else f"have {key} {int(wrong[0])}"
+        raise UserError(
+            f"this model embeds the {key} of each image (task.side_information) and knows {key} 0 to {count - 1}, but "
+            f"{len(wrong)} images of a batch {found}: it fits only data with the {key}s that it was trained on"
+        )
+    return number

@@ -8,13 +8,16 @@ and no trimming keep the memory in the process; the price is that it stays as la
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 # from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 KEEP_ALL = 2**31 - 1
+MEMINFO, OWN_CGROUPS, CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def keep_freed_memory() -> bool:
@@ -27,6 +30,48 @@ def keep_freed_memory() -> bool:
         return False
     options = ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, KEEP_ALL), (M_TOP_PAD, 1 << 26))
     return all([mallopt(key, value) for key, value in options])
+
+
+def available_memory() -> int:
+    """Bytes that this process may still fill: what is free on the machine, or left of a container's or job's limit.
+
+    What the system would give up at once (file caches) counts as free. Of the limits of control groups (version 2, or
+    the memory controller of version 1), that of this process and those above it count.
+    """
+    room = [_free_on_the_machine()]
+    for limit, used, statistics in _cgroups():
+        with suppress(OSError, ValueError):  # no limit reads `max`
+            left = int(limit.read_text()) - int(used.read_text())
+            cached = dict(line.split() for line in statistics.read_text().splitlines())
+            room.append(left + int(cached.get("total_inactive_file", cached.get("inactive_file", 0))))
+    return max(0, min(room))
+
+
+def _free_on_the_machine() -> int:
+    try:
+        lines = (line.split() for line in MEMINFO.read_text().splitlines())
+        return 1024 * next(int(words[1]) for words in lines if words[0] == "MemAvailable:")
+    except (OSError, StopIteration):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroups() -> Iterator[tuple[Path, Path, Path]]:
+    """Files with limit, usage and statistics of the control groups of this process, from its own upwards."""
+    try:
+        lines = [line.split(":", 2) for line in OWN_CGROUPS.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, name in lines:
+        version_1 = "memory" in controllers.split(",")
+        if controllers and not version_1:
+            continue
+        top = CGROUPS / "memory" if version_1 else CGROUPS
+        names = ("limit_in_bytes", "usage_in_bytes") if version_1 else ("max", "current")
+        group = top / name.lstrip("/")
+        for folder in (group, *group.parents):
+            yield folder / f"memory.{names[0]}", folder / f"memory.{names[1]}", folder / "memory.stat"
+            if folder == top:
+                break
 
 
 class OutOfMemory(Exception):

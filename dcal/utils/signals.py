@@ -1,9 +1,11 @@
-"""Requests to stop: SIGTERM, Ctrl-C from a terminal, and the signal by which submitit announces a time limit."""
+"""Requests to stop: SIGTERM, Ctrl-C, a terminal that is closed, and submitit's announcement of a time limit."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -53,11 +55,16 @@ class Stop:
 
 @contextmanager
 def stop_requests() -> Iterator[Stop]:
-    """Takes SIGTERM, Ctrl-C and the announcement of a time limit as requests to stop."""
+    """Takes SIGTERM, Ctrl-C, SIGHUP and the announcement of a time limit as requests to stop.
+
+    A signal that is ignored stays so, as SIGHUP is under nohup.
+    """
     stop = Stop()
-    asking = (signal.SIGTERM, signal.SIGINT, time_limit_signal())
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    asking = [number for number in (signal.SIGTERM, signal.SIGINT, hangup, time_limit_signal()) if number]
+    wanted = [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
     try:
-        before = {number: signal.signal(number, stop.ask) for number in asking if number}
+        before = {number: signal.signal(number, stop.ask) for number in wanted}
     except ValueError:  # not the main thread: signals are somebody else's
         before = {}
     try:
@@ -72,6 +79,23 @@ def time_limit_signal() -> signal.Signals | None:
     if "SUBMITIT_EXECUTOR" not in os.environ:
         return None
     return signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+
+
+def stop_with_parent(parent: int) -> None:
+    """Has this process asked to stop once its parent is gone, and killed five minutes later: nobody waits for it.
+
+    Args:
+        parent: its process id, as the parent gave it: it may be gone already.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(300)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def hand_on(number: int) -> None:

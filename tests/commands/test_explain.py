@@ -15,8 +15,9 @@ from run_command import incomplete, refused, run_command
 from torch import Tensor
 
 from dcal.commands.explain import main
+from dcal.create import create_dcal_model
 from dcal.metric.faithfulness import Curves, area, curves, summary
-from dcal.model import DCAL, create_dcal_model
+from dcal.model import DCAL
 from dcal.utils.device import Device
 from dcal.visualize.attention_maps import attention_maps, distraction
 from dcal.visualize.examples import draw_examples, shaded

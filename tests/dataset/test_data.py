@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from dcal.dataset.decode import read_image
 from dcal.dataset.record import Catalog, DataError, Record
 from dcal.dataset.sampler import Draw
 from dcal.dataset.transform import eval_transform, train_transform
+from dcal.utils.errors import UserError
 
 AUGMENT = {"flip": 0.5, "pad": 2, "erase": 0.5}
 SIZES = {"image_size": [24, 16], "resize": [32, 20]}
@@ -150,8 +152,89 @@ def test_a_cache_that_does_not_fit_is_refused(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: type("usage", (), {"free": 1000}))
-    with pytest.raises(ValueError, match=r"dataset\.cache='disk'.*GiB"):
+    with pytest.raises(UserError, match=r"dataset\.cache='disk'.*GiB"):
         ImageDataset(catalog.splits["train"], eval_transform(**SIZES), cache="disk", cache_dir=tmp_path)
+
+
+def test_memory_for_all_splits_and_processes_is_looked_for_before_the_first_is_filled(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = 40 * 32 * 20 * 3
+    monkeypatch.setattr("dcal.dataset.data.available_memory", lambda: 2 * need)
+    make_data(catalog, cache="ram").train_loader(4, 1, 7, 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"dataset\.cache='ram': .* in each of 2 processes"):
+        make_data(catalog, cache="ram").train_loader(4, 1, 7, 0)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    make_data(catalog, cache="ram").train_loader(4, 1, 7, 0)  # which waits for what the first process says
+
+
+def cached_on_disk(catalog: Catalog, folder: Path) -> ImageDataset:
+    return ImageDataset(catalog.splits["train"], eval_transform(**SIZES), cache="disk", cache_dir=folder)
+
+
+@pytest.mark.parametrize("byte", ["pixel", "flag", "checksum"])
+def test_a_flipped_bit_in_a_disk_cache_is_noticed_and_changes_nothing(
+    catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture, byte: str
+) -> None:
+    folder = tmp_path / byte
+    expected = cached_on_disk(catalog, folder)[1]["image"].clone()
+    (file,) = folder.glob("*.npy")
+    row = 32 * 20 * 3 + cache_module.TRAILER
+    place = file.stat().st_size - 30 * row + row + {"pixel": 100, "flag": row - 5, "checksum": row - 1}[byte]
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x80
+    file.write_bytes(content)
+    damaged = cached_on_disk(catalog, folder)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(damaged[1]["image"], expected)
+        assert torch.equal(damaged[1]["image"], expected)
+    assert [record.getMessage().count(str(file)) for record in caplog.records] == [1], "said once"
+
+
+def test_a_disk_cache_that_was_cut_short_is_named_and_built_again(
+    catalog: Catalog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = cached_on_disk(catalog, tmp_path / "c")[1]["image"].clone()
+    (file,) = (tmp_path / "c").glob("*.npy")
+    whole = file.read_bytes()
+    for content in (whole[:1000], b"", b"no array at all", whole[: len(whole) // 2]):
+        file.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert torch.equal(cached_on_disk(catalog, tmp_path / "c")[1]["image"], expected)
+        assert str(file) in caplog.text and "building it again" in caplog.text
+        assert file.read_bytes() == whole
+        caplog.clear()
+
+
+def test_a_disk_that_is_full_is_an_error_before_anything_is_written(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(cache_module, "_fill", lambda *_: pytest.fail("its space is not reserved"))
+    with pytest.raises(UserError, match=r"dataset\.cache='disk': .*No space left on device.*XDG_CACHE_HOME"):
+        cached_on_disk(catalog, tmp_path / "c")
+    assert not list((tmp_path / "c").glob("*.npy")) and not list((tmp_path / "c").glob("*.part"))
+
+
+def test_space_is_reserved_where_the_system_has_no_call_for_it(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = cached_on_disk(catalog, tmp_path / "a")[1]["image"].clone()
+    monkeypatch.delattr(os, "posix_fallocate")
+    assert torch.equal(cached_on_disk(catalog, tmp_path / "b")[1]["image"], expected)
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.write(b"header")
+        file.truncate(1_000_000)
+    assert sparse.stat().st_blocks < 100
+    cache_module._reserve(sparse)
+    assert sparse.stat().st_blocks * 512 >= 990_000 and sparse.read_bytes() == b"header" + bytes(999_994)
 
 
 class TestDecoding:
@@ -222,6 +305,20 @@ class TestDecoding:
         assert np.abs(part - expected).mean() < 1
         Image.fromarray(pixels(0, 208, 304)).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png", cover).shape == (208, 304, 3)
+
+    @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, IndexError, KeyError, OverflowError])
+    def test_whatever_a_decoder_raises_on_damaged_bytes_is_a_damaged_image(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    ) -> None:
+        path = tmp_path / "an avif by content.jpg"
+        Image.new("RGB", (8, 8)).save(path, format="GIF")
+
+        def convert(*_: object) -> None:
+            raise error("Invalid data")
+
+        monkeypatch.setattr(Image.Image, "convert", convert)
+        with pytest.raises(DataError, match=r"an avif by content\.jpg: is damaged"):
+            read_image(path)
 
     def test_no_image_and_no_file(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").write_text("<html>404</html>")

@@ -165,7 +165,7 @@ def test_ids_of_today_stay() -> None:
 
 
 def test_ids_of_older_runs_are_known() -> None:
-    """If this fails, runs made before are lost: a new key belongs into `NEWER`, a moved target into `MOVED`."""
+    """If this fails, runs made before are lost. A new key needs a default in the schema, a moved target `MOVED`."""
     kept = json.loads((OLD_RUN / "ids.json").read_text())
     assert {words: legacy_id(composed(*words.split())) for words in kept} == kept
 

@@ -118,7 +118,7 @@ def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monke
     with pytest.raises(SystemExit):
         train(tmp_path, "wandb.mode=online", "name='one: two/three'")  # more than the client takes for an id
     (sent,) = server.runs.values()
-    assert sent.name.endswith("-one--two-three-0") and "one: two/three" in sent.fields["displayName"]
+    assert "-one--two-three-0-" in sent.name and "one: two/three" in sent.fields["displayName"]
     assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
 
 

@@ -1,62 +1,38 @@
-"""The precision of a device is its own: a caller's settings stay, and a run opens on what there is."""
+"""Which embedding an image's camera gets, and that no image gets another one's."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-import dcal
-from dcal.inference.restore import available_precision, restore
-from dcal.utils.device import Device, choose_device
+from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 
-
-def test_the_precision_of_float32_products_is_the_callers() -> None:
-    torch.set_float32_matmul_precision("medium")
-    try:
-        device = Device("cpu", "bf16", (0.5,), (0.5,))
-        assert torch.get_float32_matmul_precision() == "medium"
-        with pytest.raises(KeyError), device.autocast():
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-            raise KeyError
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+MEAN, STD = (0.5,) * 3, (0.5,) * 3
 
 
-def test_mistakes_name_their_key() -> None:
-    with pytest.raises(UserError, match=r"^device='gpu': .*auto, cpu, cuda"):
-        choose_device("gpu")
-    with pytest.raises(UserError, match=r"^train\.precision='half'"):
-        Device("cpu", "half", (0.5,), (0.5,))
-    with pytest.raises(UserError, match=r"^train\.precision=fp16 needs a GPU"):
-        Device("cpu", "fp16", (0.5,), (0.5,))
+def test_without_a_camera_embedding_cameras_do_not_matter() -> None:
+    assert Device("cpu", "fp32", MEAN, STD).side_index({"camera": torch.tensor([-1, 99])}) is None
 
 
-@pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_a_run_of_a_gpu_opens_on_the_cpu(
-    precision: str, fgvc_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run = tmp_path / "seed=0"
-    shutil.copytree(fgvc_run, run)
-    config = OmegaConf.load(run / "config_resolved.yaml")
-    config.train.precision = precision
-    OmegaConf.save(config, run / "config_resolved.yaml")
-    with caplog.at_level(logging.WARNING):
-        assert restore(run, device="cpu").device.dtype is None
-    assert f"trained in {precision}, which the CPU does not have: computing in fp32" in caplog.text
-    torch.set_float32_matmul_precision("medium")
-    try:
-        dcal.load(run, device="cpu")
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    with pytest.raises(UserError, match="needs a GPU"):  # asked for by name, it is not replaced in silence
-        restore(run, device="cpu", changes={"train": {"precision": precision}})
-    assert available_precision("bf16", "cpu") == "bf16"
+def test_camera_and_view_make_one_index() -> None:
+    batch = {"camera": torch.tensor([0, 2]), "view": torch.tensor([1, 0])}
+    by_camera, both = (Device("cpu", "fp32", MEAN, STD, 3, views).side_index(batch) for views in (1, 2))
+    assert by_camera is not None and both is not None
+    assert by_camera.tolist() == [0, 2] and both.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("camera", "view", "message"),
+    [
+        (-1, 0, "embeds the camera .* knows camera 0 to 2, but 1 images of a batch have none"),
+        (3, 0, "have camera 3: it fits only data with the cameras"),
+        (17, 0, "have camera 17"),
+        (0, -1, "embeds the view .* have none"),
+        (0, 2, "have view 2"),
+    ],
+)
+def test_unknown_and_other_cameras_are_refused(camera: int, view: int, message: str) -> None:
+    device = Device("cpu", "fp32", MEAN, STD, 3, 2)
+    with pytest.raises(UserError, match=message):
+        device.side_index({"camera": torch.tensor([1, camera]), "view": torch.tensor([0, view])})

@@ -85,3 +85,27 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[
     birds = refused(train, "experiment=tiny/fgvc", "task=reid", words[-1], capfd=capfd)
     assert "task=reid is judged on the split query, which synthetic_birds lacks" in birds
     assert "task.metric" in refused(train, *words, "task.metric=manhattan", capfd=capfd)
+
+
+def test_cameras_that_the_model_does_not_know(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def table(folder: Path, cameras: str) -> Path:
+        """Two identities for training and two for the test, whose cameras are `cameras`, four images each."""
+        rows = ["path,id,camera,split"]
+        for number in range(16):
+            split = "train" if number < 8 else ("query", "gallery")[number % 2]
+            folder.mkdir(exist_ok=True)
+            Image.effect_noise((32, 48), 60 + number).convert("RGB").save(folder / f"{number}.png")
+            camera = str(number % 2) if number < 8 else (cameras if split == "gallery" else "1")
+            rows.append(f"{number}.png,{number // 4},{'' if camera == '-' else camera},{split}")
+        (folder / "images.csv").write_text("\n".join(rows))
+        return folder
+
+    csv = [word.replace("identity_folder", "identity_csv") for word in TINY]
+    words = [*csv, f"run.root={tmp_path / 'runs'}", "task.side_information=camera", "train.batch_size=4"]
+    unknown = refused(train, *words, f"dataset.root={table(tmp_path / 'unknown', '-')}", capfd=capfd)
+    assert "4 of 4 images of the split gallery of identity_csv have no camera" in unknown
+    run_command(train, *words, f"dataset.root={table(tmp_path / 'own', '0')}")
+    (run,) = (file.parent for file in (tmp_path / "runs").glob("**/result.json"))
+    other = [f"run={run}", "dataset=identity_csv", f"dataset.root={table(tmp_path / 'other', '17')}"]
+    refusal = refused(evaluate, *other, capfd=capfd)
+    assert "task.side_information=camera: the model has learned 2 cameras" in refusal and "other" in refusal

@@ -1,0 +1,73 @@
+"""The options of the two branches, declared once: the schema of `attention.glca` and `attention.pwca` and the arguments
+of `DCAL`.
+
+Their values are checked where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from dcal.utils.errors import UserError, nearest
+
+
+@dataclass
+class GLCAOptions:
+    """Global-local cross-attention."""
+
+    blocks: int = 1
+    """Transformer blocks of the branch's own; 0 for off."""
+    top_ratio: float = 0.1
+    """Share of the patches that are selected; the paper has 0.1 for FGVC and 0.3 for Re-ID."""
+    selection: str = "rollout"
+    """`rollout`, `last`, `random` or `all`."""
+    readout: str = "cls_mean"
+    """`cls`, `mean` or `cls_mean`."""
+    init: str = "copy"
+    """`copy` of the backbone's last blocks, or `fresh`."""
+
+
+@dataclass
+class PWCAOptions:
+    """Pair-wise cross-attention."""
+
+    blocks: Any = None  # int, list of int or None: OmegaConf has no such union
+    """The last that many of the backbone, or a list of block numbers from 1; None for all, 0 for off."""
+    probability: float = 1.0
+    """That a training step has the branch."""
+    stream: str = "clean"
+    """`clean`, `symmetric` or `figure`."""
+    pairing: str = "natural"
+    """One of `dcal.attention.pairing.POLICIES`."""
+    pairing_ratio: float = 0.5
+    """Under `mixed`: share of partners of the same class."""
+    curriculum: list[str] = field(default_factory=list)
+    """Under `curriculum`: policies, each for an equal share of the training."""
+
+
+Options = TypeVar("Options", GLCAOptions, PWCAOptions)
+
+
+def branch_options(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
+    """The options of a branch, those that are not given at their defaults.
+
+    Args:
+        kind: of which branch.
+        given: as they are, or by their names; None for a branch that is off.
+
+    Raises:
+        UserError: a name that is no option; the message has the nearest one.
+    """
+    if given is None:
+        return kind(blocks=0)
+    if isinstance(given, kind):
+        return given
+    assert isinstance(given, Mapping)
+    names = [option.name for option in fields(kind)]
+    branch = "glca" if kind is GLCAOptions else "pwca"
+    for name in given:
+        if name not in names:
+            raise UserError(f"attention.{branch} has no option {name!r}: {nearest(str(name), names)}")
+    return kind(**given)

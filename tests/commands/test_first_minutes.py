@@ -1,0 +1,167 @@
+"""What people type in their first minutes with a command: it works, or one sentence says what does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+from run_command import refused, run_command
+from torch import nn
+
+import dcal
+from dcal.commands import app, predict, train
+from dcal.commands.app import hydra_command
+from dcal.commands.keys import check_words
+from dcal.commands.overrides import follow_image_size, prepare
+from dcal.optimizer import create_optimization
+from dcal.utils.errors import UserError
+
+
+def composed_by(*words: str, command: str = "train") -> DictConfig:
+    """The configuration that the job of a command is given."""
+    given: list[DictConfig] = []
+    run_command(lambda: hydra_command(given.append, command), *words)
+    return given[0]
+
+
+def value_of(word: str, command: str = "train") -> Any:
+    (changed,) = prepare([word], command)
+    return OverridesParser.create().parse_override(changed).value()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(train.main, "-sc", f"install={shell}")
+    assert "complet" in capsys.readouterr().out
+
+
+def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(train.main, "--version")
+    assert capsys.readouterr().out == f"dcal {dcal.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config-dir", "no_such_folder", "experiment=mine"], "no_such_folder: there is no such folder"),
+        (["backbone=null"], "backbone=null: null is no option; choose one of"),
+        (["experiment=null"], "experiment=null: null is no option; leave the word out"),
+        (["ablation=null"], "ablation=null"),
+        (["dataset=CUB"], "did you mean cub"),
+        (["backbone.checkpoint="], "backbone.checkpoint=: the value is empty"),
+        (["lr=1e-4"], "lr: no such key; did you mean optimizer.lr?"),
+        (["batch_size=8"], "did you mean train.batch_size?"),
+        (["epochs=3"], "did you mean train.epochs?"),
+        (["+my.key=3"], "my.key: no such key"),
+        (["+train.foo=3"], "train.foo: no such key"),
+        (["~attention"], "attention=none"),
+        (["~wandb"], "wandb.mode=disabled"),
+        (["-m", "dataset.image_size=64,96"], "needs dataset.resize, too"),
+        (["train.epochs=many"], "train.epochs=many"),
+        (["dataset.image_size=[a,b]"], "dataset.image_size"),
+        (["train.epochs=[1"], "train.epochs=[1: this is no key=value"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    told = refused(train.main, *words, capfd=capfd)
+    assert said in told
+    assert told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_words_of_hydra_and_of_free_nodes_may_be_new() -> None:
+    check_words(["+hydra.job.env_set.A=1", "+backbone.kwargs.depth=8", "++dataset.reader.x=1", "~dataset.reader.x"])
+
+
+def test_a_mandatory_key_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    told = refused(predict.main, "images=a.jpg", capfd=capfd)
+    assert told == "error: run=... must be given; --help explains each key\n"
+
+
+@pytest.mark.parametrize("text", ["2026_11_27", "1e5", "0x10", "true", "007", "nan", "1.50"])
+@pytest.mark.parametrize(
+    ("key", "command"), [("name", "train"), ("run.root", "train"), ("dataset.root", "train"), ("out", "predict")]
+)
+def test_text_that_looks_like_a_number_remains_text(key: str, command: str, text: str) -> None:
+    assert value_of(f"{key}={text}", command) == text
+
+
+def test_other_values_remain_what_they_are() -> None:
+    assert value_of("wandb.tags=[2026_11,night,1e5]") == ["2026_11", "night", "1e5"]
+    assert value_of("backbone.checkpoint=null") is None
+    assert value_of("train.epochs=3") == 3 and value_of("train.figures=true") is True
+    assert value_of("name='2026_11'") == "2026_11"
+    sweep = value_of("name=1,2")
+    assert [choice.text for choice in sweep.list] == ["1", "2"]
+
+
+def test_a_number_reaches_the_job_as_the_name_it_is() -> None:
+    config = composed_by("name=2026_11_27", "wandb.tags=2026", "wandb.entity=12e3")
+    assert (config.name, config.wandb.tags, config.wandb.entity) == ("2026_11_27", ["2026"], "12e3")
+
+
+@pytest.mark.parametrize("word", ["dataset.image_size=224", "dataset.image_size=[224]", "dataset.image_size=[224,224]"])
+def test_the_resize_follows_the_image_size(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = composed_by("dataset=image_folder", word)
+    assert (config.dataset.image_size, config.dataset.resize) == ([224, 224], [275, 275])  # as 550 to 448
+    assert "dataset.resize=[275,275]" in capsys.readouterr().err
+
+
+def test_a_resize_that_is_given_remains() -> None:
+    words = ["dataset.image_size=[64,64]", "dataset.resize=[72,72]"]
+    assert follow_image_size(words, "train") == words
+    people = composed_by("dataset=identity_folder", "dataset.image_size=[128,64]").dataset
+    assert people.resize == [128, 64]
+
+
+def test_the_warm_up_ends_before_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(2, 2)
+    model.vit = nn.Identity()
+    settings = {"opt": "sgd", "lr": 0.1, "lr_batch_size": None, "weight_decay": 0.0, "momentum": 0.9}
+    scales = {"bias_lr_scale": 1.0, "new_lr_scale": 1.0}
+    schedule = {"warmup_epochs": 5.0, "warmup_lr_ratio": 0.0, "final_lr_ratio": 0.0}
+    optimizer, rates = create_optimization(
+        model, nn.Module(), set(), 20, 10, 4, **settings, **scales, schedule=schedule
+    )
+    factors = []
+    for _ in range(20):
+        factors.append(rates.get_last_lr()[0] / 0.1)
+        optimizer.step()
+        rates.step()
+    assert max(factors) == factors[10] == pytest.approx(1.0)
+    assert rates.get_last_lr()[0] == pytest.approx(0.0)
+    assert "optimizer.schedule.warmup_epochs=5" in caplog.text and len(caplog.records) == 1
+
+
+def test_ctrl_c_while_torch_is_imported(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(config: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: hydra_command(interrupt, "train"))
+    assert stopped.value.code == 130
+    assert capfd.readouterr().err == "stopped at once: repeat the command to go on\n"
+
+
+def test_an_error_for_the_user_has_no_lines_of_hydra_around_it(capfd: pytest.CaptureFixture[str]) -> None:
+    def job(config: DictConfig) -> None:
+        app.report_errors(lambda: fail(UserError("the disk is full")), (UserError,), debug=False)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    told = refused(lambda: hydra_command(job, "train"), capfd=capfd)
+    assert told == "error: the disk is full\n"
+
+
+def test_a_module_of_the_current_folder_is_found_behind_the_installed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths: list[str] = []
+    run_command(lambda: hydra_command(lambda config: paths.extend(sys.path), "train"))
+    assert paths[-1] == str(tmp_path)
+    assert str(tmp_path) not in sys.path

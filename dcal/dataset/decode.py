@@ -69,9 +69,7 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
                 pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS[divisor])
                 if pixels is not None:
                     return pixels  # type: ignore[return-value]
-            if image.mode[0] in "IF":
-                return _from_deep_grey(image, path)
-            return np.array(image.convert("RGB"))
+            return rgb_pixels(image, path)
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: is no image, or one of an unknown kind") from error
     except (DataError, MemoryError):
@@ -80,12 +78,23 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
         raise DataError(f"{path}: is damaged ({error or type(error).__name__})") from error
 
 
-def _from_deep_grey(image: Image.Image, path: Path) -> Pixels:
-    """The upper 8 of the 16 bits of a grey image; Pillow's own conversion turns everything above 255 white."""
-    grey = np.asarray(image)
+def rgb_pixels(image: Image.Image, name: object) -> Pixels:
+    """A Pillow image of any mode as uint8 RGB (H, W, 3).
+
+    Of a grey image of 16 bits the upper 8 are taken; Pillow's own conversion turns everything above 255 white.
+
+    Args:
+        image: whole or not yet read.
+        name: of the image, for messages.
+
+    Raises:
+        DataError: it has 32 bits per pixel.
+    """
+    if image.mode[0] not in "IF":
+        return np.array(image.convert("RGB"))
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-        raise DataError(f"{path}: has 32 bits per pixel, of which the range is not known; convert it to 8 or 16 bits")
-    return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        raise DataError(f"{name}: has 32 bits per pixel, of which the range is not known; convert it to 8 or 16 bits")
+    return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _divisor(image: Image.Image, cover: tuple[int, int]) -> int:

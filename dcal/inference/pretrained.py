@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dcal.backbone import create_backbone, normalisation, portable
-from dcal.dataset.decode import read_image
+from dcal.dataset.decode import read_image, rgb_pixels
 from dcal.dataset.transform import eval_transform
 from dcal.inference.model_card import facts_of, model_card
 from dcal.inference.restore import Restored, restore
@@ -199,7 +199,7 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         if isinstance(picture, (str, Path)):
             return read_image(Path(picture), self._cover)
         if isinstance(picture, Image.Image):
-            return np.array(picture.convert("RGB"))
+            return rgb_pixels(picture, "a PIL image")
         if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
             raise UserError(f"pictures: arrays are uint8 RGB (H, W, 3), not {picture.dtype} {picture.shape}")
         return picture

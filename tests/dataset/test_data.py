@@ -19,7 +19,7 @@ from PIL import Image
 
 from dcal.dataset import cache as cache_module
 from dcal.dataset.data import Data, ImageDataset
-from dcal.dataset.decode import read_image
+from dcal.dataset.decode import read_image, rgb_pixels
 from dcal.dataset.record import Catalog, DataError, Record
 from dcal.dataset.sampler import Draw
 from dcal.dataset.transform import eval_transform, train_transform
@@ -263,6 +263,14 @@ class TestDecoding:
         Image.fromarray(grey / np.float32(255)).save(tmp_path / "a.tiff")
         with pytest.raises(DataError, match=r"a\.tiff: has 32 bits per pixel"):
             read_image(tmp_path / "a.tiff")
+
+    def test_a_16_bit_image_in_memory_is_scaled_as_its_file_is(self, tmp_path: Path) -> None:
+        grey = np.linspace(0, 65535, 12 * 10).reshape(12, 10).astype(np.uint16)
+        path = tmp_path / "deep.png"
+        Image.fromarray(grey).save(path)
+        assert np.array_equal(rgb_pixels(Image.fromarray(grey), "one"), read_image(path))
+        with pytest.raises(DataError, match=r"^one: has 32 bits"):
+            rgb_pixels(Image.fromarray(grey.astype(np.float32)), "one")
 
     def test_a_wrong_extension_does_not_matter(self, tmp_path: Path) -> None:
         Image.fromarray(pixels(0)).save(tmp_path / "a.png")

@@ -81,7 +81,10 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     broken = tmp_path / "seed=0"
     shutil.copytree(fgvc_run, broken)
     (broken / "last.safetensors").write_bytes(b"no weights")
-    assert "not the weights" in refused(main, f"run={broken}", capfd=capfd)
+    assert "is damaged: its checksum" in refused(main, f"run={broken}", capfd=capfd)
+    (broken / "other.safetensors").write_bytes(b"no weights")
+    words = [f"run={broken}", f"weights={broken / 'other.safetensors'}"]
+    assert "not the weights" in refused(main, *words, capfd=capfd)
     (broken / "config_resolved.yaml").write_text("train: {epochs: many}")
     assert "not the configuration of a run" in refused(main, f"run={broken}", capfd=capfd)
 
@@ -164,18 +167,18 @@ def test_a_drawn_set_is_evaluated_under_another_run(reid_run: Path, tmp_path: Pa
 def test_scores_that_are_nan_are_no_accuracy(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from safetensors.torch import load_file, save_file
 
-    run = tmp_path / "seed=0"
-    shutil.copytree(fgvc_run, run)
-    weights = load_file(run / "last.safetensors")
+    weights = load_file(fgvc_run / "last.safetensors")
     weights["head.classifier.weight"][3] = float("nan")
-    save_file(weights, run / "last.safetensors")
-    said = refused(main, f"run={run}", capfd=capfd)
+    file = tmp_path / "nan.safetensors"
+    save_file(weights, file)
+    run = [f"run={fgvc_run}", f"weights={file}"]
+    said = refused(main, *run, capfd=capfd)
     assert "images are not finite, and cannot be ranked or counted" in said
     image = tmp_path / "a.png"
     from PIL import Image
 
     Image.new("RGB", (40, 40), (90, 20, 60)).save(image)
-    incomplete(predict, f"run={run}", f"images={image}", "format=jsonl")
+    incomplete(predict, *run, f"images={image}", "format=jsonl")
     assert json.loads(capfd.readouterr().out)["error"] == "the model answers with NaN"
     with pytest.raises(NotFinite, match="NaN for 1 of 1"):
-        dcal.load(run, device="cpu").predict(image)
+        dcal.load(fgvc_run, str(file), "cpu").predict(image)

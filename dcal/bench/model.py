@@ -27,6 +27,7 @@ from dcal.create import create_dcal_model
 from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL
 from dcal.output import Output
+from dcal.utils.errors import UserError
 
 Config = dict[str, Any]
 AXES = {
@@ -51,14 +52,14 @@ def cells(options: Config) -> list[Config]:
     """Every combination of the lists.
 
     Raises:
-        ValueError: an unknown value; the message names its key.
+        UserError: an unknown value; the message names its key.
     """
     values = {name: options[key] if isinstance(options[key], list) else [options[key]] for key, name in AXES.items()}
     if not any(isinstance(size, list) for size in values["size"]):
         values["size"] = [values["size"]]
     for size in values["size"]:
         if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-            raise ValueError(f"sizes={size}: give [height, width] in pixels, or a list of these")
+            raise UserError(f"sizes={size}: give [height, width] in pixels, or a list of these")
     for key, name, known in (
         ("precisions", "precision", PRECISIONS),
         ("modes", "mode", MODES),
@@ -66,13 +67,13 @@ def cells(options: Config) -> list[Config]:
     ):
         for value in values[name]:
             if value not in known:
-                raise ValueError(f"{key}={value!r}: choose from {', '.join(str(one).lower() for one in known)}")
+                raise UserError(f"{key}={value!r}: choose from {', '.join(str(one).lower() for one in known)}")
     if not isinstance(options["batch_size"], dict):
-        raise ValueError(f"batch_size={options['batch_size']!r}: set batch_size.infer, batch_size.train or both")
+        raise UserError(f"batch_size={options['batch_size']!r}: set batch_size.infer, batch_size.train or both")
     counts = {f"batch_size.{mode}": count for mode, count in options["batch_size"].items()}
     for key, count in {**counts, **{key: options[key] for key in ("repeats", "processes", "num_classes")}}.items():
         if not (isinstance(count, int) and count > 0):
-            raise ValueError(f"{key}={count!r}: give a whole number of at least 1")
+            raise UserError(f"{key}={count!r}: give a whole number of at least 1")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
 
 

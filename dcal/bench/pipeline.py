@@ -41,6 +41,7 @@ from dcal.dataset.record import Record
 from dcal.dataset.sampler import ShuffleBatches
 from dcal.dataset.synthetic.birds import SPECIES, draw_image
 from dcal.dataset.transform import train_transform
+from dcal.utils.errors import UserError
 
 Config = dict[str, Any]
 CPU = torch.device("cpu")
@@ -66,13 +67,13 @@ def measure_pipeline(options: Config, repeats: int, clock: Callable[[], float]) 
         clock: of `dcal.bench.measure`.
 
     Raises:
-        ValueError: an option has no valid value; the message names its key.
+        UserError: an option has no valid value; the message names its key.
         DataError: no images below `root`.
     """
     with tempfile.TemporaryDirectory(prefix="dcal-bench-") as folder, one_core():
         root, count = options["root"], options["images"]
         if count < 1:
-            raise ValueError(f"pipeline.images={count}: must be at least 1")
+            raise UserError(f"pipeline.images={count}: must be at least 1")
         files = draw_birds(Path(folder)) if root is None else spread(find_images(root, "pipeline.root"), count)
         loaders = make_loaders(files, options, Path(folder))
         calls = {name: lambda loader=loader: exhaust(loader) for name, loader in loaders.items()}
@@ -116,7 +117,7 @@ def make_loaders(files: Sequence[Path], options: Config, folder: Path) -> dict[s
     """Every pipeline over the same files, without worker processes.
 
     Raises:
-        ValueError: fewer files than a batch, or sizes that do not fit.
+        UserError: fewer files than a batch, or sizes that do not fit.
     """
     size, resize, batch = options["image_size"], options["resize"], options["batch_size"]
     others = {"batch_size": batch, "shuffle": True, "drop_last": True}

@@ -20,8 +20,8 @@ from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
 from dcal.commands.app import hydra_command, report_errors
-from dcal.dataset.record import DataError
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 
 PARTS = ("cells", "figure", "rollout", "pipeline")
 
@@ -56,12 +56,12 @@ def choose_device(options: Config) -> torch.device:
     """The device, with the number of CPU threads set.
 
     Raises:
-        ValueError: no such clock or device, or the clock of one thread for several.
+        UserError: no such clock or device, or the clock of one thread for several.
     """
     if options["clock"] not in CLOCKS:
-        raise ValueError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
+        raise UserError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
     if options["clock"] == "cpu" and options["threads"] != 1:
-        raise ValueError("clock=cpu adds up the time of all threads: set threads=1 with it")
+        raise UserError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     return Device(options["device"], "fp32", (0.0,), (1.0,)).torch
@@ -71,12 +71,12 @@ def run(options: Config) -> Config:
     """Measures the wanted parts; returns what the JSON file holds.
 
     Raises:
-        ValueError: an option has no valid value; the message names its key.
+        UserError: an option has no valid value; the message names its key.
     """
     wanted = options["measure"] if isinstance(options["measure"], list) else [options["measure"]]
     for part in wanted:
         if part not in PARTS:
-            raise ValueError(f"measure={part!r}: choose from {', '.join(PARTS)}")
+            raise UserError(f"measure={part!r}: choose from {', '.join(PARTS)}")
     chosen, device, figure = cells(options), choose_device(options), options["figure"]
     report: Config = {"environment": environment(device), "options": options, **{part: [] for part in PARTS}}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
@@ -124,9 +124,7 @@ def job(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `dcal-bench`."""
-    hydra_command(
-        lambda config: report_errors(lambda: job(config), (ValueError, OSError, DataError), debug=False), "bench"
-    )
+    hydra_command(lambda config: report_errors(lambda: job(config), (UserError, OSError), debug=False), "bench")
 
 
 if __name__ == "__main__":

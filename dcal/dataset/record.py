@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcal.utils.errors import UserError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of the files that are images to a reader that looks into folders: those of torchvision's ImageFolder."""
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Data on disk is not what the configuration says; the message names the path, the key and the remedy."""
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcal.distributed.env import world_size
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted, stop_with_parent
 
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -27,7 +28,7 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent wants a process to leave its error."""
 
 
-class ProcessFailed(Exception):
+class ProcessFailed(UserError):
     """A process of the run failed; the message is its own, or says how it ended."""
 
 

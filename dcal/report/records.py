@@ -32,6 +32,7 @@ from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.run.copies import finished_runs
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
+from dcal.utils.errors import UserError
 
 Record = dict[str, Any]
 Results = dict[str, Any]
@@ -44,7 +45,7 @@ TIES = 5e-3
 """Half-precision logits tie, and a metric may break ties otherwise than the recorded predictions do."""
 
 
-class BadRun(Exception):
+class BadRun(UserError):
     """The files of a run cannot be used; the message names the file."""
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dcal.distributed.env import rank_zero_only
+from dcal.utils.errors import UserError
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
 
 
-class WriteError(OSError):
+class WriteError(UserError, OSError):
     """A file of the run cannot be written; the message names it and says what to do."""
 
 

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from dcal.config import TrainConfig
 from dcal.dataset.record import Record
 from dcal.distributed.env import rank, rank_zero_only
+from dcal.utils.errors import UserError
 
 
-class BadLoss(Exception):
+class BadLoss(UserError):
     """The loss of a batch is not finite; the message names the step, the images and the remedies."""
 
     remedies = "lower optimizer.lr, set train.clip_grad, or use train.precision=fp32; the last checkpoint is kept"

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dcal.utils.errors import UserError
+
 # from glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 KEEP_ALL = 2**31 - 1
@@ -74,7 +76,7 @@ def _cgroups() -> Iterator[tuple[Path, Path, Path]]:
                 break
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(UserError):
     """Memory ran out; the message names the keys to change."""
 
 

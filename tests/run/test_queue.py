@@ -117,7 +117,7 @@ def test_the_state_of_a_run_is_read_from_its_directory(tmp_path: Path) -> None:
     assert state_of(run) == "failed"
     lock = acquire_lock(run.directory)
     assert state_of(run) == "running"
-    lock.close()
+    lock.release()
     run.result_file.write_text("{}")
     assert state_of(run) == "done"
     lines = state_table(queue, command.states(queued)).splitlines()

@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from dcal.commands.app import hydra_command
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
+from dcal.run.find import find_run
 from dcal.run.provenance import git_state
 
 GIB = 1024**3
@@ -42,8 +43,12 @@ def main() -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
     elif runs:
-        directory = Path(runs[-1]).expanduser()
-        raise SystemExit(report([("run", lambda: state(directory)), ("weights", lambda: weights(directory))]))
+        spec = runs[-1]
+        checks: list[tuple[str, Check]] = [
+            ("run", lambda: state(find_run(spec, "outputs"))),
+            ("weights", lambda: weights(find_run(spec, "outputs"))),
+        ]
+        raise SystemExit(report(checks))
     else:
         # a check leaves no folder behind, and of an ablation it looks at what the points have in common
         sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]

@@ -50,6 +50,7 @@ def extract(config: DictConfig) -> None:
     """Extracts what is missing or has changed, then writes the file."""
     from dcal.inference.index import check_suffix, file_stamp, read_index
     from dcal.inference.index_parts import differences, open_parts
+    from dcal.run.files import remove_partial
     from dcal.run.lock import acquire_lock
 
     out = Path(config.out).expanduser()
@@ -71,8 +72,7 @@ def extract(config: DictConfig) -> None:
         with acquire_lock(folder):  # two processes would mix their parts, which end where each happens to be
             begun = unchanged(folder, open_parts(folder, settings), stamps)
             parts = compute(restored, records, stamps, folder, begun, settings["dtype"])
-            for left in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # half-written by a killed process
-                left.unlink()
+            remove_partial(out.parent, glob.escape(out.name))
             skipped = join(records, stamps, folder, parts, out, settings)
             shutil.rmtree(folder)
     print(f"of {origin}")

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
 from dcal.run.directory import WHOLE
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
@@ -30,6 +32,7 @@ def state(directory: Path) -> Iterator[Finding]:
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
+    yield from _foreign_code(config)
     again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
     command = shlex.join(["dcal-train", *again])
     failure, busy = directory / "failure.txt", lock_holder(directory)
@@ -65,6 +68,17 @@ def weights(directory: Path) -> Iterator[Finding]:
         yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
     elif not (directory / "result.json").is_file():
         yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
+
+
+def _foreign_code(config: DictConfig) -> Iterator[Finding]:
+    """Groups that name other code than conf/ does: nothing of it is executed."""
+    from dcal.inference.trust import RunError, Trust
+
+    for group in ("backbone", "attention", "task", "dataset"):
+        try:
+            Trust().check(group, OmegaConf.to_container(config[group]))
+        except RunError as error:
+            yield Finding(WARN, "code", str(error))
 
 
 def _position(directory: Path) -> str:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
 from dcal.run.digest import sha256
-from dcal.run.files import explain_write_errors, fsync, write_atomically
+from dcal.run.files import explain_write_errors, fsync, remove_partial, write_atomically
 from dcal.run.identity import identify
 from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
@@ -115,8 +115,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.directory)
         self.failure_file.unlink(missing_ok=True)
-        for left in self.directory.glob(".*.[0-9]*"):  # half-written by a process that was killed
-            left.unlink()
+        remove_partial(self.directory)
 
     def _set_aside(self) -> None:
         """Renames what was trained before to `seed=0.replaced-1` (2, 3, ...), which no table reads.

@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 
 from dcal.distributed.env import rank_zero_only
 
+PARTIAL = ".partial"
+"""Suffix of a file that is being written."""
+
 
 class WriteError(OSError):
     """A file of the run cannot be written; the message names it and says what to do."""
@@ -42,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     with explain_write_errors(path):
         try:
             yield temporary
@@ -50,6 +53,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Deletes what `atomic_write` left half-written in a folder because its process was killed, and nothing else.
+
+    Args:
+        name: of the file that was being written, escaped for a glob.
+    """
+    for left in folder.glob(f".{name}.[0-9]*{PARTIAL}"):
+        left.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_run_in_every_state(fgvc_run: Path, tmp_path: Path, capfd: pytest.Capt
     config = run / "config_resolved.yaml"
     config.write_text(config.read_text().replace("dcal.dataset.synthetic.birds.read_synthetic_birds", "os.system"))
     code, lines = asked(capfd, f"run={run}")
-    assert code == 1 and "os.system" in line(lines, "FAIL", "run")
+    assert code == 1 and "dataset.reader._target_=os.system" in line(lines, "WARN", "code")
     assert "no run directory" in line(asked(capfd, f"run={tmp_path}")[1], "FAIL", "run")
 
 

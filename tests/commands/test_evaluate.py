@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from run_command import refused, run_command
+from run_command import incomplete, refused, run_command
 
+import dcal
 from dcal.commands.evaluate import main, report
+from dcal.commands.predict import main as predict
+from dcal.commands.train import main as train
+from dcal.task.inference import NotFinite
 
 
 def evaluated(run: Path, out: Path, *words: str) -> dict[str, float]:
@@ -77,7 +81,10 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     broken = tmp_path / "seed=0"
     shutil.copytree(fgvc_run, broken)
     (broken / "last.safetensors").write_bytes(b"no weights")
-    assert "not the weights" in refused(main, f"run={broken}", capfd=capfd)
+    assert "is damaged: its checksum" in refused(main, f"run={broken}", capfd=capfd)
+    (broken / "other.safetensors").write_bytes(b"no weights")
+    words = [f"run={broken}", f"weights={broken / 'other.safetensors'}"]
+    assert "not the weights" in refused(main, *words, capfd=capfd)
     (broken / "config_resolved.yaml").write_text("train: {epochs: many}")
     assert "not the configuration of a run" in refused(main, f"run={broken}", capfd=capfd)
 
@@ -112,3 +119,66 @@ def test_a_run_may_be_older_than_a_key(fgvc_run: Path, tmp_path: Path, capfd: py
     del config["task"]["bnneck"]
     OmegaConf.save(config, old / "config_resolved.yaml")
     assert "has no task.bnneck" in refused(main, f"run={old}", capfd=capfd)
+
+
+def pictures(root: Path, test_images: int) -> Path:
+    from PIL import Image
+
+    for split, count in (("train", 4), ("test", test_images)):
+        for number, name in enumerate(("fir", "yew")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                picture = Image.effect_noise((40, 40), 30 + 60 * number + index + 9 * (split == "test"))
+                picture.convert("RGB").save(root / split / name / f"{index}.png")
+    return root
+
+
+def test_the_root_that_is_asked_for_is_evaluated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old, other = pictures(tmp_path / "old", 2), pictures(tmp_path / "other", 3)
+    words = ["dataset=image_folder", f"dataset.root={old}", "dataset.image_size=[32,32]", "dataset.resize=[32,32]",
+             "backbone=test_vit", "train.epochs=1", "train.batch_size=4", "train.precision=fp32", "train.workers=0",
+             "train.figures=false", "optimizer.schedule.warmup_epochs=0", "wandb.mode=disabled",
+             f"run.root={tmp_path / 'runs'}"]  # fmt: skip
+    run_command(train, *words)
+    (run,) = (file.parent for file in (tmp_path / "runs").glob("**/result.json"))
+    capfd.readouterr()
+
+    def said(*more: str) -> str:
+        run_command(main, f"run={run}", *more)
+        return capfd.readouterr().out
+
+    text = said(f"dataset.root={other}")
+    assert f"in {other}, split test, 6 images" in text and "= result.json" not in text
+    assert "result.json is about other images" in text
+    moved = old.rename(tmp_path / "moved")
+    assert "no such folder" in refused(main, f"run={run}", capfd=capfd)
+    text = said(f"dataset.root={moved}")  # the same images elsewhere
+    assert f"in {moved}, split test, 4 images" in text and text.count("= result.json") == len(result(run))
+    nowhere = refused(main, f"run={run}", f"dataset.root={tmp_path / 'nowhere'}", capfd=capfd)
+    assert "nowhere" in nowhere
+    assert "dataset.root" in refused(main, f"run={run}", "dataset=cub", capfd=capfd)
+
+
+def test_a_drawn_set_is_evaluated_under_another_run(reid_run: Path, tmp_path: Path) -> None:
+    words = ["dataset=synthetic_people", "dataset.reader.train_identities=4", "dataset.reader.test_identities=4"]
+    assert evaluated(reid_run, tmp_path / "metrics.json", *words)["queries"] > 0
+
+
+def test_scores_that_are_nan_are_no_accuracy(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(fgvc_run / "last.safetensors")
+    weights["head.classifier.weight"][3] = float("nan")
+    file = tmp_path / "nan.safetensors"
+    save_file(weights, file)
+    run = [f"run={fgvc_run}", f"weights={file}"]
+    said = refused(main, *run, capfd=capfd)
+    assert "images are not finite, and cannot be ranked or counted" in said
+    image = tmp_path / "a.png"
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), (90, 20, 60)).save(image)
+    incomplete(predict, *run, f"images={image}", "format=jsonl")
+    assert json.loads(capfd.readouterr().out)["error"] == "the model answers with NaN"
+    with pytest.raises(NotFinite, match="NaN for 1 of 1"):
+        dcal.load(fgvc_run, str(file), "cpu").predict(image)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +190,15 @@ def test_mistakes_are_one_sentence(
     assert "steps=0: must be" in said("faithfulness=2", "steps=0")
     assert "no split 'query'" in said("faithfulness=2", "split=query")
     assert not (tmp_path / "out").exists()
+
+
+def test_figures_stay_below_their_folder(tmp_path: Path, fgvc_run: Path, folder: Path) -> None:
+    """Whatever a list calls its images: `..`, absolute names, letters of no encoding, a formula."""
+    odd = folder / os.fsdecode(b"\xff $\\x$.png")
+    shutil.copy(folder / "a.png", odd)
+    listed = folder / "deep" / "list.txt"
+    listed.write_text(f"../../{folder.name}/a.png\n{folder / 'deep' / 'a.png'}\n")
+    run_command(main, f"run={fgvc_run}", f"images=[{listed},{folder}/*x$.png]", f"out={tmp_path / 'out'}")
+    figures = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")]
+    assert sorted(figures) == sorted([Path("a.png.png"), Path("deep/a.png.png"), Path(f"{odd.name}.png")])
+    assert not list(tmp_path.glob("*.png")) and not list(folder.rglob("*.png.png"))

@@ -211,3 +211,23 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
         dcal.load(tmp_path / "nowhere")
     with mock.patch.dict("sys.modules", onnxruntime=None):
         assert "pip install 'dcal[export]'" in told("format=onnx", f"out={tmp_path / 'onnx'}")
+
+
+def test_what_the_user_put_beside_an_export_stays(
+    fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = exported(fgvc_run, "safetensors", tmp_path / "out")
+    (out / ".git").mkdir()
+    (out / "LICENSE").write_text("mine")
+    (out / "README.md").write_text("an edited card")
+    (out / "model.safetensors").write_bytes(b"torn")
+    capfd.readouterr()
+    exported(fgvc_run, "safetensors", out)
+    assert "README.md: edited since it was written, and kept" in capfd.readouterr().out
+    assert (out / ".git").is_dir() and (out / "LICENSE").read_text() == "mine"
+    assert (out / "README.md").read_text() == "an edited card"
+    dcal.load(out, device="cpu")
+    exported(fgvc_run, "torch_export", out)  # of the earlier export nothing is left that it alone had
+    assert {file.name for file in out.iterdir()} == {
+        *(".git", "LICENSE", "README.md", "config.json", "export.json", "model.pt2")
+    }

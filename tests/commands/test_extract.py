@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from dcal.commands import extract, query
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
 from dcal.inference.index import read_index
+from dcal.metric.nearest import nearest
 from dcal.metric.retrieval import evaluate_retrieval
 from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
@@ -224,3 +226,44 @@ def test_a_model_with_camera_embedding_wants_cameras() -> None:
         with pytest.raises(UserError, match=r"^task.side_information=camera: .*3 cameras.* not so for a.png"):
             open_images(restored, [image])
     assert len(open_images(restored, [Record(Path("a.png"), 0, camera=2)])) == 1
+
+
+def test_a_changed_image_is_computed_anew(
+    reid_run: Path, people: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, person in enumerate(people[:7]):
+        shutil.copy(person, folder / f"{number}.png")
+    words = [f"images={folder}", "train.eval_batch_size=3"]
+    out = extracted(reid_run, tmp_path / "a.npz", *words)
+    before = read_index(out, "out")
+    shutil.copy(people[8], folder / "4.png")
+    capfd.readouterr()
+    extracted(reid_run, out, *words)
+    assert "1 of 7 images changed or could not be read: computed anew" in capfd.readouterr().out
+    changed = (read_index(out, "out").features != before.features).any(1)
+    assert changed.tolist() == [number == 4 for number in range(7)]
+    assert out.read_bytes() == extracted(reid_run, tmp_path / "b.npz", *words).read_bytes()
+    capfd.readouterr()
+    extracted(reid_run, out, *words)
+    assert "finished before" in capfd.readouterr().out
+
+
+def test_random_selection_repeats(fgvc_run: Path, people: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "seed=0"
+    shutil.copytree(fgvc_run, run)
+    config = OmegaConf.load(run / "config_resolved.yaml")
+    config.attention.glca.selection = "random"
+    OmegaConf.save(config, run / "config_resolved.yaml")
+    first, second = (extracted(run, tmp_path / f"{name}.npz", f"images={people[0]}") for name in "ab")
+    torch.manual_seed(7)
+    assert first.read_bytes() == second.read_bytes()
+    assert extracted(run, tmp_path / "c.npz", f"images={people[0]}").read_bytes() == first.read_bytes()
+
+
+def test_nothing_is_near_to_nan() -> None:
+    gallery = torch.eye(3)
+    gallery[0] = torch.nan
+    similarity, rows = nearest(torch.tensor([[0.0, 0.6, 0.8]]), gallery, 3)
+    assert rows.tolist() == [[2, 1, 0]] and similarity[0, 2] == -torch.inf

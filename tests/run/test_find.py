@@ -1,0 +1,40 @@
+"""`run=` names a run by its directory, as the last one, or by its id."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dcal.run.find import CONFIG, find_run
+from dcal.utils.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for number, name in enumerate(("birds/aaaa1111/seed=0", "birds/aaaa1111/seed=1", "cats/bbbb2222/seed=0")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / CONFIG).touch()
+        os.utime(tmp_path / name / CONFIG, (number, number))
+    return tmp_path
+
+
+def test_by_directory_by_id_and_the_last(root: Path) -> None:
+    assert find_run(root / "birds/aaaa1111/seed=1", "nowhere") == root / "birds/aaaa1111/seed=1"
+    assert find_run("bbbb2222", root) == root / "cats/bbbb2222/seed=0"
+    assert find_run("aaaa1111/seed=1", root) == root / "birds/aaaa1111/seed=1"
+    assert find_run("last", root) == root / "cats/bbbb2222/seed=0"
+    (root / "birds/aaaa1111/seed=0/result.json").touch()  # finished since
+    assert find_run("last", root) == root / "birds/aaaa1111/seed=0"
+
+
+def test_mistakes_say_what_there_is(root: Path) -> None:
+    with pytest.raises(UserError, match=r"^run=aaaa1111: 2 runs, .*seed=0.*seed=1"):
+        find_run("aaaa1111", root)
+    with pytest.raises(UserError, match=r"^run=.*birds: no run directory.*did you mean .*seed=0"):
+        find_run(root / "birds", root)
+    with pytest.raises(UserError, match=r"^run=cccc3333: no run directory.*an id below root="):
+        find_run("cccc3333", root)
+    with pytest.raises(UserError, match=r"^run=last: no run below root="):
+        find_run("last", root / "birds" / "aaaa1111" / "seed=0")

@@ -201,3 +201,48 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     for sent in server.runs.values():
         assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
         assert sent.summary["val/top1"] == result["metrics"]["top1"]
+
+
+def test_a_run_trained_anew_is_another_one_on_the_server(server: Server, tmp_path: Path) -> None:
+    first = train(tmp_path, "wandb.mode=online")
+    shutil.rmtree(first)
+    second = train(tmp_path, "wandb.mode=online")
+    run_command(main, *TINY, f"run.root={tmp_path}", "wandb.mode=online", "run.fresh=true")
+    assert first == second and len(server.runs) == 3
+    for sent in server.runs.values():
+        assert [line["epoch"] for line in sent.history if "epoch" in line] == [1, 2]
+
+
+def test_the_end_of_a_log_is_sent_again(server: Server, tmp_path: Path) -> None:
+    """A process that dies while W&B sends the end is not finished: repeated, the run completes its log."""
+    words = [*TINY, f"run.root={tmp_path}/runs", "wandb.mode=online"]
+    code = (
+        "import os, sys; from dcal.training import wandb_run; wandb_run._finish = lambda *_: os.kill(os.getpid(), 9); "
+        f"sys.argv[1:] = {words!r}; from dcal.commands.train import main; main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
+    assert not list(tmp_path.glob("**/result.json")) and list(tmp_path.glob("**/wandb_open"))
+    directory = train(tmp_path / "runs", "wandb.mode=online")
+    (sent,) = server.runs.values()
+    assert sent.complete and sent.exitcode == 0 and not (directory / "wandb_open").exists()
+    check_history(sent, directory)
+
+
+def test_a_run_that_was_deleted_on_the_server_is_logged_as_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    true_init = wandb.init
+
+    def init(**options: Any) -> Any:
+        if options["mode"] == "online":
+            asked.append(options["id"])
+            raise wandb.errors.CommError(f"run somebody/dcal/{options['id']} was previously created and deleted")
+        return true_init(**options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    train(tmp_path, "wandb.mode=online")
+    said = "".join(capfd.readouterr())
+    assert len(set(asked)) == 2, "it is tried once more under another id"
+    assert "was deleted on the server: it is logged as a new one" in said
+    assert "this run was deleted there" in said and "logged offline" in said and "no answer" not in said

@@ -201,3 +201,9 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     for sent in server.runs.values():
         assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
         assert sent.summary["val/top1"] == result["metrics"]["top1"]
+
+
+def test_a_tag_that_is_too_long_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tags = f"wandb.tags=[short,{'x' * 65}]"
+    told = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=disabled", tags, capfd=capfd)
+    assert "wandb.tags" in told and "65 characters" in told

@@ -22,6 +22,7 @@ from dcal import __version__
 from dcal import config as schema
 from dcal.commands.keys import check_complete, check_words, config_file, group_options
 from dcal.commands.overrides import follow_image_size, prepare
+from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError
 from dcal.utils.memory import keep_freed_memory
 from dcal.utils.signals import Interrupted, hand_on
@@ -50,6 +51,8 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     try:
         keep_freed_memory()
+        if config_name != "train":
+            work_alone()
         schema.register()
         if not {"-sc", "--shell-completion"} & set(words):  # the other words of that one are Hydra's
             sys.argv[1:] = prepare(words, config_name)

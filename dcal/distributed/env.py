@@ -26,8 +26,18 @@ def local_rank() -> int:
 
 
 def world_size() -> int:
-    """All processes of the run, over all machines; 1 for a run that was started without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """All processes of the run, over all machines; 1 for a run that was started without torchrun.
+
+    A `WORLD_SIZE` without an address to meet at is left over from something else: no process waits for this one.
+    """
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        return 1
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def work_alone() -> None:
+    """Makes this the only process, whatever the environment says: for commands that never run as several."""
+    os.environ.pop("WORLD_SIZE", None)
 
 
 def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:

@@ -111,6 +111,7 @@ def launch(command: Sequence[str], count: int) -> None:
             max_restarts=0,
         )
         os.environ[LAUNCHER] = str(os.getpid())
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # `-m` would import from the current folder first
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as failed:

@@ -20,12 +20,15 @@ from omegaconf import OmegaConf
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
 """How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
+TAG_LENGTH = 64
+"""Most characters of a tag of W&B."""
 OPEN = "wandb_open"
 """In the run directory while the log is not ended: the number of lines that W&B had when it was opened."""
 RESERVED = re.compile(r"[^\w.-]")
@@ -42,10 +45,14 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
 
     Raises:
         ValueError: unknown `wandb.mode`, or online without a valid key.
+        UserError: a tag that W&B does not take.
     """
     mode = run.config.wandb.mode
     if mode not in ("offline", "online", "disabled"):
         raise ValueError(f"wandb.mode={mode!r}: choose one of offline, online, disabled")
+    for tag in run.config.wandb.tags:
+        if not 1 <= len(str(tag)) <= TAG_LENGTH:
+            raise UserError(f"wandb.tags: {tag!r} has {len(str(tag))} characters; W&B takes 1 to {TAG_LENGTH}")
     if rank() > 0:  # the first process tells for all
         mode = "disabled"
     # Artifacts are staged here; outside the run directory a later sync would silently leave them out.

@@ -163,6 +163,8 @@ def test_memory_for_all_splits_and_processes_is_looked_for_before_the_first_is_f
     monkeypatch.setattr("dcal.dataset.data.available_memory", lambda: 2 * need)
     make_data(catalog, cache="ram").train_loader(4, 1, 7, 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29400")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"dataset\.cache='ram': .* in each of 2 processes"):
         make_data(catalog, cache="ram").train_loader(4, 1, 7, 0)

@@ -144,6 +144,8 @@ def test_the_number_of_processes_is_not_contradicted(monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"launch\.processes=0"):
         to_be_started(0)
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29400")
     assert not to_be_started(4) and not to_be_started(1)
     with pytest.raises(ValueError, match=r"launch\.processes=2, but 4 processes"):
         to_be_started(2)

@@ -246,3 +246,9 @@ def test_a_run_that_was_deleted_on_the_server_is_logged_as_a_new_one(
     assert len(set(asked)) == 2, "it is tried once more under another id"
     assert "was deleted on the server: it is logged as a new one" in said
     assert "this run was deleted there" in said and "logged offline" in said and "no answer" not in said
+
+
+def test_a_tag_that_is_too_long_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tags = f"wandb.tags=[short,{'x' * 65}]"
+    told = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=disabled", tags, capfd=capfd)
+    assert "wandb.tags" in told and "65 characters" in told

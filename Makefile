@@ -43,8 +43,8 @@ lint: $(STAMP) ## ruff (rules and format) and mypy
 bench: $(STAMP) ## measure speed and memory against the plain backbone
 	$(BIN)/dcal-bench $(ARGS)
 
-results: $(STAMP) ## collect the finished runs into tables
-	$(BIN)/dcal-results $(ARGS)
+results: $(STAMP) ## collect the finished runs and write records, tables and figures
+	$(BIN)/dcal-results write=true $(ARGS)
 
 docs: $(STAMP) ## build the site of the documentation into build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'

@@ -1,7 +1,8 @@
 """`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
 
-Tables, figures and pages are functions of the JSON files alone, so that a reader can make them again. With
-`report=DIR` it writes one page about the runs in a folder instead, from all that they keep.
+It prints the tables of the runs that it finds and writes nothing; `write=true` writes records, tables, figures and
+pages. These are functions of the JSON files alone, so that a reader can make them again. With `report=DIR` it writes
+one page about the runs in a folder instead, from all that they keep.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dcal.report.format import markdown
 from dcal.report.html_report import document
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
-from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save
+from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.run_files import read_folder
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
+from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
 
@@ -31,43 +33,55 @@ def main() -> None:
 
 def typed_job(config: DictConfig) -> None:
     """The job of a command line, on which nothing may stand that a report would not listen to."""
-    report_errors(lambda: check_report_keys(config), (ValueError,), debug=False)
+    report_errors(lambda: check_keys(config), (ValueError,), debug=False)
     report_errors(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
 
 
-def check_report_keys(config: DictConfig) -> None:
-    """Raises a ValueError if a key was typed that has no effect on a report."""
-    idle = [word for word, key in typed_overrides() if key not in REPORT_KEYS]
+def check_keys(config: DictConfig) -> None:
+    """Raises a UserError if a key was typed that has no effect on a report, or none without `write=true`."""
+    typed = list(typed_overrides())
+    idle = [word for word, key in typed if key not in REPORT_KEYS]
     if idle and config.report is not None:
-        raise ValueError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
+        raise UserError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
+    unwritten = [word for word, key in typed if key in WRITE_KEYS]
+    if unwritten and not config.write and config.report is None:
+        raise UserError(f"{unwritten[0]}: has no effect unless files are written; add write=true or leave it out")
 
 
 def job(config: DictConfig) -> None:
-    """Collects, then writes every table, figure and page; or the report that was asked for."""
+    """Collects the runs and prints their tables, and writes all that is made of them if asked to; or one report."""
     if config.report is not None:
         write_report(Path(config.report).expanduser(), config)
         return
     out = Path(config.out)
-    names = collect_into(out, Path(config.runs), config.device)
-    results = load_all(out)
+    found = collected(out, Path(config.runs), config.device)
+    if config.write:
+        write_records(out, found)
+    names = list(found)
+    results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
     if config.tables and not path.is_file():
         raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
     tables = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
-    for page in map(Path, config.pages):
-        rewrite(page, texts)
-    for table in tables:
-        publish(table, Path(config.figures), Path(config.html))
     # what has just been collected is worth a look before anybody has described a table for it
     unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
     own = [make_table(Spec(name, [name]), results) for name in unlisted]
-    for table in own:
-        publish(table, Path(config.html), Path(config.html))
+    if config.write:
+        for page in map(Path, config.pages):
+            rewrite(page, texts)
+        for table in tables:
+            publish(table, Path(config.figures), Path(config.html))
+        for table in own:
+            publish(table, Path(config.html), Path(config.html))
     for table in [*tables, *own]:
         if any(table.spec.takes(name) for name in names):
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    if not names:
+        print(f"runs={config.runs}: no finished run was read; name another folder by runs=", file=sys.stderr)
+    elif not config.write:
+        print(f"\nNothing was written; write=true writes records to {out}, and tables, figures and pages.")
 
 
 def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
@@ -81,6 +95,8 @@ def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
 
 REPORT_KEYS = ("report", "device")
 """What a report listens to."""
+WRITE_KEYS = ("pages", "figures", "html")
+"""Where files go; without `write=true` there are none."""
 
 
 def write_report(root: Path, config: DictConfig) -> None:
@@ -97,22 +113,29 @@ def write_report(root: Path, config: DictConfig) -> None:
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
-def collect_into(out: Path, runs: Path, device: str | None) -> list[str]:
-    """Merges the runs below a folder into the files of `out`; returns the names of those files."""
+def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
+    """The runs below a folder merged with the records in `out`, by the name of their file there without `.json`."""
     found, problems = collect(runs)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    names = []
+    merged = {}
     for name, records in found.items():
         for record in records:
             record["device"] = record["device"] or device
-        out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name.replace('/', '-')}.json"
         old = load(file)["runs"] if file.is_file() else []
-        save(merge(name, old, records), file)
-        names.append(file.stem)
-        print(f"{file}: {len(records)} runs collected")
-    return names
+        merged[file.stem] = merge(name, old, records)
+        print(f"{name}: {len(records)} runs collected")
+    return merged
+
+
+def write_records(out: Path, found: Mapping[str, Results]) -> None:
+    """Writes a file of records per name of runs."""
+    for name, results in found.items():
+        out.mkdir(parents=True, exist_ok=True)
+        file = out / f"{name}.json"
+        save(results, file)
+        print(f"{file}: written")
 
 
 def publish(table: Table, figures: Path, pages: Path) -> None:

@@ -56,10 +56,21 @@ def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
     for directory in directories:
         try:
             name, record = read_run(directory)
+            check_place(directory, record)
             found.setdefault(name, []).append(record)
         except BadRun as problem:
             problems.append(str(problem))
     return found, problems
+
+
+def check_place(directory: Path, record: Record) -> None:
+    """Raises a BadRun if the folder is not the one of its run, `<cfg_id>/seed=<seed>`, as that of a backup is not.
+
+    The id is the one that the run itself recorded, so runs of older versions, whose ids were made otherwise, count.
+    """
+    own = record["cfg_id"], f"seed={record['seed']}"
+    if directory.resolve().parts[-2:] != own:
+        raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {'/'.join(own)}, rename it to read it")
 
 
 def read_run(directory: Path) -> tuple[str, Record]:
@@ -211,12 +222,17 @@ def load(path: Path) -> Results:
     results: Results = parse(path, json.loads)
     groups = results.pop("groups", {})  # files of classification have none
     for record in results["runs"]:
-        # a run from before a key existed has what is its default: what it did then
-        record["config"] = {**recorded_defaults(), **results["config"], **record["config"]}
+        record["config"] = {**results["config"], **record["config"]}
         record["headline"] = results["headline"]
         if record["items"]["digest"] in groups:
             record["items"]["group"] = groups[record["items"]["digest"]]
-    return results
+    return with_defaults(results)
+
+
+def with_defaults(results: Results) -> Results:
+    """The records with every key: a run from before a key existed has what is its default: what it did then."""
+    runs = [{**record, "config": {**recorded_defaults(), **record["config"]}} for record in results["runs"]]
+    return {**results, "runs": runs}
 
 
 def load_all(folder: Path) -> dict[str, Results]:

@@ -183,7 +183,7 @@ def differing(records: Sequence[Record]) -> list[str]:
     found = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
 
     def implied(key: str) -> bool:
-        pairs = {(config["attention"], config[key]) for config in configs}
+        pairs = {(config["attention"], config.get(key)) for config in configs}
         by_attention = len(pairs) == len({attention for attention, _ in pairs})
         return key in ("attention.glca.blocks", "attention.pwca.blocks") and by_attention
 

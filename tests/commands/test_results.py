@@ -13,15 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
+from run_command import run_command
 
-from dcal.commands.results import job
+from dcal.commands.results import job, main
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode, decode_groups, encode, encode_groups
 from dcal.report.format import markdown
 from dcal.report.pages import fill
 from dcal.report.records import collect, load, load_all, parse, read_yaml
-from dcal.report.table import Row, Spec, axis_range, label_of, make_table, specs, with_sa
+from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.utils.paths import experiments_dir
 
 GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
@@ -49,7 +50,7 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
     for branch in ("glca", "pwca"):
         if attention not in (branch, "dcal"):
             config["attention"][branch]["blocks"] = 0
-    folder = root / name / attention / f"seed={seed}"
+    folder = root / name / f"id-{attention}" / f"seed={seed}"
     folder.mkdir(parents=True)
     result = {
         "status": "finished",
@@ -90,7 +91,9 @@ def configure(folder: Path, **more: Any) -> Any:
     values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
-    return OmegaConf.create({**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, **more})
+    return OmegaConf.create(
+        {**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, "write": True, **more}
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -228,7 +231,7 @@ def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_pat
 @pytest.mark.parametrize("file", ["result.json", "config_resolved.yaml", "versions.json", "metrics.jsonl", "items.npz"])
 @pytest.mark.parametrize("fault", ["torn", "missing"])
 def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -> None:
-    path = runs / "fgvc" / "birds" / "dcal" / "seed=1" / file
+    path = runs / "fgvc" / "birds" / "id-dcal" / "seed=1" / file
     if fault == "torn":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 3])
     else:
@@ -241,7 +244,7 @@ def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -
 
 def test_items_of_another_run_are_noticed(runs: Path) -> None:
     folder = runs / "fgvc" / "birds"
-    shutil.copy(folder / "none" / "seed=0" / "items.npz", folder / "dcal" / "seed=0")
+    shutil.copy(folder / "id-none" / "seed=0" / "items.npz", folder / "id-dcal" / "seed=0")
     (problem,) = collect(runs)[1]
     assert "seed=0/items.npz" in problem and "mean top1" in problem
 
@@ -250,7 +253,7 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = runs.parent
     page = folder / "README.md"
     page.write_text(PAGE.replace("later -->", "later -->\nold"))
-    (runs / "fgvc" / "birds" / "none" / "seed=2" / "result.json").write_text("{")
+    (runs / "fgvc" / "birds" / "id-none" / "seed=2" / "result.json").write_text("{")
     job(configure(folder))
     told = capsys.readouterr()
     assert "left out" in told.err and "seed=2" in told.err
@@ -270,6 +273,54 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page.write_text(PAGE)
     job(configure(folder, runs=str(folder / "nowhere")))
     assert contents(folder) == before
+
+
+def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Published records of the same configuration and seed stay, and the tables are those that writing would print."""
+    folder = runs.parent
+    (folder / "README.md").write_text(PAGE)
+    job(configure(folder))
+    shutil.rmtree(runs)
+    write_run(runs, 0, 2)
+    before = contents(folder)
+    capsys.readouterr()
+    job(configure(folder, write=False))
+    printed = capsys.readouterr().out
+    assert contents(folder) == before
+    assert "| dcal | 89.17 ± 5.20 |" in printed and "Nothing was written; write=true" in printed
+    job(configure(folder, write=True))
+    (row,) = [line for line in printed.splitlines() if line.startswith("| dcal |")]
+    assert row in capsys.readouterr().out and row in (folder / "README.md").read_text()
+
+
+def test_without_published_records_the_tables_are_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(runs.parent)
+    config = configure(runs.parent, write=False, out=str(runs.parent / "none yet"))
+    job(config)
+    assert "| dcal | 87.50 ± 2.50 |" in capsys.readouterr().out
+    assert contents(runs.parent) == {**before, "tables.yaml": (runs.parent / "tables.yaml").read_bytes()}
+    job(configure(runs.parent, write=False, runs=str(runs.parent / "nowhere")))
+    assert "no finished run was read" in capsys.readouterr().err
+
+
+def test_a_key_of_written_files_needs_write(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(main, f"runs={runs}", "figures=pictures")
+    assert "figures=pictures: has no effect unless files are written; add write=true" in capsys.readouterr().err
+
+
+def test_a_renamed_copy_alone_is_left_out(runs: Path) -> None:
+    own = runs / "fgvc" / "birds" / "id-dcal" / "seed=0"
+    backup = own.rename(own.with_name("seed=0.bak"))
+    found, (problem,) = collect(runs)
+    assert len(found["fgvc/birds"]) == 5
+    assert problem.startswith(f"{backup}: a copy of a run, not read; its own folder is id-dcal/seed=0")
+
+
+def test_configurations_may_lack_a_key_that_others_have() -> None:
+    configs: list[dict[str, Any]] = [{"attention": "none"}, {"attention": "dcal", "attention.glca.blocks": 1}]
+    records = [{"config": config, "cfg_id": config["attention"]} for config in configs]
+    assert differing(records) == ["attention"]
 
 
 def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
@@ -335,6 +386,7 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     config = (other / "config_resolved.yaml").read_text().replace("top_ratio: 0.1", "top_ratio: 0.5")
     (other / "config_resolved.yaml").write_text(config)
     (other / "result.json").write_text((other / "result.json").read_text().replace("id-dcal", "id-half"))
+    other.parent.rename(other.parent.with_name("id-half"))
     capsys.readouterr()
     job(configure(folder))
     told = capsys.readouterr()

@@ -91,10 +91,10 @@ def test_an_old_run_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = sweep / "fgvc" / "birds"
-    (runs / "dcal" / "seed=0" / "items.npz").write_bytes(b"torn")
-    pictures = runs / "none" / "seed=0" / FILE
+    (runs / "id-dcal" / "seed=0" / "items.npz").write_bytes(b"torn")
+    pictures = runs / "id-none" / "seed=0" / FILE
     pictures.write_bytes(pictures.read_bytes()[:100])
-    (runs / "none" / "seed=1" / "result.json").unlink()
+    (runs / "id-none" / "seed=1" / "result.json").unlink()
     write_report(sweep, OmegaConf.create({"report": str(sweep), "device": "a GPU"}))
     told, html = capsys.readouterr(), (sweep / "report.html").read_text()
     assert "left out" in told.err and "report.html: 4 runs" in told.out

@@ -214,7 +214,7 @@ def test_a_copy_of_a_run_is_in_no_table(tmp_path: Path, capfd: pytest.CaptureFix
     directories, problems = finished_runs(tmp_path)
     assert directories == [run] and problems == [f"{backup}: a copy of {run}, not read"]
     places = [f"{key}={tmp_path}/{key}" for key in ("out", "figures", "html")]
-    run_command(results.main, f"runs={tmp_path}/made", *places, "pages=[]")
+    run_command(results.main, f"runs={tmp_path}/made", *places, "pages=[]", "write=true")
     (record,) = json.loads((tmp_path / "out" / "made.json").read_text())["runs"]
     assert record["metrics"]["top1"] == round(result["metrics"]["top1"], 6)
     assert "seed=0.bak" in "".join(capfd.readouterr())

@@ -80,6 +80,17 @@ def test_every_option_composes(group: str) -> None:
             Trust().check(str(key), node)
 
 
+def test_wandb_is_told_on_the_command_line_then_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert composed().wandb.mode == "offline"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_PROJECT", "birds")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    own = composed().wandb
+    assert (own.mode, own.project, own.entity) == ("disabled", "birds", "team")
+    assert composed("wandb.mode=offline", "wandb.project=mine").wandb.mode == "offline"
+
+
 def test_identity_is_the_configuration_not_what_was_typed() -> None:
     default = config_id(composed())
     assert config_id(composed("attention=dcal", "optimizer.opt=adamw")) == default

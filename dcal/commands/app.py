@@ -25,6 +25,7 @@ from dcal.commands.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError
 from dcal.utils.memory import keep_freed_memory
+from dcal.utils.paths import ensure_home
 from dcal.utils.signals import Interrupted, hand_on
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -50,6 +51,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         print(f"dcal {__version__}")
         return
     try:
+        ensure_home()
         keep_freed_memory()
         if config_name != "train":
             work_alone()

@@ -8,6 +8,8 @@ checkout.
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -29,6 +31,19 @@ def experiments_dir() -> Path:
         FileNotFoundError: the installation lacks the folder.
     """
     return _find("experiments")
+
+
+def ensure_home() -> None:
+    """Gives a process without a home directory a temporary one, with a line on stderr that says so.
+
+    A container that runs under a user id of its own has neither HOME nor an entry in the list of users, and libraries
+    (W&B among them) end in a stack trace where they look for their settings.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="dcal-home-")
+        print(f"HOME is not set: caches are kept in {os.environ['HOME']}; set HOME to keep them", file=sys.stderr)
 
 
 def cache_home() -> Path:

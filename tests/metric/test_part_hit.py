@@ -168,7 +168,7 @@ def test_a_perfect_selection_scores_one(birds: Catalog, monkeypatch: pytest.Monk
     for chosen, score in (([1, 2, 3, 4], 1.0), ([0, 2, 3, 4], 0.0)):
         picked = torch.tensor(chosen)
         monkeypatch.setattr(
-            GlobalLocalCrossAttention, "select", lambda self, x, traces, picked=picked: picked.expand(len(x), -1)
+            GlobalLocalCrossAttention, "select", lambda self, x, *traces, picked=picked: picked.expand(len(x), -1)
         )
         assert evaluate(birds)["part_hit"] == score
 

@@ -305,6 +305,7 @@ def test_an_older_run_is_tabulated(old: Path, tmp_path: Path) -> None:
         "pages=[]",
         f"figures={tmp_path}",
         f"html={tmp_path}",
+        "write=true",
     )
     records = load_all(tmp_path / "records")
     (spec,) = specs({"old": {"runs": "old", "by": ["attention"], "where": {"dataset.label_noise": 0.0}}})

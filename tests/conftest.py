@@ -6,6 +6,8 @@ import os
 import random
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in the commands, and like there before torch is loaded
+
 import numpy as np
 import pytest
 import torch

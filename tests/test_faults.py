@@ -15,7 +15,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +285,15 @@ def test_data_worker_dies_while_a_file_is_written(root: Path, row: list[str]) ->
     with pytest.raises(DataError) as raised, worker_deaths(), explain_write_errors(root / "model.safetensors"):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     assert all(words in str(raised.value) for words in row)
+
+
+def test_stderr_cannot_be_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        train(root, "train.epochs=2", "train.progress=true")
+        assert finished(root)
+        with suppress(OSError):
+            full.close()
 
 
 def test_clock_set_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

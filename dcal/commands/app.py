@@ -13,8 +13,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,8 +28,9 @@ from dcal.commands.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError
 from dcal.utils.memory import keep_freed_memory
-from dcal.utils.paths import ensure_home
+from dcal.utils.paths import ensure_home, experiments_dir
 from dcal.utils.signals import Interrupted, hand_on
+from dcal.utils.streams import make_stderr_optional
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: 1 makes it raise its errors instead of printing them."""
@@ -50,13 +54,16 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     if "--version" in words:
         print(f"dcal {__version__}")
         return
+    make_stderr_optional()
     try:
         ensure_home()
         keep_freed_memory()
         if config_name != "train":
             work_alone()
         schema.register()
-        if not {"-sc", "--shell-completion"} & set(words):  # the other words of that one are Hydra's
+        if {"-sc", "--shell-completion"} & set(words):  # the other words are Hydra's
+            Plugins.instance().register(Experiments)
+        else:
             sys.argv[1:] = prepare(words, config_name)
             check_words(sys.argv[1:], config_name)
             sys.argv[1:] = follow_image_size(sys.argv[1:], config_name)
@@ -70,6 +77,13 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         if full_errors():
             raise
         refuse(one_sentence(error))
+
+
+class Experiments(SearchPathPlugin):
+    """Shows the ablations of `experiments/` to shell completion, which reads no `hydra.searchpath` of a file."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("dcal", f"file://{experiments_dir()}")
 
 
 def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:

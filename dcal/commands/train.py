@@ -14,7 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import hydra_command, report_errors
 from dcal.distributed.env import rank_zero_only, world_size
-from dcal.distributed.launcher import ProcessFailed, adopt_batch_system, errors_to_agent, launch, to_be_started
+from dcal.distributed.launcher import (
+    ProcessFailed,
+    adopt_batch_system,
+    errors_to_agent,
+    launch,
+    module_command,
+    to_be_started,
+)
 from dcal.run.directory import Run
 from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
@@ -58,7 +65,8 @@ def carry_out(config: DictConfig) -> dict[str, Any]:
     check_gpus(config)
     try:
         # an ablation's file asks for a sweep: this is one point of it
-        launch(["-m", "dcal.commands.train", *_sources(), *_overrides(), "hydra.mode=RUN"], config.launch.processes)
+        words = [*_sources(), *_overrides(), "hydra.mode=RUN"]
+        launch(module_command("dcal.commands.train", *words), config.launch.processes)
     except ProcessFailed:
         config.run.fresh = False  # the processes have seen to it
         with Run(config):  # which notes the failure, over what the others may have left there for want of that process

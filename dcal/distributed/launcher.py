@@ -24,6 +24,13 @@ from dcal.utils.signals import Interrupted, stop_with_parent
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 LAUNCHER = "DCAL_LAUNCHER"
 """In the environment of a process of `launch`: the id of the process that has started it."""
+RUN_MODULE = """
+import sys
+sys.path = [folder for folder in sys.path if folder]
+import runpy
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""What `python -m MODULE` does, without the current folder on the path (`python -P`, which Python 3.10 lacks)."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent wants a process to leave its error."""
 
@@ -83,6 +90,16 @@ def errors_to_agent(mendable: tuple[type[Exception], ...]) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
+def module_command(module: str, *words: str) -> list[str]:
+    """What follows `python` to run an installed module, whatever files of the same names the current folder has.
+
+    Args:
+        module: its full name.
+        words: its command line.
+    """
+    return ["-c", RUN_MODULE, module, *words]
+
+
 def launch(command: Sequence[str], count: int) -> None:
     """Runs `count` processes of a Python command on this machine until all are done.
 
@@ -111,7 +128,6 @@ def launch(command: Sequence[str], count: int) -> None:
             max_restarts=0,
         )
         os.environ[LAUNCHER] = str(os.getpid())
-        os.environ.setdefault("PYTHONSAFEPATH", "1")  # `-m` would import from the current folder first
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except ChildFailedError as failed:

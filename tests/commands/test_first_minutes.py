@@ -39,6 +39,23 @@ def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[s
     assert "complet" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("dcal-train dataset=c", "dataset=cub"),
+        ("dcal-train train.ep", "train.epochs="),
+        ("dcal-train ablation=", "ablation=readout"),
+    ],
+)
+def test_completion_offers_keys_options_and_ablations(
+    line: str, offered: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    run_command(train.main, "-sc", "query=bash")
+    assert offered in capsys.readouterr().out.split()
+
+
 def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
     run_command(train.main, "--version")
     assert capsys.readouterr().out == f"dcal {dcal.__version__}\n"

@@ -17,7 +17,7 @@ from ranks import CASES
 from run_command import run_command
 
 from dcal.commands.train import main
-from dcal.distributed.launcher import ProcessFailed, launch, to_be_started
+from dcal.distributed.launcher import ProcessFailed, launch, module_command, to_be_started
 from dcal.training import trainer as engine
 from dcal.training.build import share_of_batch
 
@@ -137,6 +137,17 @@ def test_a_process_that_dies_is_told_in_one_sentence_and_ends_the_others(
     assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
     said = capfd.readouterr().err
     assert printed in said and (printed or not said)
+
+
+def test_launched_processes_import_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    for name in ("dcal", "runpy", "json"):
+        (tmp_path / f"{name}.py").write_text("open('imported', 'a').write(__name__)")
+    command = module_command("json.tool", "--compact")
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=ENV, input='{"a": 1}', capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ('{"a":1}\n', "")
+    assert not (tmp_path / "imported").exists()
 
 
 def test_the_number_of_processes_is_not_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,9 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
             work_alone()
         schema.register()
         if {"-sc", "--shell-completion"} & set(words):  # the other words are Hydra's
-            Plugins.instance().register(Experiments)
+            # of dcal-train alone: elsewhere figures= and the like are keys, not folders of experiments/
+            if config_name == "train" and any(word.startswith("query=") for word in words):
+                Plugins.instance().register(Experiments)
         else:
             sys.argv[1:] = prepare(words, config_name)
             check_words(sys.argv[1:], config_name)

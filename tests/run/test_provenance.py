@@ -234,8 +234,12 @@ def test_a_closed_terminal_saves_like_sigterm(tmp_path: Path, monkeypatch: pytes
         return update(*args)
 
     monkeypatch.setattr(engine, "update", hang_up)
-    with pytest.raises(SystemExit) as stopped:
-        command(tmp_path, "train.checkpoint_minutes=60")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            command(tmp_path, "train.checkpoint_minutes=60")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert stopped.value.code == 128 + signal.SIGHUP
     assert [path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()] == ["00000003"]
 

@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.options import GLCAOptions, PWCAOptions, branch_options
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
-from dcal.attention.pooling import CLASS_TOKEN, pooling_of
+from dcal.attention.pooling import CLASS_TOKEN, pooling_of, record
 from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
 from dcal.attention.rollout import HEAD_FUSIONS
 from dcal.attention.rows import run_prefix
 from dcal.attention.support import check_supported
-from dcal.attention.trace import Trace, attention_with_trace
+from dcal.attention.trace import Trace
 from dcal.backbone import embed, final_norm
 from dcal.distributed.collectives import all_gather, broadcast, local_slice
 from dcal.heads import Head
@@ -283,10 +283,4 @@ def run_traced(
 ) -> tuple[Tensor, Trace]:
     """One block on one stream, with the trace of its attention; only the prefix rows if `prefix_only` says how many."""
     traces: list[Trace] = []
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        out, trace = attention_with_trace(q, k, v, **options)
-        traces.append(trace)
-        return out
-
-    return run_prefix(block, x_BND, rope, prefix_only, attend), traces[0]
+    return run_prefix(block, x_BND, rope, prefix_only, record(traces)), traces[0]

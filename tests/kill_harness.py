@@ -41,6 +41,7 @@ import dcal.training.trainer
 import dcal.training.wandb_run
 from dcal.commands.train import train
 from dcal.config import register
+from dcal.run.directory import Run
 from dcal.utils.device import Device
 from dcal.utils.paths import config_dir
 
@@ -144,7 +145,7 @@ def live(config: DictConfig, root: Path, last: tuple[str, int] | None, log: Path
             os.dup2(output, 2)
             witness = Witness(root, write, last)
             witness.watch()
-            train(config)
+            train(Run(config))
             sys.stdout.flush()
             os.write(write, json.dumps(witness.seen).encode())
             code = 0

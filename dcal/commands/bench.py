@@ -1,4 +1,4 @@
-"""`dcal-bench`: what DCAL costs, measured on the machine at hand.
+"""`dcal-bench`: what DCAL costs, measured on this machine.
 
 The parts: `cells`, `figure` and `rollout` compare the model with the plain backbone, see `dcal.bench.model`; `pipeline`
 compares the way from image files to batches with those of timm and torchvision, see `dcal.bench.pipeline`.
@@ -124,7 +124,7 @@ def job(config: DictConfig) -> None:
 
 def main() -> None:
     """Entry point of `dcal-bench`."""
-    hydra_command(lambda config: report_errors(lambda: job(config), (UserError, OSError), debug=False), "bench")
+    hydra_command(lambda config: report_errors(lambda: job(config)), "bench")
 
 
 if __name__ == "__main__":

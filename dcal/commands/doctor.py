@@ -1,4 +1,4 @@
-"""`dcal-doctor`: is everything there that a training needs, and what has become of a run?
+"""`dcal-doctor`: is everything there that a run needs, and what is the state of a run?
 
     dcal-doctor                                     this machine and the defaults
     dcal-doctor experiment=fgvc/cub100_deit_tiny dataset.root=CUB backbone.checkpoint=WEIGHTS
@@ -143,7 +143,7 @@ def installation() -> Iterator[Finding]:
 
 
 def device(config: DictConfig) -> Iterator[Finding]:
-    """What a training computes on."""
+    """The hardware that a run would use."""
     import torch
 
     from dcal.utils.device import Device
@@ -212,7 +212,7 @@ def model(config: DictConfig) -> Iterator[Finding]:
 
 
 def settings(config: DictConfig) -> Iterator[Finding]:
-    """Can a training be put together: branches, losses, batches and optimizer as they are configured?"""
+    """Can the configured run be built: branches, losses, batches and optimizer as they are configured?"""
     from dcal.training.build import build
 
     state = build(config)

@@ -20,10 +20,8 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One evaluation, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-
-    report_errors(check_dataset_keys, (UserError,), config.debug)
-    report_errors(lambda: evaluate(config), (ValueError, OSError, DataError, UserError), config.debug)
+    report_errors(check_dataset_keys, config.debug)
+    report_errors(lambda: evaluate(config), config.debug)
 
 
 def check_dataset_keys() -> None:

@@ -31,9 +31,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One explanation, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-
-    report_errors(lambda: explain(config), (ValueError, OSError, DataError, UserError), config.debug)
+    report_errors(lambda: explain(config), config.debug)
 
 
 def explain(config: DictConfig) -> None:

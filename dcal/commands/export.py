@@ -30,9 +30,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One export, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-
-    report_errors(lambda: export(config), (ValueError, OSError, DataError, UserError), config.debug)
+    report_errors(lambda: export(config), config.debug)
 
 
 def export(config: DictConfig) -> Path:

@@ -1,4 +1,4 @@
-"""`dcal-extract`: features of any images in one file, computed in parts, so that a killed extraction goes on."""
+"""`dcal-extract`: features of any images in one file, computed in parts, so that a killed extraction continues."""
 
 from __future__ import annotations
 
@@ -38,12 +38,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One extraction, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-    from dcal.run.lock import RunLocked
-    from dcal.utils.signals import Interrupted
-
-    mendable = (ValueError, OSError, DataError, UserError, RunLocked, Interrupted)
-    report_errors(lambda: extract(config), mendable, config.debug)
+    report_errors(lambda: extract(config), config.debug)
 
 
 def extract(config: DictConfig) -> None:

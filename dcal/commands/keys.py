@@ -29,7 +29,7 @@ NAMES_AND_PATHS = frozenset(
     {"run", "runs", "images", "image", "index", "out", "picture", "report", "tables", "figures", "html", "repo"}
     | {"root", "dataset.root"}
 )
-"""Keys that hold text, in the files of the commands beside `dcal-train`, which give no types."""
+"""Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
 
 
 def config_file(config_name: str) -> Path:

@@ -39,9 +39,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One prediction, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-
-    report_errors(lambda: predict(config), (ValueError, OSError, DataError, UserError), config.debug)
+    report_errors(lambda: predict(config), config.debug)
 
 
 def predict(config: DictConfig) -> None:

@@ -42,9 +42,7 @@ def main() -> None:
 
 def job(config: DictConfig) -> None:
     """One search, reported in one sentence if it cannot be had."""
-    from dcal.dataset.record import DataError
-
-    report_errors(lambda: query(config), (ValueError, OSError, DataError, UserError), config.debug)
+    report_errors(lambda: query(config), config.debug)
 
 
 def query(config: DictConfig) -> None:

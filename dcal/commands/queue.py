@@ -8,7 +8,7 @@ jobs=1        runs at a time, on one card or machine
 show=false    only print the table of states
 
 Every other `key=value` goes to every run, after the file's own. A run is one `dcal-train` process, with its output in
-`queue.log` of its directory. Repeating the command goes on: finished runs are left as they are, interrupted ones
+`queue.log` of its directory. Repeating the command continues: finished runs are left as they are, interrupted ones
 resume, failed ones are tried again, and what another process works on is left to it. Ctrl-C and SIGTERM let the runs
 save a checkpoint. The table of states is written to `<run.root>/<name>.md` whenever a run ends, and printed at the end.
 """
@@ -26,13 +26,17 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from dcal.commands.app import modules_of_current_folder, one_sentence, refuse
 from dcal.commands.keys import check_words
 from dcal.commands.overrides import prepare
 from dcal.config import register
+from dcal.distributed.launcher import module_command
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.run.identity import Identity, identify
 from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
@@ -68,10 +72,12 @@ def main() -> None:
     try:
         options = parse(words)
         queue = read_queue(options.file)
-        queued = locate(jobs_of(queue, options.cells, options.common))
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        with modules_of_current_folder():  # for a reader of the user's own, as in dcal-train
+            queued = locate(jobs_of(queue, options.cells, options.common))
+    except UserError as error:
+        refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(one_sentence(error))
     if options.show:
         print(state_table(queue, states(queued)))
         return
@@ -110,18 +116,20 @@ def parse(words: Sequence[str]) -> Options:
 
 
 def locate(jobs: Sequence[Job]) -> list[Queued]:
-    """Each job with its run. The configuration is composed once for all seeds."""
+    """Each job with its run. The configuration is composed, and its data are read, once for all seeds."""
     register()
-    composed: dict[tuple[str, ...], Any] = {}
+    composed: dict[tuple[str, ...], tuple[DictConfig, Identity]] = {}
     queued = []
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for job in jobs:
             if job.overrides not in composed:
                 check_words(job.overrides)
-                composed[job.overrides] = compose("train", list(job.overrides))
-            config = composed[job.overrides].copy()
+                config = compose("train", list(job.overrides))
+                composed[job.overrides] = config, identify(config)
+            config, identity = composed[job.overrides]
+            config = config.copy()
             config.seed = job.seed
-            queued.append(Queued(job, Run(config)))
+            queued.append(Queued(job, Run(config, identity)))
     return queued
 
 
@@ -188,7 +196,7 @@ def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
     with (one.run.directory / "queue.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "dcal.commands.train", *one.job.words],
+            [sys.executable, *module_command("dcal.commands.train", *one.job.words)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -18,7 +18,7 @@ from dcal.report.format import markdown
 from dcal.report.html_report import document
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
-from dcal.report.records import BadRun, Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
+from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.run_files import read_folder
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
@@ -33,8 +33,8 @@ def main() -> None:
 
 def typed_job(config: DictConfig) -> None:
     """The job of a command line, on which nothing may stand that a report would not listen to."""
-    report_errors(lambda: check_keys(config), (ValueError,), debug=False)
-    report_errors(lambda: job(config), (ValueError, OSError, BadRun), debug=False)
+    report_errors(lambda: check_keys(config))
+    report_errors(lambda: job(config))
 
 
 def check_keys(config: DictConfig) -> None:

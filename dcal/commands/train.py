@@ -1,6 +1,6 @@
 """`dcal-train`: trains, evaluates and logs one run (or, with `-m`, one run per point of a sweep).
 
-A finished run is returned as it is, an interrupted one goes on: repeating a command completes it.
+A finished run is returned as it is, an interrupted one continues: repeating a command completes it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dcal.distributed.launcher import (
     to_be_started,
 )
 from dcal.run.directory import Run
-from dcal.run.lock import RunLocked
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 from dcal.utils.errors import UserError
@@ -39,7 +38,7 @@ def main() -> None:
 def job(config: DictConfig) -> float:
     """One Hydra job; returns the headline metric, so that a sweeper can optimise it."""
     adopt_batch_system()
-    return run_point(lambda: report_errors(lambda: Run(config), (UserError, OSError), config.run.debug), complete)
+    return run_point(lambda: report_errors(lambda: Run(config), config.run.debug), complete)
 
 
 def complete(run: Run) -> Outcome:
@@ -49,56 +48,46 @@ def complete(run: Run) -> Outcome:
         rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.remarks(result)]))
         rank_zero_only(answer_agent)(run, result["metrics"])
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
-        result = report_errors(lambda: carry_out(run.config), _mendable(), run.config.run.debug)
+        result = report_errors(lambda: carry_out(run), run.config.run.debug)
         status = "finished"
     headline = result["headline"]
     return Outcome(status, headline, float(result["metrics"][headline]))
 
 
-def carry_out(config: DictConfig) -> dict[str, Any]:
+def carry_out(run: Run) -> dict[str, Any]:
     """Trains in this process, perhaps as one of several, or starts several of this command; returns the result."""
     from dcal.distributed.collectives import init_distributed
 
+    config = run.config
     if not to_be_started(config.launch.processes):
-        with errors_to_agent(_mendable()), init_distributed(config.device):
-            return train(config)
+        with errors_to_agent(), init_distributed(config.device):
+            return train(run)
     check_gpus(config)
     try:
         # an ablation's file asks for a sweep: this is one point of it
         words = [*_sources(), *_overrides(), "hydra.mode=RUN"]
         launch(module_command("dcal.commands.train", *words), config.launch.processes)
     except ProcessFailed:
-        config.run.fresh = False  # the processes have seen to it
-        with Run(config):  # which notes the failure, over what the others may have left there for want of that process
+        run.fresh = False  # the processes have seen to it
+        with run:  # which notes the failure, over what the others may have left there for want of that process
             raise
-    config.run.fresh = False
-    result = Run(config).result()
+    run.fresh = False
+    result = run.result()
     assert result is not None  # all processes have ended well
     return result
 
 
 def check_gpus(config: DictConfig) -> None:
-    """Raises a ValueError if there are fewer GPUs than processes that want one."""
+    """Raises a UserError if there are fewer GPUs than processes that want one."""
     import torch
 
     gpus = torch.cuda.device_count() if config.device != "cpu" else 0
     if 0 < gpus < config.launch.processes:
-        raise ValueError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
+        raise UserError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    from dcal.dataset.record import DataError
-    from dcal.training.meter import BadLoss
-    from dcal.utils.errors import UserError
-    from dcal.utils.memory import OutOfMemory
-    from dcal.utils.signals import Interrupted
-
-    own = (DataError, UserError, RunLocked, Interrupted, BadLoss, OutOfMemory, ProcessFailed)
-    return (ValueError, OSError, *own)
-
-
-def train(config: DictConfig) -> dict[str, Any]:
-    """Trains the run that `config` describes and returns what its `result.json` holds."""
+def train(run: Run) -> dict[str, Any]:
+    """Trains a run and returns what its `result.json` holds."""
     from dcal.distributed.collectives import all_gather_object
     from dcal.inference.restore import write_card
     from dcal.training.build import build
@@ -106,7 +95,8 @@ def train(config: DictConfig) -> dict[str, Any]:
     from dcal.training.trainer import fit
     from dcal.training.wandb_run import keep_artifact, track
 
-    with Run(config) as run:
+    config = run.config
+    with run:
         found = next((result for result in all_gather_object(run.result()) if result is not None), None)
         if found is not None:  # of another process, which has finished the run while this one was starting
             rank_zero_only(print)(summary(found, run))

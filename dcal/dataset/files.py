@@ -32,7 +32,7 @@ class FileFacts(NamedTuple):
     """In bytes."""
     regular: bool
     """False for folders, devices, pipes and sockets, which may never end when they are read."""
-    inode: tuple[int, int]
+    inode: Inode
     """Device and number: equal for two paths of the same file."""
 
 

@@ -5,13 +5,13 @@ PWCA pairs are drawn for the global batch, by the first process. `dcal.training.
 of partners into a piece for each process, which takes in the few partners that are in other pieces: the same as for
 accumulation.
 The features are gathered, and every process computes heads and losses of the global batch, all of which triplets and
-BNNeck see. The backward pass of `gather` takes to each row the sum of the gradients that the processes have for it, and
-averaging the gradients of the weights (DDP, FSDP) undoes the repetition. So a step is that of one process, up to
+BNNeck see. The backward pass of `all_gather` gives each row the sum of the gradients that the processes have for it,
+and averaging the gradients of the weights (DDP, FSDP) undoes the repetition. So a step is that of one process, up to
 rounding; only what the trunk itself draws (stochastic depth, random selection, noise partners) is each process's own.
 
 Evaluation is shared by whole batches, ranking by whole blocks of queries: equal to one process in every bit.
 
-Without `joined`, or in a run of one process, everything here is the identity and costs nothing.
+Without `init_distributed`, or in a run of one process, everything here is the identity and costs nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dcal.distributed import env
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
-_size = 1  # of the group that `joined` made; a group of somebody else's program is none of ours
+_size = 1  # of the group that `init_distributed` made; a group of somebody else's program is none of ours
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Which of a run's processes this one is, from what torchrun leaves in the environment; without importing torch.
 
-A run is written by its first process alone. That is decided here, where something is written, and nowhere else: every
-function that writes a run's files is `first_only`, and whoever calls it need not know that there are other processes.
+A run is written by its first process alone. That is decided where something is written, and nowhere else: every
+function that writes a run's files is `rank_zero_only`, and its callers need not know that there are other processes.
 """
 
 from __future__ import annotations

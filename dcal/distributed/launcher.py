@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcal.distributed.env import world_size
-from dcal.utils.errors import UserError
+from dcal.utils.errors import USER_ERRORS, UserError
 from dcal.utils.signals import Interrupted, stop_with_parent
 
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -66,12 +66,8 @@ def to_be_started(wanted: int) -> bool:
 
 
 @contextmanager
-def errors_to_agent(mendable: tuple[type[Exception], ...]) -> Iterator[None]:
-    """In a process that torch's agent has started: errors go to the agent, which tells the first of them all.
-
-    Args:
-        mendable: errors whose message is all that a user needs.
-    """
+def errors_to_agent() -> Iterator[None]:
+    """In a process that torch's agent has started: errors go to the agent, which reports the first of them all."""
     if ERROR_FILE not in os.environ:
         yield
         return
@@ -86,7 +82,7 @@ def errors_to_agent(mendable: tuple[type[Exception], ...]) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
     except Exception as error:
-        handler.record_exception(ProcessFailed(str(error)) if isinstance(error, mendable) else error)
+        handler.record_exception(ProcessFailed(str(error)) if isinstance(error, USER_ERRORS) else error)
         raise SystemExit(1) from None
 
 
@@ -146,7 +142,7 @@ def launch(command: Sequence[str], count: int) -> None:
 
 
 def first_error(folder: Path) -> str | None:
-    """The message of the process that failed first; its stack goes to stderr, unless the user can mend the error."""
+    """The message of the process that failed first; its stack goes to stderr, unless the error is one for the user."""
     files = sorted(folder.rglob("error.json"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
         return None

@@ -42,7 +42,7 @@ def embed(restored: Restored, records: Sequence[Record], first: int = 0) -> Iter
 
 
 def provenance(restored: Restored) -> dict[str, Any]:
-    """What embeddings depend on beside the images, as JSON can hold it: two files with the same compare."""
+    """What embeddings depend on besides the images, as JSON can hold it: two files with the same compare."""
     own, result = restored.config, read_result(restored.directory)
     cfg_id = result["cfg_id"] if result else restored.directory.absolute().parent.name
     return {

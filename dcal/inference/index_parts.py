@@ -1,4 +1,4 @@
-"""A long computation in numbered parts: each is on disk whole or not at all, so that a killed one goes on.
+"""A long computation in numbered parts: each is on disk whole or not at all, so that a killed one continues.
 
 The folder holds `settings.json`, what the parts are of, and `000000.npz`, `000001.npz`, ... without a gap.
 """

@@ -16,7 +16,7 @@ CHUNK = 4096
 
 
 def part_hits(points_M2: Tensor, image_M: Tensor, selected_NK: Tensor, patches_P4: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each part lies in a selected patch, and how likely that is when the patches are drawn by lot.
+    """Whether each part lies in a selected patch, and how likely that is when the patches are drawn at random.
 
     A part in c of the P patches (patches may overlap) is hit by K random ones with probability
     1 - C(P - c, K) / C(P, K), that is K / P where they do not overlap.
@@ -64,7 +64,7 @@ def pointing(boxes_N4: Tensor, selected_NK: Tensor, patches_P4: Tensor) -> tuple
 def selection_metrics(
     parts: Sequence[Tensor], boxes_N4: Tensor, selected_NK: Tensor, patches_P4: Tensor
 ) -> dict[str, float]:
-    """What the selection of a split looks at, each figure beside that of a random selection of the same size.
+    """What the selection of a split looks at, each figure next to that of a random selection of the same size.
 
     Args:
         parts: x and y of the visible parts of each image, (n, 2).

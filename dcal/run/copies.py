@@ -1,4 +1,4 @@
-"""Which run directories count: every run once, though a backup lies beside it."""
+"""Which run directories count: every run once, also where a backup is next to it."""
 
 from __future__ import annotations
 

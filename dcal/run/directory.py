@@ -1,4 +1,4 @@
-"""A run and its directory: what lies in it, and whether it is finished.
+"""A run and its directory: what is in it, and whether it is finished.
 
 The directory is a function of what the run is made of, `<root>/<name>/<cfg_id>/seed=<seed>`, not of the clock or of
 what was typed. So the same point reached alone, in a multirun or through an explicitly typed default is the same run,
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.distributed.env import rank_zero_only
 from dcal.run.digest import sha256
 from dcal.run.files import explain_write_errors, fsync, remove_partial, write_atomically
-from dcal.run.identity import identify
+from dcal.run.identity import Identity, identify
 from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
 from dcal.run.provenance import (
@@ -38,7 +38,7 @@ from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
-HISTORY_FILE = "history.jsonl"
+HISTORY_FILE, WANDB_ID_FILE = "history.jsonl", "wandb_id"
 WEIGHTS = ("last.safetensors", "best.safetensors")
 WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
 """What every finished run has."""
@@ -47,13 +47,17 @@ WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
 class Run:
     """One run directory, held by one process at a time: `with Run(config) as run:`.
 
+    Args:
+        config: composed.
+        identity: of that configuration, if it is known already: to find it reads the lists of the data set.
+
     Raises:
         UserError: `backbone.checkpoint` is not there; on entering, if the directory cannot be held or written.
     """
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig, identity: Identity | None = None) -> None:
         self.config = config
-        self.identity = identify(config)
+        self.identity = identify(config) if identity is None else identity
         self.seed = int(config.seed)
         self.notes: list[str] = []
         """Sentences on how the directory was found, for whoever returns or continues what is in it."""
@@ -220,19 +224,19 @@ class Run:
 
     def wandb_id(self) -> str:
         """The id of this run at W&B: the same whenever it is resumed, another one when it is trained anew."""
-        file = self.directory / "wandb_id"
-        plain = f"{self.cfg_id}-{self.config.name}-{self.seed}"
-        if file.is_file():
-            return file.read_text(encoding="utf-8").strip()
-        older = (self.directory / "wandb").is_dir()  # from before such a file was kept
-        chosen = plain if older else f"{plain}-{secrets.token_hex(3)}"
-        write_atomically(file, chosen)
-        return chosen
+        file = self.directory / WANDB_ID_FILE
+        if not file.is_file():
+            older = (self.directory / "wandb").is_dir()  # from before such a file was kept
+            self._choose_wandb_id(unique=not older)
+        return file.read_text(encoding="utf-8").strip()
 
-    def forget_wandb_id(self) -> None:
-        """Has the next `wandb_id` be another one."""
-        another = f"{self.cfg_id}-{self.config.name}-{self.seed}-{secrets.token_hex(3)}"
-        write_atomically(self.directory / "wandb_id", another)
+    def renew_wandb_id(self) -> None:
+        """Makes the next `wandb_id` another one."""
+        self._choose_wandb_id(unique=True)
+
+    def _choose_wandb_id(self, unique: bool) -> None:
+        plain = f"{self.cfg_id}-{self.config.name}-{self.seed}"
+        write_atomically(self.directory / WANDB_ID_FILE, f"{plain}-{secrets.token_hex(3)}" if unique else plain)
 
     def prepare_result(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
         """Writes the result under another name, and returns it; `finish` makes it count."""

@@ -67,7 +67,7 @@ def remove_partial(folder: Path, name: str = "*") -> None:
 
 
 def fsync(path: Path) -> None:
-    """Has a file, or the names in a folder, on disk."""
+    """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dcal.run.directory import CONFIG_FILE, RESULT_FILE
 from dcal.utils.errors import UserError
 
-CONFIG = "config_resolved.yaml"
 LAST = "last"
 
 
@@ -22,9 +22,9 @@ def find_run(spec: str | Path, root: str | Path) -> Path:
         UserError: there is no such run, or there are several.
     """
     folder, root = Path(spec).expanduser(), Path(root).expanduser()
-    if (folder / CONFIG).is_file():
+    if (folder / CONFIG_FILE).is_file():
         return folder
-    runs = sorted(file.parent for file in root.glob(f"*/**/{CONFIG}"))
+    runs = sorted(file.parent for file in root.glob(f"*/**/{CONFIG_FILE}"))
     if str(spec) == LAST:
         if not runs:
             raise UserError(f"run={LAST}: no run below root={root}: train one, or name another folder of runs")
@@ -37,11 +37,11 @@ def find_run(spec: str | Path, root: str | Path) -> Path:
         return found[0]
     if found:
         raise UserError(f"run={spec}: {len(found)} runs, {', '.join(map(str, found[:4]))}: name one of them")
-    below = sorted(str(file.parent) for file in folder.glob(f"**/{CONFIG}"))[:3] if folder.is_dir() else []
+    below = sorted(str(file.parent) for file in folder.glob(f"**/{CONFIG_FILE}"))[:3] if folder.is_dir() else []
     hint = f"did you mean {' or '.join(below)}?" if below else f"give a directory, {LAST}, or an id below root={root}"
-    raise UserError(f"run={spec}: no run directory, {CONFIG} is missing; {hint}")
+    raise UserError(f"run={spec}: no run directory, {CONFIG_FILE} is missing; {hint}")
 
 
 def _changed(run: Path) -> float:
     """When something of a run was written last: its result, or the configuration with which it was started."""
-    return max(file.stat().st_mtime for file in (run / CONFIG, run / "result.json") if file.is_file())
+    return max(file.stat().st_mtime for file in (run / CONFIG_FILE, run / RESULT_FILE) if file.is_file())

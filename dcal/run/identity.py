@@ -64,7 +64,7 @@ IDLE: Mapping[str, Callable[[Flat], bool]] = {
     ),
     "task.triplet.margin": lambda flat: flat.get("task.triplet.weight") == 0,
 }
-"""Beginning of a key → whether it decides nothing beside the other values of a configuration."""
+"""Beginning of a key → whether it decides nothing given the other values of a configuration."""
 
 
 class Identity(NamedTuple):

@@ -28,6 +28,7 @@ MOVED = {
 }
 """Beginning of an old `_target_` → what has replaced it."""
 
+# What follows is as it was then, and not taken from `dcal.run.identity`: a change there must change no older id.
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
 NOT_IDENTITY = {
     "dataset": {"root", "cache", "on_bad_image"},

@@ -1,7 +1,7 @@
 """A multirun to its end: a point that fails does not stop the others, and the last lines say how each one went.
 
 A sweeper raises the first failure it meets and forgets the other results, and a launcher may run the points in other
-processes or on other machines. So a point of a multirun raises nothing: its value is NaN, the traceback lies in its run
+processes or on other machines. So a point of a multirun raises nothing: its value is NaN, the traceback is in its run
 directory (`failure.txt`), and it leaves a note in the directory of the sweep, `<run.root>/sweeps/<time>/`. `Summary`
 makes the table and the exit code of these notes, with every launcher alike.
 """

@@ -1,4 +1,5 @@
-"""From a composed configuration to what a training needs. The only module that instantiates `_target_`s."""
+"""From a composed configuration to the state of a run. Here `_target_`s are instantiated, and nowhere else, but for the
+reader of the data, which `dcal.run.identity` calls to tell the run by its data."""
 
 from __future__ import annotations
 
@@ -222,8 +223,8 @@ def make(node: DictConfig) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
             raise ValueError(
-                f"{error.__cause__}: an option of another choice of this group, perhaps set by a recipe "
-                "(experiment=...): leave the recipe out, or remove the key with ~group.key on the command line"
+                f"{error.__cause__}: an option of another choice of this group, perhaps set by "
+                "experiment=...: leave that out; an option of a reader is removed by ~dataset.reader.OPTION"
             ) from None
         if isinstance(error.__cause__, Exception):
             raise error.__cause__ from None

@@ -1,4 +1,4 @@
-"""What a training shows and sums up while it runs: progress bar, losses, time; and the guard against NaN.
+"""What a run shows and sums up while it trains: progress bar, losses, time; and the guard against NaN.
 
 Losses stay on the device. The one that is looked at is the previous step's, long finished by then: a GPU never waits.
 """

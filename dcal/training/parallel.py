@@ -93,7 +93,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """The same for an optimizer's state."""
+    """`load_state_dict` of whole tensors into an optimizer whose state may be sharded."""
     optimizer.load_state_dict(state)
     for parameter, own in optimizer.state.items():
         for name, value in own.items():

@@ -1,4 +1,4 @@
-"""Where a run stands, and how it is written to a checkpoint and put back, bit by bit."""
+"""How far a run is, and how it is written to a checkpoint and restored, bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run stands; part of a checkpoint."""
+    """How far a run is; part of a checkpoint."""
 
     epoch: int = 0
     batch: int = 0

@@ -1,4 +1,4 @@
-"""What a training needs, put together by `dcal.training.build`: the parts, and what the loop asks of a task."""
+"""What the training loop works on, put together by `dcal.training.build`, and what it asks of a task."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Task(Protocol):
 
 @dataclass
 class TrainState:
-    """Everything a training needs."""
+    """Everything that the training loop works on."""
 
     task: Task
     data: Data
@@ -75,7 +75,7 @@ class TrainState:
     network: nn.Module
     """What averages the gradients: DDP, the model itself under FSDP, and nothing in a run of one process."""
     accumulate: int
-    """Into which every batch is split: `train.accumulate`, or more once memory has run out."""
+    """Micro-batches into which every batch is split: `train.accumulate`, or more once memory has run out."""
     ema: ModelEmaV3 | None = None
     mixup: Mixup | None = None
     eval_model: DCAL | None = None

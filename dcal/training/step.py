@@ -93,14 +93,17 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
 def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
     """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
+    # images and targets
     heads_only = progress < state.train.head_epochs / state.train.epochs
     whole = prepare(state, batch)._replace(heads_only=heads_only)
-    # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
+    # partners, drawn over the whole batch; an autocast of its own: weights that it has cast without a graph must not be
+    # those of the forward pass
     with state.device.autocast():
         drawn = state.model.draw_partners(whole.images, batch["label"], progress, whole.side, state.accumulate)
     micro_batches = split_batch(
         len(whole.images), state.accumulate, drawn, state.model.pwca.stream, rank_and_world_size()
     )
+    # losses and gradients
     together = state.objective.triplet_weight > 0 or state.task.bnneck
     passes = in_two_passes if together and len(micro_batches) > 1 else in_one_pass
     losses = passes(state, whole, micro_batches)

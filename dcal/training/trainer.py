@@ -1,7 +1,7 @@
 """The training loop.
 
-Everything it needs comes in a `Setup`, which `dcal.training.build` puts together; it knows nothing of Hydra. A step of
-the optimizer is in `dcal.training.step`, what a checkpoint holds in `dcal.training.resume`.
+Everything it needs comes in a `TrainState`, which `dcal.training.build` puts together; it knows nothing of Hydra. A
+step of the optimizer is in `dcal.training.step`, what a checkpoint holds in `dcal.training.resume`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,23 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
     evaluation: Evaluation | None = None
     with stop_requests() as stop, worker_deaths():
         while at.epoch < cfg.epochs:
+            # batches: a resumed epoch begins behind the batches that it has seen
             state.loader.batch_sampler.seek(at.epoch, at.batch)  # type: ignore[union-attr]
             for batch in meter.watch(all_gather_batches(state.loader, state.device.torch), at.epoch, at.batch):
                 losses = update(state, batch, (at.epoch + at.batch / len(state.loader)) / cfg.epochs)
                 at.batch, at.step = at.batch + 1, at.step + 1
                 meter.add(losses, batch, at.step)
+                # checkpoint: all processes decide together, so that they stop after the same step
                 signal, due = all_reduce_max(stop.number, meter.checkpoint_due())
                 if signal or due:
                     save(state, run, at, meter)
                 if signal:
                     raise Interrupted(signal)
+            # evaluation
             evaluation = None
             if (at.epoch + 1) % cfg.eval_every == 0 or at.epoch + 1 == cfg.epochs:
                 evaluation = evaluate_or_stop(state, run, at, meter, stop)
+            # logging, before the checkpoint, which remembers how much of the log belongs to it
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(state)}
             if evaluation is not None:
@@ -91,7 +95,7 @@ def evaluate(state: TrainState, split: str) -> Evaluation:
 
 
 def weights_and_rates(state: TrainState) -> dict[str, float]:
-    """What the optimizer stands at, for the log: learning rate, and the weight of each branch's loss."""
+    """Learning rate and the weight of each branch's loss, for the log."""
     weights = {f"train/weight_{branch}": weight for branch, weight in state.objective.combine.weights().items()}
     return {"train/lr": state.optimization.optimizer.param_groups[0]["lr"], **weights}
 

@@ -121,7 +121,7 @@ def _online(run: Run, job_type: str) -> Any:
             if not deleted or attempt == 2 or _agent_run() is not None:
                 break
             log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", run.wandb_id())
-            run.forget_wandb_id()
+            run.renew_wandb_id()
     problem = "the server says that this run was deleted there"
     if not deleted:
         problem = f"no answer within wandb.timeout={run.config.wandb.timeout:g} s"

@@ -1,4 +1,4 @@
-"""The one root of errors that a user can mend, and the one way to choose among named options."""
+"""The one root of errors that a user can correct, and the one way to choose among named options."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ T = TypeVar("T", bound=str)
 
 
 class UserError(Exception):
-    """Something that the user can mend: a value, a file, a machine's state. The message says what, where and how.
+    """Something that the user can correct: a value, a file, a machine's state. The message says what, where and how."""
 
-    Commands print the message alone. Any other exception is a fault of the program and shows its stack.
-    """
+
+USER_ERRORS = (UserError, OSError, ValueError)
+"""Exceptions of which a command prints the message alone; of any other it shows the stack, as of a program fault.
+
+The operating system's errors are here since they name the file, and `ValueError` until every wrong option is a
+`UserError`. Until then a `ValueError` of the program itself is one line, too; `run.debug=true` shows its stack.
+"""
 
 
 def choose(key: str, value: T, options: Iterable[str]) -> T:

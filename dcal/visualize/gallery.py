@@ -1,6 +1,6 @@
 """`gallery.npz`: small pictures that a run keeps of its test split, and where the model looked in them.
 
-What a report shows of images must be kept when the run ends: the data set is not at hand where reports are read. The
+What a report shows of images must be kept when the run ends: the data set may be missing where reports are read. The
 file holds plain arrays only (no pickle): `part` and `number` say which image of which split a picture is, `jpeg` is
 all of them end to end, `sizes` their lengths in bytes.
 

@@ -168,7 +168,7 @@ def test_ctrl_c_while_torch_is_imported(monkeypatch: pytest.MonkeyPatch, capfd: 
 
 def test_an_error_for_the_user_has_no_lines_of_hydra_around_it(capfd: pytest.CaptureFixture[str]) -> None:
     def job(config: DictConfig) -> None:
-        app.report_errors(lambda: fail(UserError("the disk is full")), (UserError,), debug=False)
+        app.report_errors(lambda: fail(UserError("the disk is full")))
 
     def fail(error: Exception) -> None:
         raise error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dcal.run.find import CONFIG, find_run
+from dcal.run.directory import CONFIG_FILE
+from dcal.run.find import find_run
 from dcal.utils.errors import UserError
 
 
@@ -15,8 +16,8 @@ from dcal.utils.errors import UserError
 def root(tmp_path: Path) -> Path:
     for number, name in enumerate(("birds/aaaa1111/seed=0", "birds/aaaa1111/seed=1", "cats/bbbb2222/seed=0")):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / CONFIG).touch()
-        os.utime(tmp_path / name / CONFIG, (number, number))
+        (tmp_path / name / CONFIG_FILE).touch()
+        os.utime(tmp_path / name / CONFIG_FILE, (number, number))
     return tmp_path
 
 

@@ -13,6 +13,7 @@ from run_command import run_command
 
 from dcal.commands import queue as command
 from dcal.commands.queue import Queued, locate, main, parse, work
+from dcal.run.directory import Run
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
 from dcal.utils.errors import UserError
@@ -170,7 +171,24 @@ def test_a_request_to_stop_ends_the_runs_and_starts_no_more(tmp_path: Path, monk
     assert len(started) == 1 and started[0].returncode == -15
 
 
-def test_real_runs_are_completed_and_not_repeated(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_data_are_read_once_for_all_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    identify = command.identify
+    monkeypatch.setattr(command, "identify", lambda config: (asked.append(config), identify(config))[1])
+    located = locate(jobs_of(read_queue(written(tmp_path)), ["few"], [f"run.root={tmp_path}"]))
+    assert len(located) == 4 and len(asked) == 2
+    directories = [run.directory for _, run in located]
+    assert directories == [Run(run.config).directory for _, run in located] and len(set(directories)) == 4
+
+
+def test_real_runs_are_completed_and_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also in a folder with a package of the same name: the runs are those of the installed one."""
+    foreign = tmp_path / "here" / "dcal"
+    foreign.mkdir(parents=True)
+    (foreign / "__init__.py").write_text("raise SystemExit('not this one')\n", encoding="utf-8")
+    monkeypatch.chdir(foreign.parent)
     words = [str(written(tmp_path)), "cells=few", "jobs=2", f"run.root={tmp_path / 'runs'}", "wandb.mode=disabled"]
     for starts in (2, 0):
         with pytest.raises(SystemExit) as ended:

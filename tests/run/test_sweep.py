@@ -16,6 +16,7 @@ from run_command import killed, one_thread, run_command
 from test_config import composed
 
 from dcal.commands.train import main, train
+from dcal.run.directory import Run
 from dcal.run.sweep import table
 from dcal.training import build
 
@@ -67,7 +68,7 @@ def test_eight_points_killed_twice_are_complete_the_third_time(tmp_path: Path) -
         assert {point for point, status in statuses.items() if status == "finished before"} == before
         for attention, seed in points:
             point = [f"attention={attention}", f"seed={seed}"]
-            train(composed(*TINY, "name=tiny/fgvc", f"run.root={alone}", *point, *words[2:]))
+            train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={alone}", *point, *words[2:])))
     assert found == results(alone)
     assert len({result["weights"] for result in found.values()}) == 8, "attention and seed decide"
 
@@ -126,7 +127,7 @@ def test_who_comes_second_finds_the_run_finished(
     """Another process may finish a run between this one's first look and its hold of the run."""
     before = (fgvc_run / "result.json").stat().st_mtime_ns
     monkeypatch.setattr(build, "build", None)
-    train(composed(*TINY, "name=tiny/fgvc", f"run.root={fgvc_run.parents[3]}"))
+    train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={fgvc_run.parents[3]}")))
     assert str(fgvc_run) in capfd.readouterr().out and (fgvc_run / "result.json").stat().st_mtime_ns == before
 
 

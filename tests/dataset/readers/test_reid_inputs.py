@@ -80,8 +80,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert "task.side_information=camera" in refused(train, *words, "task.side_information=camera", capfd=capfd)
     assert "task.instances" in refused(train, *words, "task.instances=3", capfd=capfd)
     assert "train.batch_size" in refused(train, *words, "train.batch_size=64", capfd=capfd)
-    recipe = refused(train, *words, "experiment=tiny/reid", capfd=capfd)
-    assert "unexpected keyword argument" in recipe and "leave the recipe out" in recipe
+    foreign = refused(train, *words, "experiment=tiny/reid", capfd=capfd)
+    assert "unexpected keyword argument" in foreign and "experiment=...: leave that out" in foreign
     birds = refused(train, "experiment=tiny/fgvc", "task=reid", words[-1], capfd=capfd)
     assert "task=reid is judged on the split query, which synthetic_birds lacks" in birds
     assert "task.metric" in refused(train, *words, "task.metric=manhattan", capfd=capfd)

@@ -157,7 +157,8 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             tags=list(run.config.wandb.tags),
             job_type=job_type,
             name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
-            id=_agent_run() or RESERVED.sub("-", run.wandb_id()),
+            # none where nothing is logged: only the first process writes the file that keeps the id
+            id=None if mode == "disabled" else _agent_run() or RESERVED.sub("-", run.wandb_id()),
             resume="allow",
             dir=str(run.directory),
             config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},

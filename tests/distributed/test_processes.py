@@ -104,7 +104,7 @@ if os.environ["RANK"] == "0":
 """
 RAISING = """
 from dcal.distributed.launcher import errors_to_agent
-with errors_to_agent((ValueError,)):
+with errors_to_agent():
     raise {error}
 """
 

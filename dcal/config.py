@@ -127,6 +127,7 @@ class TrainConfig:
     checkpoint_minutes: float = MISSING
     workers: int = MISSING
     progress: bool = MISSING
+    log_every: int | None = 50
     figures: bool = MISSING
 
 

@@ -195,11 +195,11 @@ def compute(
         Interrupted: on SIGTERM or Ctrl-C, with everything computed so far in parts.
     """
     import torch
-    from tqdm import tqdm
 
     from dcal.dataset.record import DataError
     from dcal.inference.embed import embed
     from dcal.inference.index_parts import read_part, write_part
+    from dcal.run.progress import work
     from dcal.utils.signals import Interrupted, stop_requests
 
     batch_size = restored.config.train.eval_batch_size
@@ -210,11 +210,11 @@ def compute(
     try:
         with (
             stop_requests() as stop,
-            tqdm(total=len(records), initial=start, desc="extract", unit="image", disable=None) as bar,
+            work("extract", len(records), "image", start) as piece,
         ):
             for index, features in embed(restored, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
-                bar.update(int(index[-1]) + 1 + start - bar.n)
+                piece.advance(int(index[-1]) + 1 + start - piece.count)
                 if stop or time.monotonic() - written >= PART_SECONDS:
                     write_part(folder, number, joined(pending, stamps))
                     number, written = number + 1, time.monotonic()

@@ -6,14 +6,13 @@ A finished run is returned as it is, an interrupted one continues: repeating a c
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import hydra_command, report_errors
-from dcal.distributed.env import rank_zero_only, world_size
+from dcal.distributed.env import rank_zero_only
 from dcal.distributed.launcher import (
     ProcessFailed,
     adopt_batch_system,
@@ -23,6 +22,7 @@ from dcal.distributed.launcher import (
     to_be_started,
 )
 from dcal.run.directory import Run
+from dcal.run.progress import bars
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 from dcal.utils.errors import UserError
@@ -46,7 +46,7 @@ def complete(run: Run) -> Outcome:
     result, status = run.result(), "finished before"
     if result is not None:
         rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.remarks(result)]))
-        rank_zero_only(answer_agent)(run, result["metrics"])
+        rank_zero_only(answer_agent)(run, result)
     else:  # torch, timm and albumentations take seconds to import: not for --help, and not for a finished run
         result = report_errors(lambda: carry_out(run), run.config.run.debug)
         status = "finished"
@@ -92,11 +92,13 @@ def train(run: Run) -> dict[str, Any]:
     from dcal.inference.restore import write_card
     from dcal.training.build import build
     from dcal.training.checkpoint import keep_newest
+    from dcal.training.describe import announce, facts, hardware
+    from dcal.training.log_file import logged_to
     from dcal.training.trainer import fit
     from dcal.training.wandb_run import keep_artifact, track
 
     config = run.config
-    with run:
+    with run, logged_to(run.directory), bars(config.train.progress):
         found = next((result for result in all_gather_object(run.result()) if result is not None), None)
         if found is not None:  # of another process, which has finished the run while this one was starting
             rank_zero_only(print)(summary(found, run))
@@ -108,6 +110,7 @@ def train(run: Run) -> dict[str, Any]:
             write_card(run.directory, state)
             device = hardware(state.device.torch.type)
             run.note_start(device)
+            announce(state, run, tracker)
             evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
@@ -123,7 +126,7 @@ def train(run: Run) -> dict[str, Any]:
                 )
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             result = run.prepare_result(
-                evaluation.metrics, headline=state.task.headline, split=state.validation, device=device
+                evaluation.metrics, headline=state.task.headline, split=state.validation, device=device, **facts(state)
             )
             rank_zero_only(keep_artifact)(run, tracker)
         # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated
@@ -131,16 +134,6 @@ def train(run: Run) -> dict[str, Any]:
         rank_zero_only(keep_newest)(run.directory / "checkpoints")
     rank_zero_only(print)(summary(result, run))
     return result
-
-
-def hardware(device: str) -> str:
-    """What the run computed on, for the cost of a table."""
-    import torch
-
-    if device != "cuda":
-        return f"{os.cpu_count()} CPU cores"
-    name = torch.cuda.get_device_name()
-    return name if world_size() == 1 else f"{world_size()} × {name}"
 
 
 def _overrides() -> list[str]:
@@ -166,7 +159,7 @@ def summary(result: dict[str, Any], run: Run) -> str:
     )
     title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
     lines = [
-        f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
+        f"{title}: {headline} {metrics[headline]:.4f}" + (f"  ({branches})" if branches else ""),
         f"  everything  {run.directory}",
         *([f"  figure      {run.directory / 'examples.png'}"] if run.config.train.figures else []),
         f"  report      dcal-results report={run.directory}",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,7 +83,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
     result = parse(directory / "result.json", json.loads)
     config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
     versions = parse(directory / "versions.json", json.loads)
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    lines = read_metrics(directory, result)
     try:
         record = {
             "cfg_id": result["cfg_id"],
@@ -95,7 +96,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
             "versions": {key: value for key, value in versions.items() if key not in ("argv", "platform")},
             "device": result.get("device"),
             **speed(lines, config["train.batch_size"]),
-            "curve": curve(lines, result["headline"]),
+            "curve": curve(lines, f"{result['split']}/{result['headline']}"),
             "items": read_items(directory / "items.npz"),
         }
         name = str(result["name"])
@@ -105,6 +106,17 @@ def read_run(directory: Path) -> tuple[str, Record]:
         if metric not in NOT_METRICS and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
             raise BadRun(f"{directory / 'items.npz'}: its mean {metric} is not that of result.json")
     return name, record
+
+
+def read_metrics(directory: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, by epoch. Older runs called every evaluation `val/`, also of the test split.
+
+    Raises:
+        BadRun: the file cannot be read.
+    """
+    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    split = result.get("split", "val")
+    return [{re.sub("^val/", f"{split}/", key): value for key, value in line.items()} for line in lines]
 
 
 def parse(path: Path, parser: Any) -> Any:
@@ -167,11 +179,15 @@ def speed(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
 
 
 def curve(lines: list[dict[str, Any]], headline: str) -> dict[str, list[float | None]]:
-    """By epoch: losses and their weights, and the headline metric where it was evaluated."""
+    """By epoch: losses and their weights, and the headline metric where it was evaluated.
+
+    Args:
+        headline: with its split: `test/top1`.
+    """
     keys = sorted({key for line in lines for key in line if key.startswith(("train/loss", "train/weight"))})
     if "train/loss_glca" not in keys and "train/loss_pwca" not in keys:
         keys = ["train/loss"]  # a single branch: nothing to weigh
-    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, f"val/{headline}"]}
+    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, headline]}
     return {"epoch": [line["epoch"] for line in lines], **values}
 
 

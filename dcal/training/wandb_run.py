@@ -104,6 +104,12 @@ def catch_up(run: Run, tracked: Any) -> None:
             tracked.log(values, step=values["step"])
 
 
+def log_batch(tracked: Any, values: dict[str, Any], step: int) -> None:
+    """Logs values of a step between two epochs, but for steps that a session which was broken off has logged."""
+    if step >= tracked.step:
+        tracked.log(values, step=step)
+
+
 def _online(run: Run, job_type: str) -> Any:
     """A run on the server, or, if that cannot be had, an offline one: training does not wait for a network.
 
@@ -191,9 +197,9 @@ def keep_artifact(run: Run, tracked: Any) -> None:
     tracked.log_artifact(artifact)
 
 
-def answer_agent(run: Run, metrics: Mapping[str, float]) -> None:
+def answer_agent(run: Run, result: Mapping[str, Any]) -> None:
     """Tells a W&B sweep the result of a point that was finished before the sweep asked for it."""
     if _agent_run() is not None:
         with track(run) as tracked:
-            tracked.log({f"val/{key}": value for key, value in metrics.items()})
-            tracked.summary.update(dict(metrics))
+            tracked.log({f"{result['split']}/{key}": value for key, value in result["metrics"].items()})
+            tracked.summary.update(result["metrics"])

@@ -66,7 +66,7 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
     (folder / "versions.json").write_text(json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"}))
     lines = [
         {"epoch": 1, "step": 10, "train/images_per_second": 50.0, "train/loss": 2.0},
-        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "val/top1": 0.9},
+        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "test/top1": 0.9},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     order = np.random.default_rng(seed).permutation(ITEMS)
@@ -82,6 +82,15 @@ def runs(tmp_path: Path) -> Path:
         write_run(tmp_path / "runs", seed, plain, "none")
         write_run(tmp_path / "runs", seed, dcal)
     return tmp_path / "runs"
+
+
+def test_older_runs_called_every_evaluation_val(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 8)
+    _, today = read_run(folder)
+    file = folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"test/', '"val/'))
+    assert read_run(folder)[1]["curve"] == today["curve"]
+    assert today["curve"]["test/top1"] == [None, 0.9]
 
 
 def configure(folder: Path, **more: Any) -> Any:

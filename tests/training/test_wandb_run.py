@@ -200,7 +200,7 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))
     for sent in server.runs.values():
         assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
-        assert sent.summary["val/top1"] == result["metrics"]["top1"]
+        assert sent.summary["test/top1"] == result["metrics"]["top1"]
 
 
 def test_a_run_trained_anew_is_another_one_on_the_server(server: Server, tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_mypy_sees_an_editable_install(editable: Path, tmp_path: Path) -> None:
     lines = ["import dcal", "version: str = dcal.__version__", "dcal.create_dcal_model(224, num_classes=3)"]
     (tmp_path / "mine.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--python-executable", str(editable), "--cache-dir", os.devnull, "mine.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": ""}  # mypy asks the interpreter where its modules are
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "mine.py:3: error: Argument 1" in done.stdout and "Found 1 error" in done.stdout, done.stdout
 
 

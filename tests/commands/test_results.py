@@ -21,7 +21,7 @@ from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode, decode_groups, encode, encode_groups
 from dcal.report.format import markdown
 from dcal.report.pages import fill
-from dcal.report.records import collect, load, load_all, parse, read_yaml
+from dcal.report.records import collect, load, load_all, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.utils.paths import experiments_dir
 

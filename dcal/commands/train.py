@@ -23,7 +23,7 @@ from dcal.distributed.launcher import (
 )
 from dcal.run.directory import Run
 from dcal.run.progress import bars
-from dcal.run.sweep import Outcome, run_point
+from dcal.run.sweep import Outcome, run_point, show_table
 from dcal.training.wandb_run import answer_agent
 from dcal.utils.errors import UserError
 
@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point of `dcal-train`."""
-    hydra_command(job, "train")
+    try:
+        hydra_command(job, "train")
+    finally:
+        show_table()  # of a sweep that was interrupted
 
 
 def job(config: DictConfig) -> float:
@@ -92,7 +95,7 @@ def train(run: Run) -> dict[str, Any]:
     from dcal.inference.restore import write_card
     from dcal.run.data_digest import judged_digest
     from dcal.training.build import build
-    from dcal.training.checkpoint import keep_newest
+    from dcal.training.checkpoint import remove_checkpoints
     from dcal.training.describe import announce, facts, hardware
     from dcal.training.log_file import logged_to
     from dcal.training.trainer import fit
@@ -135,9 +138,9 @@ def train(run: Run) -> dict[str, Any]:
                 **facts(state),
             )
             rank_zero_only(keep_artifact)(run, tracker)
+        remove_checkpoints(run.directory / "checkpoints")
         # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated
         run.finish()
-        rank_zero_only(keep_newest)(run.directory / "checkpoints")
     rank_zero_only(print)(summary(result, run))
     return result
 
@@ -164,6 +167,8 @@ def summary(result: dict[str, Any], run: Run) -> str:
         if f"{headline}_{branch}" in metrics
     )
     title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
+    if "label" in result:  # not of an older run
+        title += f"  {result['label']}"
     lines = [
         f"{title}: {headline} {metrics[headline]:.4f}" + (f"  ({branches})" if branches else ""),
         f"  everything  {run.directory}",

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from dcal.dataset.fingerprint import describe
 from dcal.distributed.env import rank_zero_only, world_size
 from dcal.run.directory import Run
-from dcal.run.identity import attention_name, flatten
+from dcal.run.label import choices, label
 from dcal.training.log_file import LOG_FILE
 from dcal.training.state import TrainState
 from dcal.utils.memory import peak_memory
@@ -49,22 +49,18 @@ def describe_run(state: TrainState, run: Run, tracker: Any) -> dict[str, str]:
     total, learning = parameters(state)
     batches = len(state.loader)
     return {
-        "run": f"{config.name}  {run.cfg_id}  seed {run.seed}, in {run.directory}",
+        "run": f"{config.name}  {run.cfg_id}  seed {run.seed}: {label(config)}",
+        "directory": str(run.directory),
         "device": f"{hardware(state.device.torch.type)}, torch uses {torch.get_num_threads()}; {cfg.precision}",
         "data": describe(state.data.source, state.data.root),
         **({} if catalog is state.data.source else {"used": f"{used} images"}),
-        "model": f"{config.backbone.name} at {height}×{width}, attention {branches(config)}, {total / 1e6:.1f} M "
-        f"parameters, {learning / 1e6:.1f} M learn",
+        "model": f"{config.backbone.name} at {height}×{width}, attention {choices(config)['attention']}, "
+        f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learn",
         "weights": weights_origin(config.backbone),
         "epochs": f"{cfg.epochs} of {batches} batches of {cfg.batch_size} images; evaluated on {state.validation}",
         "wandb": tracker_place(config, run, tracker),
         "log": str(run.directory / LOG_FILE),
     }
-
-
-def branches(config: DictConfig) -> str:
-    """`none`, `glca`, `pwca` or `dcal`."""
-    return attention_name(dict(flatten({"attention": config.attention})))
 
 
 def weights_origin(backbone: DictConfig) -> str:

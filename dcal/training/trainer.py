@@ -10,7 +10,7 @@ from typing import Any
 
 from dcal.dataset.images import worker_deaths
 from dcal.distributed.collectives import all_gather_batches, all_reduce_max, world_size
-from dcal.run.directory import Run
+from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.task.evaluation import Evaluation
 from dcal.training.checkpoint import save_weights
 from dcal.training.meter import Meter, create_meter
@@ -57,6 +57,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
             # logging, before the checkpoint, which remembers how much of the log belongs to it
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(state)}
+            values["seconds"] = meter.seconds()
             if evaluation is not None:
                 values |= {f"{state.validation}/{key}": value for key, value in evaluation.metrics.items()}
                 keep_best(state, run, at, evaluation)
@@ -64,7 +65,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
             tracker.log(values, step=at.step)
             meter.report(values, f"{state.validation}/{state.task.headline}")
             save(state, run, at, meter)
-        save_weights(run.directory / "last.safetensors", state.assemble_eval_model().state_dict())
+        save_weights(run.directory / LAST_WEIGHTS, state.assemble_eval_model().state_dict())
         # None: killed between the last checkpoint and the result
         evaluation = evaluation or evaluate_or_stop(state, run, at, meter, stop)
     state.seconds = meter.seconds()

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ TAG_LENGTH = 64
 """Most characters of a tag of W&B."""
 OPEN = "wandb_open"
 """In the run directory while the log is not ended: the number of lines that W&B had when it was opened."""
+ID_FILE = "wandb_id"
+"""In the run directory: the id of the run at W&B."""
 RESERVED = re.compile(r"[^\w.-]")
 """What an id of W&B may not contain, or only in escapes, and the name of a run may."""
 ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
@@ -126,8 +129,8 @@ def _online(run: Run, job_type: str) -> Any:
             deleted = "deleted" in str(error)
             if not deleted or attempt == 2 or _agent_run() is not None:
                 break
-            log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", run.wandb_id())
-            run.renew_wandb_id()
+            log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", _id(run))
+            _choose_id(run, unique=True)
     problem = "the server says that this run was deleted there"
     if not deleted:
         problem = f"no answer within wandb.timeout={run.config.wandb.timeout:g} s"
@@ -164,7 +167,7 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             job_type=job_type,
             name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
             # none where nothing is logged: only the first process writes the file that keeps the id
-            id=None if mode == "disabled" else _agent_run() or RESERVED.sub("-", run.wandb_id()),
+            id=None if mode == "disabled" else _id(run),
             resume="allow",
             dir=str(run.directory),
             config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
@@ -173,6 +176,23 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
         raise ValueError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
+
+
+def _id(run: Run) -> str:
+    """The id of a run at W&B: the same whenever it is resumed, another one when it is trained anew."""
+    agent = _agent_run()
+    if agent is not None:
+        return agent
+    file = run.directory / ID_FILE
+    if not file.is_file():
+        older = (run.directory / "wandb").is_dir()  # from before such a file was kept
+        _choose_id(run, unique=not older)
+    return RESERVED.sub("-", file.read_text(encoding="utf-8").strip())
+
+
+def _choose_id(run: Run, unique: bool) -> None:
+    plain = f"{run.cfg_id}-{run.config.name}-{run.seed}"
+    write_atomically(run.directory / ID_FILE, f"{plain}-{secrets.token_hex(3)}" if unique else plain)
 
 
 def _agent_run() -> str | None:

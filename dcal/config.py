@@ -144,6 +144,7 @@ class WandbConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    notes: str | None = None
     artifacts: bool = MISSING
     timeout: float = MISSING
 

@@ -39,6 +39,11 @@ class Sent:
     def config(self) -> Answer:
         return {key: value["value"] for key, value in json.loads(self.fields["config"]).items()}
 
+    def step_metrics(self) -> dict[str, str]:
+        """The axis of each metric that `define_metric` gave one. The client numbers fields: 1 name, 2 glob, 5 axis."""
+        defined = json.loads(self.fields["config"])["_wandb"]["value"]["m"]
+        return {entry.get("1") or entry["2"]: defined[entry["5"] - 1]["1"] for entry in defined if "5" in entry}
+
     @property
     def history(self) -> list[Answer]:
         """Logged values by step, without what wandb adds (names with an underscore)."""
@@ -66,6 +71,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, Sent] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.alerts: list[Answer] = []
         self.unknown: list[str] = []
         self.sweep: Answer = {}
         """`config` (YAML) and `points`: the parameters of runs that an agent has still to start."""
@@ -186,6 +192,11 @@ def commit_artifact(server: Server, given: Answer) -> Answer:
     return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "0"}}}
 
 
+def alert(server: Server, given: Answer) -> Answer:
+    server.alerts.append(given)
+    return {"notifyScriptableRunAlert": {"success": True}}
+
+
 def heartbeat(server: Server, given: Answer) -> Answer:
     """A run for an agent that has none, and the exit when there are no more."""
     commands = []
@@ -221,6 +232,7 @@ OPERATIONS: dict[str, Callable[[Server, Answer], Answer]] = {
     "CreateArtifactManifest": create_manifest,
     "UpdateArtifactManifest": update_manifest,
     "CommitArtifact": commit_artifact,
+    "NotifyScriptableRunAlert": alert,
     "CreateAgent": lambda server, given: {"createAgent": {"agent": {"id": "agent-0"}}},
     "Heartbeat": heartbeat,
     "SweepWithRuns": sweep_runs,

@@ -99,6 +99,7 @@ def train(run: Run) -> dict[str, Any]:
     from dcal.training.describe import announce, facts, hardware
     from dcal.training.log_file import logged_to
     from dcal.training.trainer import fit
+    from dcal.training.wandb_content import summarize
     from dcal.training.wandb_run import keep_artifact, track
 
     config = run.config
@@ -128,7 +129,6 @@ def train(run: Run) -> dict[str, Any]:
                     run.directory,
                     tracker,
                 )
-            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             result = run.prepare_result(
                 evaluation.metrics,
                 headline=state.task.headline,
@@ -137,6 +137,7 @@ def train(run: Run) -> dict[str, Any]:
                 device=device,
                 **facts(state),
             )
+            rank_zero_only(summarize)(run, tracker, result)
             rank_zero_only(keep_artifact)(run, tracker)
         remove_checkpoints(run.directory / "checkpoints")
         # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated

@@ -35,6 +35,7 @@ from dcal.run.lock import acquire_lock
 from dcal.run.provenance import (
     changed_conditions,
     code_change,
+    git_diff,
     git_state,
     read_history,
     start_record,
@@ -46,7 +47,7 @@ from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
-HISTORY_FILE, LABEL_FILE = "history.jsonl", "label.txt"
+HISTORY_FILE, LABEL_FILE, DIFF_FILE = "history.jsonl", "label.txt", "code.diff"
 LAST_WEIGHTS = "last.safetensors"
 CHECKED = (LAST_WEIGHTS, "best.safetensors", "items.npz")
 """Files of which the result keeps a checksum."""
@@ -212,8 +213,10 @@ class Run:
         self._append(self.directory / HISTORY_FILE, now)
 
     def write_config(self, overrides: list[str]) -> None:
-        """Leaves in the directory: identity, resolved configuration, what was typed, and versions."""
+        """Leaves in the directory: identity, configuration, label, what was typed, versions, changes of the code."""
         self._code = git_state()  # now: who works on the code while it trains commits something else
+        if self._code["dirty"] and (diff := git_diff()):
+            write_atomically(self.directory / DIFF_FILE, diff + "\n")
         write_atomically(self.directory / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
         if self.cfg_id == self.identity.cfg_id:  # else an older run, which cannot be given one
             write_atomically(self.directory / IDENTITY_FILE, json.dumps(self.identity.to_json(), indent=1))

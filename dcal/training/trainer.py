@@ -17,7 +17,7 @@ from dcal.training.meter import Meter, create_meter
 from dcal.training.resume import Progress, resume, save
 from dcal.training.state import TrainState
 from dcal.training.step import update
-from dcal.training.wandb_run import catch_up
+from dcal.training.wandb_run import catch_up, log_epoch
 from dcal.utils.memory import out_of_memory_names
 from dcal.utils.signals import Interrupted, Stop, stop_requests
 
@@ -62,7 +62,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
                 values |= {f"{state.validation}/{key}": value for key, value in evaluation.metrics.items()}
                 keep_best(state, run, at, evaluation)
             run.log(values)
-            tracker.log(values, step=at.step)
+            log_epoch(run, tracker, values)
             meter.report(values, f"{state.validation}/{state.task.headline}")
             save(state, run, at, meter)
         save_weights(run.directory / LAST_WEIGHTS, state.assemble_eval_model().state_dict())

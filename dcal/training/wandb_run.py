@@ -16,11 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.training.wandb_content import (
+    TAG_LENGTH,
+    begin,
+    curves,
+    display_name,
+    logged_config,
+    notes,
+    summarize,
+    tags,
+)
 from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
@@ -28,8 +36,6 @@ log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
 """How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
-TAG_LENGTH = 64
-"""Most characters of a tag of W&B."""
 OPEN = "wandb_open"
 """In the run directory while the log is not ended: the number of lines that W&B had when it was opened."""
 ID_FILE = "wandb_id"
@@ -63,13 +69,17 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)
     if mode != "disabled":
         _open_marker(run)
+        begin(run, tracked)
     try:
         yield tracked
     except BaseException as error:  # what wandb's own context would do, but without printing the stack
         if isinstance(error, Interrupted | KeyboardInterrupt):
             tracked.mark_preempting()  # an agent of a sweep may go on with it
         else:
-            tracked.summary["error"] = f"{type(error).__name__}: {error}"
+            problem = f"{type(error).__name__}: {error}"
+            tracked.summary["error"] = problem
+            if mode == "online":
+                tracked.alert(f"{run.config.name} failed", f"{display_name(run)}: {problem}", level="ERROR")
         _finish(run, tracked, 1)
         raise
     _finish(run, tracked, 0)
@@ -104,7 +114,12 @@ def catch_up(run: Run, tracked: Any) -> None:
     lines = run.metrics_file.read_text(encoding="utf-8").splitlines()[int(marker.read_text(encoding="utf-8")) :]
     for values in map(json.loads, lines):
         if values["step"] >= tracked.step:
-            tracked.log(values, step=values["step"])
+            log_epoch(run, tracked, values)
+
+
+def log_epoch(run: Run, tracked: Any, values: Mapping[str, Any]) -> None:
+    """Logs what an epoch has given, as far as it is a curve."""
+    tracked.log(curves(run, values), step=values["step"])
 
 
 def log_batch(tracked: Any, values: dict[str, Any], step: int) -> None:
@@ -147,8 +162,6 @@ def _online(run: Run, job_type: str) -> Any:
 def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
     import wandb  # takes a second: only when a run really starts
 
-    config = OmegaConf.to_container(run.config, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
     settings = wandb.Settings(
         console="off",
         silent=True,
@@ -163,14 +176,15 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             project=run.config.wandb.project,
             entity=run.config.wandb.entity,
             group=run.config.wandb.group,
-            tags=list(run.config.wandb.tags),
+            tags=tags(run),
+            notes=notes(run),
             job_type=job_type,
-            name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
+            name=display_name(run),
             # none where nothing is logged: only the first process writes the file that keeps the id
             id=None if mode == "disabled" else _id(run),
             resume="allow",
             dir=str(run.directory),
-            config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
+            config=logged_config(run),
             settings=settings,
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
@@ -222,4 +236,4 @@ def answer_agent(run: Run, result: Mapping[str, Any]) -> None:
     if _agent_run() is not None:
         with track(run) as tracked:
             tracked.log({f"{result['split']}/{key}": value for key, value in result["metrics"].items()})
-            tracked.summary.update(result["metrics"])
+            summarize(run, tracked, result)

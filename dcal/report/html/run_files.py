@@ -113,7 +113,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     except (ValueError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
-    lines = read_metrics(directory, record)
+    lines = read_metrics(directory, record["split"])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
     card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))

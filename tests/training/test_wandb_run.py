@@ -15,7 +15,7 @@ import pytest
 import wandb
 import yaml
 from run_command import refused, run_command
-from wandb_server import KEY, Sent, Server, serving
+from wandb_server import Sent, Server, answering, serving
 
 from dcal.commands.train import main
 from dcal.inference.restore import restore
@@ -30,16 +30,8 @@ TINY = ("experiment=tiny/fgvc", "attention=glca", "train.progress=false", "train
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("HOME", str(tmp_path))  # a .netrc of the user's is none of ours
-    wandb.teardown()  # the client keeps the address of the server it has last spoken to
-    with serving() as running:
-        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+    with answering(monkeypatch, tmp_path) as running:
         yield running
-    wandb.teardown()
-    assert not running.unknown, running.unknown[0]
 
 
 def train(runs: Path, *words: str) -> Path:

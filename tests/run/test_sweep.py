@@ -98,7 +98,8 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert [note["status"] for note in notes(tmp_path)] == ["finished before", "failed", "failed", "finished"]
     assert "being worked on by process 4711" in said.err and "RuntimeError: a bug" in said.err
     last = said.out.strip().splitlines()
-    assert last[-1].startswith("4 points: 1 finished before, 2 failed, 1 finished") and "seed=3" in last[-2]
+    assert last[-1].startswith("4 points: 1 finished before, 2 failed, 1 finished") and "seed=3" in last[-4]
+    assert last[-2].endswith("2 of 4 seeds")
     assert "Traceback" in (first.parent / "seed=1" / "failure.txt").read_text()
     assert not (first.parent / "seed=2" / "failure.txt").exists(), "it belongs to another process"
 

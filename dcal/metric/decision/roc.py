@@ -171,6 +171,12 @@ def area_interval(curve: Curve, placement: Sums, count: Sums) -> Rate:
     return rate_of(curve, area(curve), placement, count, (1.0, 1.0))
 
 
+def rate_entry(rate: Rate, point: Point | None = None) -> dict[str, float]:
+    """A rate as JSON can hold it: `value`, `low`, `high`, `threshold`, without what is not a finite number."""
+    entry = {**rate._asdict(), **({} if point is None else {"threshold": point.threshold})}
+    return {name: float(value) for name, value in entry.items() if np.isfinite(value)}
+
+
 def sums_of(unit_P: Ints, value_P: ArrayLike, unit_N: Ints, value_N: ArrayLike, units: int) -> Sums:
     """Sums by unit of values of positives and negatives in memory."""
 

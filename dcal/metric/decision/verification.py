@@ -29,6 +29,7 @@ from dcal.metric.decision.roc import (
     equal_error_rate,
     hit_rate_at,
     hit_rate_interval,
+    rate_entry,
     sums_of,
 )
 from dcal.metric.retrieval import check_sizes, prepare
@@ -138,7 +139,7 @@ def open_set(pairs: Pairs) -> dict[str, Any]:
         point = hit_rate_at(curve, alarm_rate)
         passed = found >= point.threshold, nobody >= point.threshold
         accepted = sums_of(unit_Q[mated], passed[0], unit_Q, passed[1], pairs.units)
-        rates.append({"far": alarm_rate, **_entry(hit_rate_interval(curve, point, accepted, count), point)})
+        rates.append({"far": alarm_rate, **rate_entry(hit_rate_interval(curve, point, accepted, count), point)})
     return {"mated": len(found), "non_mated": len(nobody), "dir": rates}
 
 
@@ -167,17 +168,9 @@ def _rates(
     return {
         "genuine": curve.positives,
         "impostor": curve.negatives,
-        "auc": _entry(auc),
-        "eer": _entry(eer, equal),
+        "auc": rate_entry(auc),
+        "eer": rate_entry(eer, equal),
         "tpr": [
-            {"fpr": rate, **_entry(own, point)} for rate, own, point in zip(FALSE_MATCH_RATES, tpr, at, strict=True)
+            {"fpr": rate, **rate_entry(own, point)} for rate, own, point in zip(FALSE_MATCH_RATES, tpr, at, strict=True)
         ],
     }
-
-
-def _entry(rate: Rate, point: Point | None = None) -> dict[str, float]:
-    """Value, interval where there is one, and threshold where one accepts anything."""
-    entry = {name: value for name, value in rate._asdict().items() if not np.isnan(value)}
-    if point is not None and np.isfinite(point.threshold):
-        entry["threshold"] = point.threshold
-    return entry

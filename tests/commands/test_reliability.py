@@ -13,8 +13,8 @@ from run_command import refused, run_command
 
 from dcal.commands.evaluate import main
 from dcal.commands.train import main as train
-from dcal.report.html_report import document
-from dcal.report.run_files import read_folder
+from dcal.report.html.document import document
+from dcal.report.html.run_files import read_folder
 
 
 def copied(run: Path, tmp_path: Path) -> Path:

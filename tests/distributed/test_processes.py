@@ -20,6 +20,7 @@ from dcal.commands.train import main
 from dcal.distributed.launcher import ProcessFailed, launch, module_command, to_be_started
 from dcal.training import trainer as engine
 from dcal.training.build import share_of_batch
+from dcal.utils.errors import UserError
 
 HERE = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
@@ -113,7 +114,8 @@ with errors_to_agent():
 @pytest.mark.parametrize(
     ("death", "told", "printed"),
     [
-        (RAISING.format(error="ValueError('train.key=3: take 4')"), "^train.key=3: take 4$", ""),
+        (RAISING.format(error="UserError('train.key=3: take 4')"), "^train.key=3: take 4$", ""),
+        (RAISING.format(error="ValueError('shapes')"), "^process 1 failed with ValueError: shapes", "Traceback"),
         (RAISING.format(error="KeyError('lost')"), "^process 1 failed with KeyError: 'lost'", "Traceback"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "^process 1 of 2 was killed by SIGKILL: repeat", ""),
         ("os._exit(7)", "^process 1 of 2 ended with code 7: repeat", ""),

@@ -182,8 +182,8 @@ def check_train(cfg: Config) -> None:
     Raises:
         UserError: naming the key.
     """
-    if cfg.seed < 0:
-        raise UserError(f"seed={cfg.seed}: must be at least 0")
+    if not 0 <= cfg.seed < 2**63:
+        raise UserError(f"seed={cfg.seed}: must be at least 0 and below 2^63, what torch takes")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
         value, least = getattr(cfg.train, key), int(key != "workers")
         if value < least:

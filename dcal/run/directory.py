@@ -42,7 +42,7 @@ from dcal.run.provenance import (
     trained_by,
     versions,
 )
-from dcal.utils.errors import USER_ERRORS
+from dcal.utils.errors import is_for_user
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class Run:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # a start that failed leaves nothing behind, but for a fault of the program, whose traceback is kept
-        explained = isinstance(error, (*USER_ERRORS, Interrupted, KeyboardInterrupt))
+        explained = error is not None and (is_for_user(error) or isinstance(error, Interrupted | KeyboardInterrupt))
         if explained and self._made is not None and not (self.directory / HISTORY_FILE).is_file():
             remove_made(self.directory, self._made)
             for before, aside in self._aside:

@@ -14,6 +14,7 @@ from dcal.commands.train import main
 from dcal.run import progress
 from dcal.training import trainer
 from dcal.training.log_file import LOG_FILE, logged_to
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
 TINY = ("experiment=tiny/fgvc", "attention=glca", "train.batch_size=8")
@@ -66,7 +67,7 @@ def test_the_log_file_has_every_session(
     """An error, then the same run to its end; with time and level, and lines between the epochs."""
 
     def fails(*_: object) -> None:
-        raise OSError("a bad day")
+        raise UserError("a bad day")
 
     words = [*TINY, f"run.root={tmp_path}", "train.log_every=1", "train.epochs=2", "train.checkpoint_minutes=0"]
     with monkeypatch.context() as patch:
@@ -78,7 +79,7 @@ def test_the_log_file_has_every_session(
         re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  (INFO|WARNING|ERROR) ", line) for line in text.splitlines()
     )
     assert text.count("INFO     model ") == 2 and text.count("WARNING  random weights") == 2
-    assert "ERROR    OSError: a bad day" in text and "continuing at epoch 1, step 4" in text
+    assert "ERROR    UserError: a bad day" in text and "continuing at epoch 1, step 4" in text
     assert [int(step) for step in re.findall(r"epoch 2/2  batch (\d)/4", text)] == [1, 2, 3]
     assert len(re.findall(r"epoch 2/2  loss [\d.]+  test/top1 [\d.]+", text)) == 1
     assert "batch 2/4" in capfd.readouterr().err, "there is no terminal"

@@ -109,7 +109,8 @@ def test_a_run_leaves_what_it_promises_and_is_not_repeated(
         "items.npz",
         "examples.png",
         "gallery.npz",
-        "checkpoints",
+        "train.log",
+        "label.txt",
     ):
         assert (directory / name).exists(), name
     assert str(directory) in done.stdout

@@ -30,7 +30,8 @@ def test_a_run_says_what_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     said = "".join(capfd.readouterr())
     directory = only_run(tmp_path)
     lines = {line.split()[0]: line for line in said.splitlines() if line}
-    assert str(directory) in lines["run"] and directory.parent.name in lines["run"]
+    assert f"{directory.parent.name}  seed 0: glca test_vit batch_size=8 val_fraction=0.25" in lines["run"]
+    assert str(directory) in lines["directory"]
     assert re.search(r"CPU cores, torch uses \d+; fp32", lines["device"])
     assert "16 classes; images: train 32, test 16; 48 of 48 listed images are here" in lines["data"]
     assert "val" in lines["used"], "what is held out of them"

@@ -8,26 +8,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.commands.opened import open_run
+from dcal.commands.overrides import typed_overrides
+from dcal.inference.images import SEEN_AS_IN_THE_RUN, WHOLE, check_sides, data_title, is_data_of_run, open_data
+from dcal.inference.restore import read_result
+from dcal.run.files import write_atomically
 from dcal.utils.errors import UserError
-
-
-def main() -> None:
-    """Entry point of `dcal-evaluate`."""
-    hydra_command(job, "evaluate")
-
-
-def job(config: DictConfig) -> None:
-    """One evaluation, reported in one sentence if it cannot be had."""
-    report_errors(check_dataset_keys, config.debug)
-    report_errors(lambda: evaluate(config), config.debug)
 
 
 def check_dataset_keys() -> None:
     """Raises a UserError if a key of the data set was typed that is the run's in any case."""
-    from dcal.inference.images import SEEN_AS_IN_THE_RUN, WHOLE
-
     of_the_run = {f"dataset.{key}" for key in (*SEEN_AS_IN_THE_RUN, *WHOLE)}
     for word, key in typed_overrides():
         if ".".join(key.split(".")[:2]) in of_the_run:
@@ -36,10 +26,7 @@ def check_dataset_keys() -> None:
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
-    from dcal.inference.images import check_sides, data_title, is_data_of_run, open_data
-    from dcal.inference.restore import read_result
-    from dcal.run.files import write_atomically
-
+    check_dataset_keys()
     restored = open_run(config)
     data = open_data(restored, config.dataset)
     result = read_result(restored.directory)
@@ -89,7 +76,3 @@ def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> 
                 beside += f" ({value - known:+.0e})"
         lines.append(f"{name:<{width}}  {shown:>12}{beside}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

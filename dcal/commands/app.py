@@ -95,12 +95,10 @@ def errors_in_a_sentence() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise_stopped()
-    except UserError as error:
-        refuse(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         if full_errors():
             raise
-        refuse(one_sentence(error))
+        refuse(str(error) if isinstance(error, UserError) else one_sentence(error))
 
 
 def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:

@@ -134,18 +134,8 @@ def _of_cell(protocol: Mapping[str, Any], cell: str, finished: Finished, kind: s
                 for arm in (entry["of"], entry["against"])
             ]
             difference = compare(*pair, plan["metric"], read, plan.get("margin"))
-            rows.append(
-                Contrast(
-                    cell,
-                    entry["of"],
-                    entry["against"],
-                    read,
-                    entry["asks"],
-                    kind == "primary",
-                    len(plan["seeds"]),
-                    difference,
-                )
-            )
+            names = (cell, entry["of"], entry["against"], read, entry["asks"])
+            rows.append(Contrast(*names, kind == "primary", len(plan["seeds"]), difference))
     return rows
 
 
@@ -193,9 +183,8 @@ def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
         if plan.get("chosen", {}) is None:
             state = "waits for the rates that an earlier cell chooses"
         hours = sum(record["train_seconds"] for record in records) / 3600
-        lines.append(
-            f"| {cell} | {plan['title']} | {wanted} | {len(records) or ''} | {state} | {f'{hours:.1f}' if hours else ''} |"
-        )
+        cost = f"{hours:.1f}" if records else ""
+        lines.append(f"| {cell} | {plan['title']} | {wanted} | {len(records) or ''} | {state} | {cost} |")
     return "\n".join(lines)
 
 

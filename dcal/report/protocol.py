@@ -13,6 +13,7 @@ A contrast has no verdict until all its seeds are there: whoever looks earlier d
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_compa
 from dcal.report.format import difference_cells
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record, Results
+from dcal.run.queue import read_queue
 from dcal.utils.errors import UserError
 
 COLOURS = {"better": "#3a7d44", "worse": "#b3361b", "equivalent": "#4269d0", "undecided": "#888888"}
@@ -68,6 +70,22 @@ Finished = Mapping[tuple[str, str, str], Sequence[Record]]
 """By cell, arm and point: the records of its finished runs."""
 
 
+def read_protocol(path: Path) -> dict[str, Any]:
+    """The file as plain data.
+
+    Raises:
+        UserError: it is no list of experiments, or lacks a key of a protocol.
+    """
+    protocol = read_queue(path)
+    for key, kind in (("contrasts", dict), ("predictions", list)):
+        if not isinstance(protocol.get(key), kind):
+            raise UserError(f"verdicts={path}: has no {key}; a list of experiments without them has no verdicts")
+    for name, cell in protocol["cells"].items():
+        if "metric" not in cell:
+            raise UserError(f"verdicts={path}: cells.{name} does not say its metric")
+    return protocol
+
+
 def sort_records(planned: Sequence[Planned], results: Mapping[str, Results], name: str) -> tuple[Finished, list[str]]:
     """Which records belong to which arm.
 
@@ -77,7 +95,7 @@ def sort_records(planned: Sequence[Planned], results: Mapping[str, Results], nam
         name: of the protocol; its runs are called `<name>/<cell>`.
 
     Returns:
-        the records, and a sentence for each run whose settings are those of no arm.
+        the records, and a sentence for each run that does not count: of no arm, or a second one of the same seed.
     """
     finished: dict[tuple[str, str, str], list[Record]] = {one[:3]: [] for one in planned}
     strangers = []
@@ -89,7 +107,11 @@ def sort_records(planned: Sequence[Planned], results: Mapping[str, Results], nam
         for record in found["runs"]:
             own = [one for one in arms if not any(differing(one.config, record["config"]))]
             if own:
-                finished[own[0][:3]].append(record)
+                runs = finished[own[0][:3]]
+                if any(record["seed"] == other["seed"] for other in runs):
+                    strangers.append(f"{found['name']} {record['cfg_id']} seed {record['seed']}: run twice")
+                else:
+                    runs.append(record)
             else:
                 near = min((list(differing(one.config, record["config"])) for one in arms), key=len)
                 strangers.append(f"{found['name']} {record['cfg_id']}: no arm of the protocol ({', '.join(near)})")
@@ -129,11 +151,11 @@ def _of_cell(protocol: Mapping[str, Any], cell: str, finished: Finished, kind: s
                 raise UserError(f"contrasts.{kind}: {arm} is none of the arms ({', '.join(protocol['arms'])})")
         if {entry["of"], entry["against"]} <= set(plan["arms"]):
             read = entry.get("read", "")
-            pair = [
+            first, second = (
                 [record for record in finished.get((cell, arm, ""), ()) if record["seed"] in plan["seeds"]]
                 for arm in (entry["of"], entry["against"])
-            ]
-            difference = compare(*pair, plan["metric"], read, plan.get("margin"))
+            )
+            difference = compare(first, second, plan["metric"], read, plan.get("margin"))
             names = (cell, entry["of"], entry["against"], read, entry["asks"])
             rows.append(Contrast(*names, kind == "primary", len(plan["seeds"]), difference))
     return rows
@@ -177,7 +199,7 @@ def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
     for cell in protocol["order"]:
         plan = protocol["cells"][cell]
         records = [record for key, own in finished.items() if key[0] == cell for record in own]
-        points = max(1, len({key[2] for key in finished if key[0] == cell}))
+        points = prod(len(values) for values in (plan.get("grid") or {}).values())
         wanted = len(plan["arms"]) * len(plan["seeds"]) * points
         state = "done" if len(records) >= wanted else "in part" if records else "not yet"
         if plan.get("chosen", {}) is None:

@@ -116,6 +116,13 @@ def test_a_run_with_other_settings_is_no_arm() -> None:
     assert strangers == ["when/R0 A0: no arm of the protocol (train.epochs=1, planned 3)"]
 
 
+def test_a_seed_counts_once() -> None:
+    found = results({"A0": 0.5}, [20])
+    found["when-R0"]["runs"].append({**record("A0", 20, 0.9), "cfg_id": "other"})
+    finished, strangers = sort_records(PLANNED, found, "when")
+    assert len(finished["R0", "A0", ""]) == 1 and strangers == ["when/R0 other seed 20: run twice"]
+
+
 def test_holm_counts_contrasts_that_are_to_come() -> None:
     plan = protocol()
     shares = {"A0": 0.5, "A3": 0.7}  # A2 has not run: A3 - A2 is declared and still open

@@ -19,6 +19,7 @@ from dcal.task.inference import combined_scores, infer
 from dcal.task.options import TaskOptions
 from dcal.task.selection import judge_selection
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.visualize.examples import (
     draw_examples,
     keep_gallery,
@@ -38,7 +39,7 @@ class FGVC(TaskOptions):
     """The fine-grained classification task.
 
     Raises:
-        ValueError: an option that classification has no use for is set, or one is out of range.
+        UserError: an option that classification has no use for is set, or one is out of range.
     """
 
     name: ClassVar = "fgvc"
@@ -47,11 +48,11 @@ class FGVC(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rerank:
-            raise ValueError("task.rerank=true ranks a gallery: it needs task=reid")
+            raise UserError("task.rerank=true ranks a gallery: it needs task=reid")
         if self.metric != "cosine":
-            raise ValueError(f"task.metric={self.metric} ranks a gallery: it needs task=reid")
+            raise UserError(f"task.metric={self.metric} ranks a gallery: it needs task=reid")
         if self.side_information != "none":
-            raise ValueError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
+            raise UserError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
 
     def splits(self, split: str) -> tuple[str, ...]:
         """The splits of the data set that an evaluation of `split` reads."""

@@ -15,12 +15,13 @@ from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, breakdown, judge
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import evaluate_retrieval
+from dcal.metric.retrieval import METRICS, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
 from dcal.task.options import TaskOptions
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError, choose
 from dcal.visualize.examples import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
 from dcal.visualize.gallery import FILE
 
@@ -47,7 +48,7 @@ class ReID(TaskOptions):
     Features are taken before BNNeck; each branch's is L2-normalised, the concatenation again.
 
     Raises:
-        ValueError: an option that retrieval has no use for is set, or one is out of range.
+        UserError: an option that retrieval has no use for is set, or one is out of range.
     """
 
     name: ClassVar = "reid"
@@ -56,12 +57,9 @@ class ReID(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mixup or self.cutmix:
-            raise ValueError("task.mixup and task.cutmix blend identities: they need task=fgvc")
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"task.metric={self.metric!r}: choose one of cosine, euclidean")
-        sides = ("none", "camera", "camera_view")
-        if self.side_information not in sides:
-            raise ValueError(f"task.side_information={self.side_information!r}: choose one of {', '.join(sides)}")
+            raise UserError("task.mixup and task.cutmix blend identities: they need task=fgvc")
+        choose("task.metric", self.metric, METRICS)
+        choose("task.side_information", self.side_information, ("none", "camera", "camera_view"))
 
     def splits(self, split: str) -> tuple[str, ...]:
         """The splits of the data set that an evaluation of `split` reads."""

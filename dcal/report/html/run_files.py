@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
 from dcal.run.copies import finished_runs
+from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
 
@@ -57,7 +58,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         device: names the hardware of runs that do not say it themselves.
 
     Raises:
-        ValueError: no finished run is there; the message says what is.
+        UserError: no finished run is there; the message says what is.
     """
     runs: list[RunFiles] = []
     directories, copies = finished_runs(root)
@@ -77,7 +78,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         found = (
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
         )
-        raise ValueError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
+        raise UserError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
     return Folder(root, runs, problems, unfinished, plain_beside(runs))
 
 
@@ -110,7 +111,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     try:
         if (directory / gallery.FILE).is_file():
             pictures = gallery.load(directory / gallery.FILE)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
     lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
+from dcal.metric.decision.verification import verification
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, breakdown, judge
 from dcal.metric.rerank import k_reciprocal_rerank
@@ -67,12 +68,20 @@ class ReID(TaskOptions):
         return f"{prefix}query", f"{prefix}gallery"
 
     def evaluate(
-        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
     ) -> Evaluation:
         """mAP, CMC and mINP: of the concatenated feature, and per branch with the branch's name appended.
 
         Args:
             split: `test` for `query` and `gallery`, `val` for `val_query` and `val_gallery`.
+            reliability: find the rates of verification and of open sets, too.
         """
         query, gallery = (
             infer(
@@ -120,7 +129,8 @@ class ReID(TaskOptions):
             sides.query_pictures,
             sides.gallery_pictures[rows],
         )
-        return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
+        items = {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items}
+        return Evaluation(metrics, items, self._verify(q, g, sides, device) if reliability else None)
 
     def show(
         self,
@@ -175,6 +185,20 @@ class ReID(TaskOptions):
         )
         per_query: PerQuery = result.pop("per_query")
         return result, per_query._asdict()
+
+    def _verify(self, q: Tensor, g: Tensor, sides: Sides, device: Device) -> dict[str, Any]:
+        """The rates of `verification`; of images also where tracks are ranked."""
+        return verification(
+            q.to(device.torch),
+            sides.query.labels,
+            sides.query.cameras,
+            g.to(device.torch),
+            sides.gallery.labels,
+            sides.gallery.cameras,
+            self.metric,
+            query_pictures=sides.query_pictures,
+            gallery_pictures=sides.gallery_pictures,
+        )
 
 
 def tracks_of(data: Data, split: str, index: Tensor) -> Tensor | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
 from dcal.run.copies import finished_runs
+from dcal.task.reliability import FILE as RELIABILITY
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
@@ -37,6 +38,8 @@ class RunFiles(NamedTuple):
     """None where the run keeps no pictures."""
     overrides: list[str]
     """What was typed."""
+    reliability: dict[str, Any]
+    """What `dcal-evaluate reliability=true` has found; empty where it was not asked."""
 
 
 class Folder(NamedTuple):
@@ -120,7 +123,9 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
     typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed), problems
+    found = optional(directory / RELIABILITY)
+    reliability = found if isinstance(found, dict) else {}
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed, reliability), problems
 
 
 def optional(path: Path) -> Any:

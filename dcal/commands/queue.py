@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.app import modules_of_current_folder, one_sentence, refuse
@@ -34,8 +34,6 @@ from dcal.commands.keys import check_words
 from dcal.commands.overrides import prepare
 from dcal.config import register
 from dcal.distributed.launcher import module_command
-from dcal.report.protocol import Planned
-from dcal.report.records import flat
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
 from dcal.run.identity import Identity, identify
@@ -133,20 +131,6 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
             config.seed = job.seed
             queued.append(Queued(job, Run(config, identity)))
     return queued
-
-
-def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> list[Planned]:
-    """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
-    if not cells:
-        return []
-    register()
-    jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)}
-    planned = []
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        for (cell, arm, point), words in jobs.items():
-            config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)
-            planned.append(Planned(cell, arm, point, flat(config)))
-    return planned
 
 
 def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:

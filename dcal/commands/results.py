@@ -8,19 +8,21 @@ one page about the runs in a folder instead, from all that they keep.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import hydra_command, report_errors, typed_overrides
-from dcal.commands.queue import plan
 from dcal.report.format import markdown
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
 from dcal.report.protocol import (
+    Planned,
     contrasts,
     contrasts_text,
     draw_map,
@@ -29,9 +31,10 @@ from dcal.report.protocol import (
     sort_records,
     state_text,
 )
-from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
+from dcal.report.records import Results, collect, flat, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
+from dcal.run.queue import jobs_of
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
@@ -131,7 +134,7 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
     protocol = read_protocol(path)
     name = str(protocol["name"])
     cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
-    finished, strangers = sort_records(plan(protocol, cells), results, name)
+    finished, strangers = sort_records(list(plan(protocol, cells)), results, name)
     for stranger in strangers:
         print(f"left out: {stranger}", file=sys.stderr)
     found = contrasts(protocol, finished)
@@ -146,6 +149,14 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
         figures.mkdir(parents=True, exist_ok=True)
         draw_map(protocol, found, figures / f"{name}.png")
         rewrite(path.with_name("README.md"), texts)
+
+
+def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[Planned]:
+    """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
+    jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)} if cells else {}
+    for (cell, arm, point), words in jobs.items():
+        config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)  # by the Hydra that runs this
+        yield Planned(cell, arm, point, flat(config))
 
 
 def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:

@@ -159,7 +159,7 @@ class Run:
             remove_made(self.directory, self._made)
             for before, aside in self._aside:
                 aside.rename(before)
-        elif isinstance(error, Exception) and not isinstance(error, Interrupted):
+        elif isinstance(error, Exception):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         if self._lock is not None:

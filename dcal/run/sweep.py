@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.utils.errors import is_for_user
 
 FAILED, INTERRUPTED = "failed", "interrupted"
 
@@ -51,10 +52,12 @@ def run_point(find: Callable[[], Run], work: Callable[[Run], Outcome]) -> float:
         run = find()
         outcome = work(run)
     except Exception as error:
-        outcome = Outcome(FAILED, error=f"{type(error).__name__}: {error}".removeprefix("JobError: "))
+        told = str(error) if is_for_user(error) else f"{type(error).__name__}: {error}"
+        outcome = Outcome(FAILED, error=told)
         print(f"{run.directory if run else 'no run'}: {outcome.error}", file=sys.stderr)
     except BaseException:
         _note(run, Outcome(INTERRUPTED))
+        show_table()  # a request to stop ends the sweep with it
         raise
     _note(run, outcome)
     return outcome.value
@@ -94,10 +97,7 @@ _begun: list[tuple[Path, int | None]] = []
 
 
 def show_table() -> list[dict[str, Any]]:
-    """Prints and keeps the table of the sweep that was begun in this process, once; returns the notes on its points.
-
-    Called when a sweep ends, and when a command ends that has begun one: a request to stop ends both at once.
-    """
+    """Prints and keeps the table of the sweep that was begun in this process, once; returns the notes on its points."""
     if not _begun:
         return []
     folder, points = _begun.pop()

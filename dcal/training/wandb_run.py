@@ -32,6 +32,7 @@ from dcal.training.wandb_content import (
 from dcal.utils.errors import UserError, choose
 from dcal.utils.signals import Interrupted
 
+# wandb takes a second to import: inside the functions that need it, for a finished run is looked up without
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
@@ -157,7 +158,7 @@ def _online(run: Run, job_type: str) -> Any:
 
 
 def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
-    import wandb  # takes a second: only when a run really starts
+    import wandb
 
     settings = wandb.Settings(
         console="off",

@@ -11,8 +11,6 @@ import pytest
 from run_command import refused, run_command
 from wandb_server import answering
 
-from dcal.commands.results import main
-
 
 def command(run: Path, tmp_path: Path) -> list[str]:
     return [f"runs={run.parents[3]}", f"out={tmp_path / 'results'}", "wandb=somebody/dcal"]
@@ -30,7 +28,7 @@ def test_tables_and_curves_are_written_once(
     with answering(monkeypatch, tmp_path) as server:
         said = []
         for _ in range(2):
-            run_command(main, *command(fgvc_run, tmp_path))
+            run_command("results", *command(fgvc_run, tmp_path))
             said.append(capfd.readouterr().out)
         assert said[0] == said[1] and f"workspace  {server.url}/somebody/dcal?nw=" in said[0]
         workspace, report = server.views.values()
@@ -52,12 +50,12 @@ def test_faults_are_named(
     fgvc_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     *words, _ = command(fgvc_run, tmp_path)
-    assert "wandb=somebody: give ENTITY/PROJECT" in refused(main, *words, "wandb=somebody", capfd=capfd)
+    assert "wandb=somebody: give ENTITY/PROJECT" in refused("results", *words, "wandb=somebody", capfd=capfd)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
-        assert "pip install 'dcal[dashboard]'" in refused(main, *words, "wandb=a/b", capfd=capfd)
+        assert "pip install 'dcal[dashboard]'" in refused("results", *words, "wandb=a/b", capfd=capfd)
     pytest.importorskip("wandb_workspaces", reason="pip install 'dcal[dashboard]'")
     with answering(monkeypatch, tmp_path):
         monkeypatch.setenv("WANDB_API_KEY", "")
         monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-        assert "wandb login" in refused(main, *words, "wandb=a/b", capfd=capfd)
+        assert "wandb login" in refused("results", *words, "wandb=a/b", capfd=capfd)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from run_command import refused, run_command
 
-from dcal.commands.train import main
 from dcal.run import progress
 from dcal.training import trainer
 from dcal.training.log_file import LOG_FILE, logged_to
@@ -26,7 +25,7 @@ def only_run(root: Path) -> Path:
 
 
 def test_a_run_says_what_it_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run_command(main, *TINY, f"run.root={tmp_path}", "dataset.val_fraction=0.25")
+    run_command("train", *TINY, f"run.root={tmp_path}", "dataset.val_fraction=0.25")
     said = "".join(capfd.readouterr())
     directory = only_run(tmp_path)
     lines = {line.split()[0]: line for line in said.splitlines() if line}
@@ -49,7 +48,7 @@ def test_weights_of_a_file_are_named_and_nothing_is_warned_of(
     fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     weights = fgvc_run / "last.safetensors"
-    run_command(main, *TINY, f"run.root={tmp_path}", f"backbone.checkpoint='{weights}'", "backbone.freeze=all")
+    run_command("train", *TINY, f"run.root={tmp_path}", f"backbone.checkpoint='{weights}'", "backbone.freeze=all")
     said = "".join(capfd.readouterr())
     assert f"weights    {weights}" in said and "random weights" not in said
 
@@ -57,7 +56,7 @@ def test_weights_of_a_file_are_named_and_nothing_is_warned_of(
 def test_a_model_without_weights_of_its_own_is_not_sent_to_the_hub(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_command(main, *TINY, f"run.root={tmp_path}", "++backbone.kwargs={depth: 2}", "attention=none")
+    run_command("train", *TINY, f"run.root={tmp_path}", "++backbone.kwargs={depth: 2}", "attention=none")
     said = "".join(capfd.readouterr())
     assert "random weights" in said and "backbone.pretrained" not in said
 
@@ -73,8 +72,8 @@ def test_the_log_file_has_every_session(
     words = [*TINY, f"run.root={tmp_path}", "train.log_every=1", "train.epochs=2", "train.checkpoint_minutes=0"]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "evaluate", fails)
-        refused(main, *words, capfd=capfd)
-    run_command(main, *words)
+        refused("train", *words, capfd=capfd)
+    run_command("train", *words)
     text = (only_run(tmp_path) / LOG_FILE).read_text()
     assert all(
         re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  (INFO|WARNING|ERROR) ", line) for line in text.splitlines()
@@ -87,7 +86,7 @@ def test_the_log_file_has_every_session(
 
 
 def test_levels(tmp_path: Path) -> None:
-    run_command(main, *TINY, f"run.root={tmp_path}", "hydra.job_logging.root.level=WARNING")
+    run_command("train", *TINY, f"run.root={tmp_path}", "hydra.job_logging.root.level=WARNING")
     text = (only_run(tmp_path) / LOG_FILE).read_text()
     assert "random weights" in text and "test/top1" in text and "INFO     model" not in text
 
@@ -115,4 +114,4 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capfd: py
 
 
 def test_an_interval_of_no_batches_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "train.log_every=0" in refused(main, *TINY, f"run.root={tmp_path}", "train.log_every=0", capfd=capfd)
+    assert "train.log_every=0" in refused("train", *TINY, f"run.root={tmp_path}", "train.log_every=0", capfd=capfd)

@@ -33,6 +33,10 @@ class Found(NamedTuple):
     similarity: list[float]
     marks: list[str]
     """What the protocol makes of each: `right`, `wrong`, `same camera`, `junk`; empty if nothing is known."""
+    answers: list[str]
+    """`same`, `different` or `unsure` of each; empty without thresholds (`dcal-calibrate`)."""
+    nobody: bool = False
+    """Whether nothing is near enough for the query to be anybody in the index."""
 
 
 def main() -> None:
@@ -49,6 +53,7 @@ def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
     from dcal.dataset.image_files import find_images
     from dcal.inference.index import read_index
+    from dcal.inference.thresholds import promises, read_thresholds
 
     if config.top < 1:
         raise UserError(f"top={config.top}: must be at least 1")
@@ -64,6 +69,8 @@ def query(config: DictConfig) -> None:
     taken = time.monotonic() - began
     for one in found:
         print(table(one, index))
+    if found and found[0].answers:
+        print("\n".join(["what the answers promise:", *promises(read_thresholds(restored) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
     if config.picture:
         draw(found[:PICTURED], index, restored, Path(config.picture).expanduser())
@@ -112,6 +119,7 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
     import torch.nn.functional as F
 
     from dcal.inference.embed import embed
+    from dcal.inference.thresholds import read_thresholds, same_or_different
     from dcal.metric.nearest import nearest
     from dcal.metric.ranking import MARKS
 
@@ -119,6 +127,7 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
     if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
         gallery_GD = F.normalize(gallery_GD)
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
+    thresholds = read_thresholds(restored) if restored.task.name == "reid" else None
     found = []
     for positions, query_BD in embed(restored, queries):
         for position, query_D in zip(positions.tolist(), query_BD, strict=True):
@@ -127,7 +136,12 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
             (similarity_L,), (row_L,) = nearest(query_D[None], gallery_GD, top, out_1G)
             row_L = row_L[similarity_L > -torch.inf]
             marks = [("", *MARKS)[mark + 1] for mark in marks_G[row_L].tolist()]
-            found.append(Found(queries[position], row_L.tolist(), similarity_L[: len(row_L)].tolist(), marks))
+            values = similarity_L[: len(row_L)].tolist()
+            answers, nobody = [], False
+            if thresholds is not None:
+                answers = [same_or_different(value, thresholds) for value in values]
+                nobody = max(values, default=-1.0) < thresholds["known"]["threshold"]
+            found.append(Found(queries[position], row_L.tolist(), values, marks, answers, nobody))
     return found
 
 
@@ -151,6 +165,8 @@ def judged(query: Record, index: Index) -> Tensor:
 
 def table(found: Found, index: Index) -> str:
     """The query and an aligned line for each image that was found; columns that are known."""
+    from dcal.inference.thresholds import NOBODY
+
     columns = {
         "rank": [str(rank) for rank in range(1, len(found.rows) + 1)],
         "similarity": [f"{value:.4f}" for value in found.similarity],
@@ -159,15 +175,17 @@ def table(found: Found, index: Index) -> str:
             for name, values in (("camera", index.columns.camera), ("label", index.columns.label))
             if values is not None
         },
+        **({"answer": found.answers} if found.answers else {}),
         **({"mark": found.marks} if any(found.marks) else {}),
         "image": [index.columns.path[row] for row in found.rows],
     }
     known = (("camera", found.query.camera), ("label", found.query.label))
-    title = "  ".join([printable(found.query.path), *(f"{name} {value}" for name, value in known if value >= 0)])
+    words = [f"{name} {value}" for name, value in known if value >= 0] + [NOBODY] * found.nobody
+    title = "  ".join([printable(found.query.path), *words])
     aligned = []
     for name, values in columns.items():
         width = max(map(len, [name, *values]))
-        side = "<" if name in ("mark", "image") else ">"
+        side = "<" if name in ("answer", "mark", "image") else ">"
         aligned.append([f"{cell:{side}{width}}" for cell in [name, *values]])
     lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
     return "\n".join([title, *lines, ""])

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.keys import check_words, group_options
+from dcal.commands.words.keys import check_words, group_options
 from dcal.config import Config, register
 from dcal.inference.trust import Trust
 from dcal.run.identity import config_id
@@ -118,7 +118,7 @@ def test_right_overrides_pass() -> None:
 
 def test_wrong_type_names_the_key(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dcal.commands.train", "train.epochs=abc", f"run.root={tmp_path}"],
+        [sys.executable, "-m", "dcal", "train", "train.epochs=abc", f"run.root={tmp_path}"],
         capture_output=True,
         text=True,
     )

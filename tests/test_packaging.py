@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
+import importlib
 import os
 import shutil
 import subprocess
@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import dcal
+from dcal.commands.app import CONFIGURED, OTHERS, load
 
 ROOT = Path(__file__).resolve().parent.parent
 WHERE = "from dcal.utils import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
@@ -119,16 +120,28 @@ def test_every_package_is_listed() -> None:
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
-def test_console_scripts_lead_to_a_main_function() -> None:
+def test_console_scripts_lead_to_the_function_of_their_name() -> None:
     scripts = setup_cfg()["options.entry_points"]["console_scripts"].split("\n")
+    found = {}
     for script in filter(None, scripts):
         command, target = (part.strip() for part in script.split("="))
-        module, function = target.split(":")
-        assert f"dcal.commands.{command.removeprefix('dcal-')}" == module, (
-            f"{command} does not have the name of its module {module}"
-        )
-        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        module, entry = target.split(":")
+        found[command] = getattr(importlib.import_module(module), entry).args
+    assert found == {f"dcal-{name}": (name,) for name in (*CONFIGURED, *OTHERS)}
+    assert all(callable(load(name)) for (name,) in found.values())
+
+
+@pytest.mark.parametrize("name", [*CONFIGURED, *OTHERS])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["experimnt=tiny/fgvc"]])
+def test_what_needs_no_model_imports_nothing_heavy(name: str, words: list[str], tmp_path: Path) -> None:
+    """Help, the version and a key that does not exist: an answer at once."""
+    heavy = {"torch", "timm", "torchvision", "wandb", "albumentations", "cv2", "scipy", "matplotlib", "numpy"}
+    code = (
+        f"import sys; sys.argv[1:] = {words!r}\n"
+        f"try:\n    from dcal.commands.app import run; run({name!r})\nexcept SystemExit:\n    pass\n"
+        f"print('imported:', *({heavy!r} & set(sys.modules)))"
+    )
+    assert python(code, cwd=tmp_path, path=(ROOT,)).splitlines()[-1] == "imported:"
 
 
 def test_every_constraint_admits_what_setup_cfg_asks_for() -> None:

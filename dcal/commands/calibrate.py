@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.commands.opened import open_run
+from dcal.commands.words.overrides import typed_overrides
+from dcal.dataset.data import Data
+from dcal.inference.images import check_sides, data_title, open_data
+from dcal.inference.restore import Restored
+from dcal.inference.thresholds import promises, read_thresholds, write_thresholds
+from dcal.metric.decision.promise import Threshold, confidence_threshold, pair_thresholds
+from dcal.run.data_digest import data_digest
+from dcal.task.inference import Inferred, combined_features, combined_scores, infer
 from dcal.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from dcal.dataset.data import Data
-    from dcal.inference.restore import Restored
-    from dcal.task.inference import Inferred
 
 RATES = {
     "reid": ("false_match_rate", "false_non_match_rate", "false_alarm_rate"),
@@ -21,22 +23,8 @@ RATES = {
 }
 
 
-def main() -> None:
-    """Entry point of `dcal-calibrate`."""
-    hydra_command(job, "calibrate")
-
-
-def job(config: DictConfig) -> None:
-    """One calibration, reported in one sentence if it cannot be had."""
-    report_errors(lambda: calibrate(config), config.debug)
-
-
 def calibrate(config: DictConfig) -> dict[str, Any]:
     """Finds the thresholds, writes and prints them."""
-    from dcal.inference.images import check_sides, data_title, open_data
-    from dcal.inference.thresholds import promises, read_thresholds, write_thresholds
-    from dcal.run.data_digest import data_digest
-
     restored = open_run(config)
     rates = promised(config, restored.task.name)
     data = open_data(restored, config.dataset)
@@ -73,7 +61,6 @@ def promised(config: DictConfig, task: str) -> dict[str, float]:
 
 def inferred(restored: Restored, data: Data, part: str) -> Inferred:
     """The answers of the model for a split."""
-    from dcal.task.inference import infer
 
     train, task = restored.config.train, restored.task
     loader = data.eval_loader(part, train.eval_batch_size, train.workers)
@@ -82,8 +69,6 @@ def inferred(restored: Restored, data: Data, part: str) -> Inferred:
 
 def pairs(restored: Restored, seen: list[Inferred], rates: dict[str, float]) -> dict[str, Any]:
     """The thresholds of re-identification."""
-    from dcal.metric.decision.promise import Threshold, pair_thresholds
-    from dcal.task.inference import combined_features
 
     query, gallery = (
         (combined_features(side.features, restored.task.inference).to(restored.device.torch), side.labels, side.cameras)
@@ -95,12 +80,6 @@ def pairs(restored: Restored, seen: list[Inferred], rates: dict[str, float]) -> 
 
 def classes(restored: Restored, seen: Inferred, rates: dict[str, float]) -> dict[str, Any]:
     """The threshold of classification."""
-    from dcal.metric.decision.promise import confidence_threshold
-    from dcal.task.inference import combined_scores
 
     scores = combined_scores(seen.logits, restored.task.inference)
     return {"class": confidence_threshold(scores.exp().amax(1).numpy(), **rates)._asdict()}
-
-
-if __name__ == "__main__":
-    main()

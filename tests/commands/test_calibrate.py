@@ -12,11 +12,6 @@ import pytest
 from run_command import refused, run_command
 
 import dcal
-from dcal.commands.calibrate import main
-from dcal.commands.export import main as export
-from dcal.commands.extract import main as extract
-from dcal.commands.predict import main as predict
-from dcal.commands.query import main as query
 from dcal.inference.thresholds import same_or_different
 
 LOOSE = ["false_match_rate=0.6", "false_non_match_rate=0.2", "false_alarm_rate=0.5"]
@@ -35,14 +30,14 @@ def kept(run: Path) -> dict[str, Any]:
 
 def test_a_calibrated_run_answers(reid_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, index = copied(reid_run, tmp_path), tmp_path / "gallery.npz"
-    run_command(main, f"run={run}", *LOOSE)
+    run_command("calibrate", f"run={run}", *LOOSE)
     said, found = capfd.readouterr().out, kept(run)
     assert (found["split"], found["task"], len(found["weights"])) == ("test", "reid", 64)
     assert f"similarity of at least {found['same']['threshold']:.4f}" in said
-    run_command(extract, f"run={run}", "split=gallery", f"out={index}")
+    run_command("extract", f"run={run}", "split=gallery", f"out={index}")
     with_index = [f"run={run}", f"index={index}", "top=3"]
     image = paths_of(index)[0]
-    run_command(query, f"image={image}", *with_index)
+    run_command("query", f"image={image}", *with_index)
     lines = capfd.readouterr().out.splitlines()
     row = next(line.split() for line in lines if line.strip().startswith("1 "))
     assert row[1] == "1.0000" and "same" in row  # the image itself
@@ -50,10 +45,10 @@ def test_a_calibrated_run_answers(reid_run: Path, tmp_path: Path, capfd: pytest.
     assert "not in the gallery" not in lines[0]
     stricter = {**found, "known": {**found["known"], "threshold": 2.0}}
     (run / "thresholds.json").write_text(json.dumps(stricter))
-    run_command(query, f"image={image}", *with_index)
+    run_command("query", f"image={image}", *with_index)
     assert "not in the gallery" in capfd.readouterr().out
     (run / "thresholds.json").write_text(json.dumps({**found, "weights": "0" * 64}))
-    run_command(query, f"image={image}", *with_index)
+    run_command("query", f"image={image}", *with_index)
     assert "promise" not in capfd.readouterr().out  # of other weights
 
 
@@ -79,19 +74,19 @@ def test_a_classifier_refuses(fgvc_run: Path, tmp_path: Path, capfd: pytest.Capt
     picture, out = tmp_path / "noise.png", tmp_path / "labels.csv"
     Image.effect_noise((60, 60), 80).convert("RGB").save(picture)
     run = copied(fgvc_run, tmp_path)
-    run_command(main, f"run={run}", "refused_rate=0.2")
+    run_command("calibrate", f"run={run}", "refused_rate=0.2")
     found = kept(run)
     assert 0 < found["class"]["threshold"] < 1 and found["class"]["observed"] <= 0.2
     assert "none of these classes: confidence below" in capfd.readouterr().out
     for threshold, answers in ((1.1, {"none of these classes"}), (0.0, {"the first label"})):
         (run / "thresholds.json").write_text(json.dumps({**found, "class": {**found["class"], "threshold": threshold}}))
-        run_command(predict, f"run={run}", f"images={picture}", f"out={out}", "top=2")
+        run_command("predict", f"run={run}", f"images={picture}", f"out={out}", "top=2")
         rows = list(csv.DictReader(out.open()))
         assert {row["answer"] for row in rows} == (answers if threshold else {rows[0]["label"]})
-    run_command(predict, f"run={run}", f"images={picture}")
+    run_command("predict", f"run={run}", f"images={picture}")
     assert "none of these" not in capfd.readouterr().out
     (run / "thresholds.json").write_text(json.dumps(found))
-    run_command(export, f"run={run}", "format=safetensors", f"out={tmp_path / 'export'}", "limit=2")
+    run_command("export", f"run={run}", "format=safetensors", f"out={tmp_path / 'export'}", "limit=2")
     assert dcal.load(tmp_path / "export").facts["thresholds"] == found
     assert "## Thresholds" in (tmp_path / "export" / "README.md").read_text()
 
@@ -100,14 +95,16 @@ def test_mistakes_are_one_sentence(
     reid_run: Path, fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = copied(reid_run, tmp_path)
-    assert "false_match_rate=0.01: the identities of this split are too few" in refused(main, f"run={run}", capfd=capfd)
+    assert "false_match_rate=0.01: the identities of this split are too few" in refused(
+        "calibrate", f"run={run}", capfd=capfd
+    )
     assert "refused_rate: is promised by a run of task=fgvc" in refused(
-        main, f"run={run}", "refused_rate=0.1", capfd=capfd
+        "calibrate", f"run={run}", "refused_rate=0.1", capfd=capfd
     )
     assert "false_match_rate=1.5: must be more than 0" in refused(
-        main, f"run={run}", "false_match_rate=1.5", capfd=capfd
+        "calibrate", f"run={run}", "false_match_rate=1.5", capfd=capfd
     )
     assert not (run / "thresholds.json").exists()
     (run / "thresholds.json").write_text("no JSON")
-    said = refused(export, f"run={run}", "format=safetensors", f"out={tmp_path / 'export'}", capfd=capfd)
+    said = refused("export", f"run={run}", "format=safetensors", f"out={tmp_path / 'export'}", capfd=capfd)
     assert "not the thresholds of a run" in said and "repeat dcal-calibrate" in said

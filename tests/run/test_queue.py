@@ -12,7 +12,7 @@ import yaml
 from run_command import run_command
 
 from dcal.commands import queue as command
-from dcal.commands.queue import Queued, locate, main, parse, work
+from dcal.commands.queue import Queued, locate, parse, work
 from dcal.run.directory import Run
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
@@ -192,7 +192,7 @@ def test_real_runs_are_completed_and_not_repeated(
     words = [str(written(tmp_path)), "cells=few", "jobs=2", f"run.root={tmp_path / 'runs'}", "wandb.mode=disabled"]
     for starts in (2, 0):
         with pytest.raises(SystemExit) as ended:
-            run_command(main, *words, "train.figures=false", "train.workers=0")
+            run_command("queue", *words, "train.figures=false", "train.workers=0")
         told = capfd.readouterr().out
         assert ended.value.code == 0, told
         assert told.count("starts in") == 2 * starts and "| few | few | 4 |" in told

@@ -31,9 +31,10 @@ key.
 
 - `dcal-train`: [the run](#the-run), [train](#train), [launch](#launch), [wandb](#wandb), [run](#run);
   the groups [dataset](#dataset), [backbone](#backbone), [attention](#attention), [task](#task), [optimizer](#optimizer)
-- the other commands: [evaluate](#dcal-evaluate), [calibrate](#dcal-calibrate), [predict](#dcal-predict), [extract](#dcal-extract),
-  [query](#dcal-query), [explain](#dcal-explain), [export](#dcal-export), [results](#dcal-results) and
-  [bench](#dcal-bench); `dcal-doctor` takes the keys of `dcal-train`, and `dcal-queue --help` explains its own
+- the other commands: [evaluate](#dcal-evaluate), [calibrate](#dcal-calibrate), [predict](#dcal-predict),
+  [extract](#dcal-extract), [query](#dcal-query), [explain](#dcal-explain), [export](#dcal-export),
+  [results](#dcal-results) and [bench](#dcal-bench); `dcal-doctor` takes the keys of `dcal-train`, and
+  `dcal-queue --help` explains its own
 """
 TYPES: dict[Any, str] = {
     str: "text",

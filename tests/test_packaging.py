@@ -133,15 +133,29 @@ def test_console_scripts_lead_to_the_function_of_their_name() -> None:
 
 @pytest.mark.parametrize("name", [*CONFIGURED, *OTHERS])
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["experimnt=tiny/fgvc"]])
-def test_what_needs_no_model_imports_nothing_heavy(name: str, words: list[str], tmp_path: Path) -> None:
-    """Help, the version and a key that does not exist: an answer at once."""
-    heavy = {"torch", "timm", "torchvision", "wandb", "albumentations", "cv2", "scipy", "matplotlib", "numpy"}
-    code = (
-        f"import sys; sys.argv[1:] = {words!r}\n"
-        f"try:\n    from dcal.commands.app import run; run({name!r})\nexcept SystemExit:\n    pass\n"
-        f"print('imported:', *({heavy!r} & set(sys.modules)))"
-    )
-    assert python(code, cwd=tmp_path, path=(ROOT,)).splitlines()[-1] == "imported:"
+def test_help_and_a_typing_error_are_answered_at_once(name: str, words: list[str], tmp_path: Path) -> None:
+    assert imported_by(name, words, tmp_path) & {*HEAVY, "numpy", "scipy"} == set()
+
+
+def test_looking_at_runs_imports_no_model(tmp_path: Path) -> None:
+    """Tables and the state of a list; a finished run that `dcal-train` returns has a test in run/test_identity.py."""
+    queue = [str(ROOT / "experiments" / "protocol" / "when.yaml"), "cells=R0", f"dataset.root={tmp_path}", "show=true"]
+    for name, words in (("results", ["runs=runs"]), ("queue", queue)):
+        assert imported_by(name, words, tmp_path) & HEAVY == set()
+
+
+HEAVY = {"torch", "timm", "torchvision", "wandb", "albumentations", "cv2", "matplotlib"}
+
+
+def imported_by(name: str, words: list[str], folder: Path) -> set[str]:
+    """The modules that are loaded once a command has ended."""
+    lines = [
+        f"import sys; sys.argv[1:] = {words!r}",
+        f"try: from dcal.commands.app import run; run({name!r})",
+        "except SystemExit: pass",
+        "print('imported:', *sys.modules)",
+    ]
+    return set(python("\n".join(lines), cwd=folder, path=(ROOT,)).rpartition("imported:")[2].split())
 
 
 def test_every_constraint_admits_what_setup_cfg_asks_for() -> None:

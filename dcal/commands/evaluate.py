@@ -28,9 +28,8 @@ from dcal.run.digest import sha256
 from dcal.run.files import write_atomically
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
-from dcal.task.reliability import FILE
 from dcal.utils.errors import UserError
-from dcal.visualize.reliability import table, text
+from dcal.visualize.reliability import FILE, table, text
 
 
 def check_dataset_keys() -> None:

@@ -111,7 +111,7 @@ def test_mistakes_are_one_sentence(
     assert "is no image" in said(f"images={folder / 'deep' / '1.png'}", f"out={tmp_path / 'x.csv'}")
     assert not (tmp_path / "x.csv").exists()
     assert "its suffix must be .csv or .jsonl" in said(image, "out=labels")
-    assert "format=xml: choose one of" in said(image, "format=xml")
+    assert "format='xml': choose one of" in said(image, "format=xml")
     assert "top=0: must be" in said(image, "top=0")
     assert "train.eval_batch_size=0: must be" in said(image, "train.eval_batch_size=0")
     assert "task.inference=['pwca']: choose from" in said(image, "task.inference=[pwca]")

@@ -20,6 +20,7 @@ from wandb_server import KEY, Sent, Server, serving
 from dcal.inference.restore import restore
 from dcal.training import trainer as engine
 from dcal.training import wandb_run as tracking
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,11 +85,11 @@ def test_online(
     """A failure, the same run again to its end, figures, artifacts."""
     words = ["wandb.mode=online", "wandb.tags=[one,two]", "wandb.artifacts=true", "train.figures=true"]
     with monkeypatch.context() as patch:
-        breaks_off(patch, ValueError("train.lr: a bad day"))
+        breaks_off(patch, UserError("train.lr: a bad day"))
         said = refused("train", *TINY, f"run.root={tmp_path}", *words, capfd=capfd)
     assert "a bad day" in said
     (sent,) = server.runs.values()
-    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "ValueError: train.lr: a bad day"
+    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "UserError: train.lr: a bad day"
     assert len(sent.history) == 1
 
     directory = train(tmp_path, *words)

@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.overrides import typed_overrides
+from dcal.commands.words.overrides import typed_overrides
 from dcal.report.dashboard import Page
 from dcal.report.dashboard import publish as publish_dashboard
 from dcal.report.format import markdown

@@ -98,11 +98,6 @@ def test_errors_name_the_arguments(options: dict[str, object], message: str) -> 
     assert "attention." not in str(refused.value) and "backbone." not in str(refused.value)
 
 
-def test_the_options_of_a_branch_are_checked() -> None:
-    with pytest.raises(dcal.UserError, match=r"^glca has no option 'top_ration': did you mean top_ratio"):
-        dcal.DCAL(create_backbone(NAME, 64), CLASSES, glca={"top_ration": 0.1})
-
-
 def test_an_output_prints_as_its_shapes() -> None:
     text = repr(dcal.create_dcal_model(NAME, CLASSES, image_size=64).eval()(torch.zeros(2, 3, 64, 64)))
     assert text.startswith(

@@ -65,8 +65,8 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "FinishedRun": "dcal.api",
-    "train": "dcal.api",
+    "FinishedRun": "dcal.api.train",
+    "train": "dcal.api.train",
     "GlobalLocalCrossAttention": "dcal.attention.glca",
     "PairWiseCrossAttention": "dcal.attention.pwca",
     "AttentionRollout": "dcal.attention.rollout",
@@ -106,7 +106,7 @@ _MODULE_OF = {
 }
 
 if TYPE_CHECKING:
-    from dcal.api import FinishedRun, train
+    from dcal.api.train import FinishedRun, train
     from dcal.attention.glca import GlobalLocalCrossAttention
     from dcal.attention.pwca import PairWiseCrossAttention
     from dcal.attention.rollout import AttentionRollout

@@ -14,7 +14,6 @@ from run_command import run_command
 
 import dcal
 from dcal.backbone import create_backbone
-from dcal.commands.train import main
 from dcal.output import Branches
 
 NAME, CLASSES = "test_vit", 3
@@ -27,7 +26,7 @@ def test_train_is_the_run_of_the_command(tmp_path: Path) -> None:
     result = json.loads((run.directory / "result.json").read_text(encoding="utf-8"))
     assert run.metrics == result["metrics"] and run.value == result["metrics"]["top1"]
     before = (run.directory / "result.json").stat().st_mtime_ns
-    run_command(main, *words)
+    run_command("train", *words)
     assert dcal.train(words) == run
     assert (run.directory / "result.json").stat().st_mtime_ns == before and len(
         list(tmp_path.glob("**/result.json"))

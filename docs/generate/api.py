@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {
     "Model": "create: create_dcal_model | model: DCAL | attention.options: GLCAOptions PWCAOptions | "
     "output: Output Branches",
-    "Training": "api: train FinishedRun | utils.errors: UserError",
+    "Training": "api.train: train FinishedRun | utils.errors: UserError",
     "Trained models": "inference.pretrained: load TrainedDCAL",
     "Backbone": "backbone: create_backbone normalisation Normalisation | weights.load: load_weights Loaded | "
     "weights.files: CheckpointError | attention.support: check_supported UnsupportedBackbone",

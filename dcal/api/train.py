@@ -14,12 +14,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dcal.commands import train as command
 from dcal.commands.app import one_sentence
 from dcal.commands.keys import check_complete, check_words
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.directory import Run
+from dcal.training.execute import execute
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
@@ -62,7 +62,7 @@ def train(overrides: Sequence[str] = ()) -> FinishedRun:
         raise UserError(f"overrides={overrides!r}: give a list of words, [{overrides!r}]")
     with composed(overrides) as config:
         run = Run(config)
-        result = run.result() or command.carry_out(run)
+        result = run.result() or execute(run)
     return FinishedRun(run.directory, result["metrics"], result["headline"])
 
 

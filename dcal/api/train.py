@@ -15,8 +15,8 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.app import one_sentence
-from dcal.commands.keys import check_complete, check_words
-from dcal.commands.overrides import follow_image_size, prepare
+from dcal.commands.words.keys import check_complete, check_words
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.directory import Run
 from dcal.training.execute import execute

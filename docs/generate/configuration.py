@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
+from dcal.commands.app import CONFIGURED
 from dcal.commands.words.keys import config_file, group_options, key_types
 from dcal.utils.paths import config_dir
 

@@ -27,6 +27,7 @@ from dcal.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MANDATORY: dict[str, list[str]] = {
+    "calibrate": ["run=a"],
     "evaluate": ["run=a"],
     "explain": ["run=a"],
     "export": ["run=a", "format=onnx"],

@@ -13,6 +13,8 @@ import torch
 from timm.models import eva, parse_model_name
 from torch import Tensor, nn
 
+from dcal.attention.adapters import add_adapters
+from dcal.attention.options import LoRAOptions, lora_options
 from dcal.attention.support import check_supported
 from dcal.utils.errors import UserError
 from dcal.weights.files import CheckpointError, first_line
@@ -29,6 +31,7 @@ def create_backbone(
     patch_stride: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
     freeze: str = "none",
+    lora: LoRAOptions | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
 
@@ -43,12 +46,14 @@ def create_backbone(
         kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
             weights.
         freeze: what does not learn, see `freeze_backbone`.
+        lora: `rank`, `alpha` and `layers` of low-rank adapters; with a rank above 0 they alone learn.
 
     Returns:
         the model, a timm `VisionTransformer` or `Eva` with fused attention.
 
     Raises:
-        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights.
+        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, adapters
+            on a frozen backbone or without peft.
         UnsupportedBackbone: a family the branches cannot use.
         CheckpointError: weights or a configuration that cannot be fetched, read or matched.
     """
@@ -76,6 +81,13 @@ def create_backbone(
     if checkpoint:
         load_weights(vit, checkpoint)
     freeze_backbone(vit, freeze)
+    adapters = lora_options(lora)
+    if adapters.rank and freeze != "none":
+        raise UserError(
+            f"backbone.lora.rank={adapters.rank} and backbone.freeze={freeze} are both set: adapters freeze all else "
+            "of the backbone already, so leave backbone.freeze=none"
+        )
+    add_adapters(vit, adapters)
     return vit
 
 

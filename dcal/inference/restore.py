@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from yaml import YAMLError
 
+from dcal.attention.adapters import merge_adapters
+from dcal.attention.options import lora_options
 from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
@@ -94,6 +96,7 @@ def restore(
     values: dict[str, Any] = plain(OmegaConf.to_container(config), folder)
     for group in ("backbone", "attention", "task"):  # what is instantiated here
         trust.check(group, values[group])
+    lora = lora_options(values["backbone"].get("lora"))
     values["backbone"] = without_weights(values["backbone"], trust.everything)
     config = OmegaConf.create(values)
     task: Task = make(config.task)
@@ -107,7 +110,8 @@ def restore(
     cameras, views = card["sides"]
     model, place = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
     try:
-        model.load_state_dict(load_file(file, device=str(place.torch)))
+        # a checkpoint of a run with adapters has them apart
+        model.load_state_dict(merge_adapters(load_file(file, device=str(place.torch)), lora))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(

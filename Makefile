@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcal-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extras train test kill-test lint bench results docs sync clean
+.PHONY: help setup extras train test kill-test lint bench results docs pages sync clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,9 @@ results: $(STAMP) ## collect the finished runs and write records, tables and fig
 docs: $(STAMP) ## build the site of the documentation into build/site
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+pages: $(STAMP) ## write the generated pages of docs/ (ARGS="api datasets" narrows it)
+	$(BIN)/python -m docs.generate $(ARGS)
 
 sync: $(STAMP) ## upload the offline W&B runs under RUNS (default outputs/)
 	@test -d $(RUNS) || { echo "no runs under $(RUNS)/ yet: train first, or say RUNS=folder"; exit 1; }

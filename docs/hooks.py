@@ -32,7 +32,7 @@ LINKED = (
     "docs/**/*.md",
     "docs/**/*.png",
     "docs/**/*.svg",
-    "docs/*.py",
+    "docs/**/*.py",
     "docs/*.css",
 )
 

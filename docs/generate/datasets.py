@@ -1,25 +1,18 @@
-"""docs/datasets.md is made of the comments in conf/dataset/ and of the counts that the readers know.
-
-`python tests/test_dataset_page.py` writes it.
-"""
+"""docs/datasets.md: from the comments in conf/dataset/ and the counts that the readers know."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
-import pytest
 from hydra import compose, initialize_config_dir
 
-from dcal.commands.keys import group_options
 from dcal.dataset.readers import fgvc, fgvc_mat, reid_vehicle
 from dcal.dataset.readers import reid_person as reid
 from dcal.dataset.readers.reid_protocol import CAMERA_POLICY, JUNK_POLICY, Counts
 from dcal.utils.paths import config_dir
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "datasets.md"
 IMAGES: dict[str, Mapping[str, int]] = {
     "cub": fgvc.CUB_IMAGES,
     "nabirds": fgvc.NABIRDS_IMAGES,
@@ -45,8 +38,8 @@ KINDS = {
 INTRODUCTION = f"""\
 # Data sets
 
-Written from the comments in [conf/dataset/](../conf/dataset) and the readers' tables by `python
-tests/test_dataset_page.py`; do not edit.
+Written from the comments in [conf/dataset/](../conf/dataset) and the readers' tables by
+`python -m docs.generate datasets`; do not edit.
 
 `dataset=NAME dataset.root=FOLDER` reads a set in the layout of its official download. Nothing is downloaded. A
 reader takes splits and labels from the set's own files and sorts what a file system lists, so that labels are
@@ -137,22 +130,3 @@ def page() -> str:
     for kind, names in KINDS.items():
         parts += [f"## {kind}\n", *(section(name) for name in names.split())]
     return "\n".join(parts)
-
-
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_dataset_page.py"
-
-
-def test_every_set_is_on_the_page() -> None:
-    assert sorted(" ".join(KINDS.values()).split()) == group_options("dataset")
-
-
-@pytest.mark.parametrize("name", [*IMAGES, *PROTOCOLS])
-def test_comments_and_readers_agree(name: str) -> None:
-    text = " ".join(head(name))
-    wanted = [*IMAGES.get(name, {}).values(), *(row.images for row in PROTOCOLS.get(name, {}).values())]
-    assert all(spaced(number) in text for number in wanted), f"{name}: {wanted} are not all in its comment"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,7 +1,4 @@
-"""docs/weights.md says what becomes of weight files of other code bases: every row is the outcome of loading one.
-
-`python tests/test_weights_page.py` writes it.
-"""
+"""docs/weights.md: what becomes of weight files of other code bases; every row is the outcome of loading one."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ from weight_files import FILES, WeightFile, write
 
 from dcal.weights.files import CheckpointError
 from dcal.weights.load import load_weights
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "weights.md"
 
 HEAD = """\
 # Weight files
@@ -54,11 +49,3 @@ def row(file: WeightFile, folder: Path) -> str:
 def page() -> str:
     with tempfile.TemporaryDirectory() as folder:
         return HEAD + "\n".join(row(file, Path(folder)) for file in FILES) + "\n"
-
-
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_weights_page.py"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

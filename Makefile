@@ -24,7 +24,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 extras: $(STAMP) ## install what is optional: export, launchers, parquet, documentation, browser tests
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,docs,browser]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,lora,docs,browser]'
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)

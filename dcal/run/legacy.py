@@ -121,7 +121,7 @@ def _renamed(target: str, moved: Mapping[str, str]) -> str:
 
 
 def _remove(node: dict[str, Any], key: str, missing: Any) -> Any:
-    """Takes a dotted key, and a group that is then empty, out of nested dictionaries; returns its value, or `missing`."""
+    """Takes a dotted key out of nested dictionaries, with its group if that is then empty; its value, or `missing`."""
     first, _, rest = key.partition(".")
     if not rest:
         return node.pop(first, missing)

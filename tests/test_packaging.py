@@ -73,7 +73,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
         carried = {file.relative_to(site / "dcal") for file in (site / "dcal" / name).rglob("*.yaml")}
         assert carried == there
     assert (site / "dcal" / "py.typed").is_file()
-    template = Path("dcal", "report", "template")
+    template = Path("dcal", "report", "html", "template")
     assert {f.name for f in (site / template).iterdir()} == {f.name for f in (ROOT / template).iterdir()}
     assert list(site.glob("dcal-*.dist-info/**/LICENSE"))
     assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}

@@ -13,10 +13,10 @@ from commands.test_results import write_run
 from omegaconf import OmegaConf
 
 from dcal.commands.results import write_report
-from dcal.report.charts import Point, Series, chart, over_seeds, ticks
-from dcal.report.comparison import experiments, verdict
-from dcal.report.html_report import document
-from dcal.report.run_files import read_folder
+from dcal.report.html.charts import Point, Series, chart, over_seeds, ticks
+from dcal.report.html.document import document
+from dcal.report.html.experiment import experiments, verdict
+from dcal.report.html.run_files import read_folder
 from dcal.visualize.gallery import FILE, Gallery, encode, save
 
 NAMES = ["000.Ant_<b>", "001.Bee", "002.Cow", "003.Dog", "004.Eel", "005.Fox"]

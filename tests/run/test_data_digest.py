@@ -12,9 +12,9 @@ from PIL import Image
 
 from dcal.dataset.readers.fgvc import read_image_folder
 from dcal.dataset.synthetic.birds import read_synthetic_birds
-from dcal.report.comparison import experiments, verdict
+from dcal.report.html.experiment import experiments, verdict
+from dcal.report.html.run_files import read_folder
 from dcal.report.records import collect, merge
-from dcal.report.run_files import read_folder
 from dcal.report.table import Spec, make_table
 from dcal.run.data_digest import judged_digest
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
 from dcal.report.format import difference_cells
+from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record, merge
-from dcal.report.run_files import Folder, RunFiles, is_plain
 from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
 from dcal.run.identity import is_idle, recorded_defaults
 

@@ -223,6 +223,26 @@ class Normalisation(NamedTuple):
     std: tuple[float, float, float]
 
 
+def evaluation_input(name: str, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[int, int], float]:
+    """At which size timm evaluates a model, and which share of the resized image's sides is kept by the crop to it.
+
+    Args:
+        name: as in `create_backbone`.
+        kwargs: further arguments of the timm model.
+
+    Returns:
+        (height, width) in pixels, and a share in (0, 1].
+
+    Raises:
+        UserError: unknown name.
+    """
+    name = _known(name)
+    with cache_without_internet() if name.startswith("hf-hub:") else contextlib.nullcontext(), torch.device("meta"):
+        config: Any = _create(name, False, {"num_classes": 0, **(kwargs or {})}).pretrained_cfg
+    height, width = config["input_size"][1:]
+    return (height, width), config["crop_pct"]
+
+
 def normalisation(vit: nn.Module) -> Normalisation:
     """Mean and standard deviation from the weights' own configuration (DeiT: ImageNet's; AugReg: 0.5).
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,14 +22,14 @@ from yaml import YAMLError
 from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import lora_options
 from dcal.config import Config
+from dcal.inference.opened import Opened
 from dcal.inference.trust import RunError, Trust, plain, without_weights
-from dcal.model import DCAL
-from dcal.run.digest import check_digest
+from dcal.run.digest import check_digest, sha256
 from dcal.run.files import write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
-from dcal.utils.device import GPU_ONLY, Device, choose_device
+from dcal.utils.device import GPU_ONLY, choose_device
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
@@ -36,22 +37,24 @@ __all__ = ["Restored", "RunError", "restore"]
 logger = logging.getLogger(__name__)
 
 
-class Restored(NamedTuple):
+@dataclass(frozen=True)
+class Restored(Opened):
     """A trained model, ready for inference, and what is known of it."""
 
     directory: Path
-    config: DictConfig
-    """Plain values, with the changes that the command asked for."""
-    class_names: list[str]
-    """By label: the classes, or the identities of the training set."""
-    task: Task
-    model: DCAL
-    """In evaluation mode, on the device."""
-    device: Device
     weights: Path
     """The file that the weights come from."""
-    trust: Trust = Trust()
-    """What the run's data set may name, once it is opened."""
+
+    @property
+    def title(self) -> str:
+        """`name/cfg_id/seed=...`, as in the run's path."""
+        result = read_result(self.directory)
+        cfg_id = result["cfg_id"] if result else self.directory.absolute().parent.name
+        return f"{self.config.name}/{cfg_id}/seed={self.config.seed}"
+
+    def weights_digest(self) -> str:
+        """Of the file."""
+        return sha256(self.weights)
 
 
 def write_card(directory: Path, state: TrainState) -> None:
@@ -117,7 +120,7 @@ def restore(
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
-    return Restored(folder, config, card["class_names"], task, model.eval(), place, file, trust)
+    return Restored(config, card["class_names"], task, model.eval(), place, trust, folder, file)
 
 
 def available_precision(precision: str, device: str) -> str:

@@ -114,9 +114,9 @@ def open_backbone(
             "attention": {
                 "_target_": DCAL_TARGET, "glca": {"blocks": 0}, "pwca": PWCAOptions(), "head_fusion": "mean"
             },
-            "task": OmegaConf.merge(keys, {"_target_": REID_TARGET, "inference": ["sa"], **(task or {})}),
+            "task": OmegaConf.merge(keys, {"_target_": REID_TARGET, "inference": ["sa"], **dict(task or {})}),
             "dataset": {"image_size": image_size, "resize": resize},
-            "train": {"precision": "fp32", **(train or {})},
+            "train": {"precision": "fp32", **dict(train or {})},
         },
     )  # fmt: skip
     check_train(config)

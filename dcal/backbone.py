@@ -35,32 +35,27 @@ def create_backbone(
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
 
-        Args:
-            name: any timm model name of a supported family, e.g. `deit_tiny_patch16_224`; or a model that timm has saved:
-                `hf-hub:organisation/name` on the hub, `local-dir:folder` with its `config.json`.
-            image_size: (height, width) in pixels; multiples of the patch size unless patches overlap.
-            pretrained: fetch timm's weights from its hub, or take those of the saved model.
-            checkpoint: weight file in one of the layouts of docs/weights.md; classifiers in it are dropped.
-            drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-            patch_stride: step between patches where they overlap (TransReID: 12); None for the patch size.
-            kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
-                weights.
-            freeze: what does not learn, see `freeze_backbone`.
-            lora: `rank`, `alpha` and `layers` of low-rank adapters; with a rank above 0 they alone learn.
+    Args:
+        name: any timm model name of a supported family, e.g. `deit_tiny_patch16_224`; or a model that timm has saved:
+            `hf-hub:organisation/name` on the hub, `local-dir:folder` with its `config.json`.
+        image_size: (height, width) in pixels; multiples of the patch size unless patches overlap.
+        pretrained: fetch timm's weights from its hub, or take those of the saved model.
+        checkpoint: weight file in one of the layouts of docs/weights.md; classifiers in it are dropped.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+        patch_stride: step between patches where they overlap (TransReID: 12); None for the patch size.
+        kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
+            weights.
+        freeze: what does not learn, see `freeze_backbone`.
+        lora: `rank`, `alpha` and `layers` of low-rank adapters; with a rank above 0 they alone learn.
 
-        Returns:
-            the model, a timm `VisionTransformer` or `Eva` with fused attention.
+    Returns:
+        the model, a timm `VisionTransformer` or `Eva` with fused attention.
 
-        Raises:
-    <<<<<<< HEAD
-            UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, adapters
-                on a frozen backbone or without peft.
-    =======
-            UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, or an
-                option out of its range.
-    >>>>>>> main
-            UnsupportedBackbone: a family the branches cannot use.
-            CheckpointError: weights or a configuration that cannot be fetched, read or matched.
+    Raises:
+        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, an option
+            out of its range, or adapters on a frozen backbone or without peft.
+        UnsupportedBackbone: a family the branches cannot use.
+        CheckpointError: weights or a configuration that cannot be fetched, read or matched.
     """
     if checkpoint is not None and not str(checkpoint):
         raise UserError(

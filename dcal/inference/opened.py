@@ -103,6 +103,7 @@ def open_backbone(
     resize = list(resize or [round(side / crop) for side in image_size])
     today: Any = OmegaConf.load(config_dir() / "train.yaml")
     keys: Any = OmegaConf.load(config_dir() / "_task.yaml")
+    read_alone = {"_target_": REID_TARGET, "inference": ["sa"]}  # features, and no classes
     config: Any = OmegaConf.merge(
         OmegaConf.structured(Config),
         OmegaConf.masked_copy(today, ["train", "launch"]),
@@ -114,9 +115,9 @@ def open_backbone(
             "attention": {
                 "_target_": DCAL_TARGET, "glca": {"blocks": 0}, "pwca": PWCAOptions(), "head_fusion": "mean"
             },
-            "task": OmegaConf.merge(keys, {"_target_": REID_TARGET, "inference": ["sa"], **dict(task or {})}),
+            "task": OmegaConf.merge(keys, read_alone, dict(task or {})),
             "dataset": {"image_size": image_size, "resize": resize},
-            "train": {"precision": "fp32", **dict(train or {})},
+            "train": {"precision": "fp32", **(train or {})},
         },
     )  # fmt: skip
     check_train(config)

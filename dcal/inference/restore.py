@@ -24,14 +24,8 @@ from dcal.attention.options import lora_options
 from dcal.config import Config
 from dcal.inference.opened import Opened
 from dcal.inference.trust import RunError, Trust, plain, without_weights
-<<<<<<< HEAD
 from dcal.run.digest import check_digest, sha256
-from dcal.run.files import write_atomically
-=======
-from dcal.model import DCAL
-from dcal.run.digest import check_digest
 from dcal.run.files import read_json, write_atomically
->>>>>>> main
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState

@@ -214,19 +214,13 @@ def check_train(cfg: Config) -> None:
     if processes == 1:
         return
     if cfg.train.auto_accumulate:
-<<<<<<< HEAD
-        raise ValueError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
+        raise UserError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
     little = cfg.train.head_epochs or cfg.backbone.freeze == "all" or cfg.backbone.lora.rank
     if cfg.launch.strategy == "fsdp" and little:
         raise UserError(
             "train.head_epochs, backbone.freeze=all and backbone.lora.rank need launch.strategy=ddp: there is little "
             "to shard"
         )
-=======
-        raise UserError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
-    if cfg.launch.strategy == "fsdp" and (cfg.train.head_epochs or cfg.backbone.freeze == "all"):
-        raise UserError("train.head_epochs and backbone.freeze=all need launch.strategy=ddp: there is little to shard")
->>>>>>> main
     if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
         raise UserError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
 

@@ -17,8 +17,7 @@ from dcal.utils.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dcal.inference.opened import Opened
-    from dcal.inference.restore import Restored
+    from dcal.inference.restore import Opened, Restored
     from dcal.metric.faithfulness import Curves
 
 BATCH = 16

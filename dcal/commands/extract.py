@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dcal.dataset.record import Record
     from dcal.inference.index import Index
-    from dcal.inference.opened import Opened
+    from dcal.inference.restore import Opened
 
 PART_SECONDS = 30.0
 """Between two parts: what a kill costs at most."""

@@ -15,8 +15,7 @@ from dcal.run.find import find_run
 from dcal.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from dcal.inference.opened import Opened
-    from dcal.inference.restore import Restored
+    from dcal.inference.restore import Opened, Restored
 
 INCOMPLETE = 3
 """Exit code of a command that did its work, but for images that it had to leave out."""
@@ -32,7 +31,7 @@ def open_model(config: DictConfig, **changes: Any) -> Opened:
     Raises:
         UserError: both are given, or neither; or a key of the one with the other.
     """
-    from dcal.inference.opened import open_backbone
+    from dcal.inference.plain_backbone import open_backbone
     from dcal.inference.restore import drop_none
 
     below = changes.pop("backbone", {})  # what is typed counts before it

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dcal.dataset.record import Record
     from dcal.inference.index import Index
-    from dcal.inference.opened import Opened
+    from dcal.inference.restore import Opened
 
 PICTURED = 8
 """Queries in the picture, at most."""

@@ -130,11 +130,11 @@ def launch(command: Sequence[str], count: int) -> None:
             by_agent = -signal.SIGTERM  # how it ends the others
             ends = {rank: end for rank, end in failed.failures.items() if end.exitcode != by_agent} or failed.failures
             rank, end = min(ends.items(), key=lambda entry: entry[1].exitcode)
-            told = first_error(Path(folder))
-            if told is None or end.exitcode < 0:
+            message = first_error(Path(folder))
+            if message is None or end.exitcode < 0:
                 how = f"was killed by {end.signal_name()}" if end.exitcode < 0 else f"ended with code {end.exitcode}"
-                told = f"process {rank} of {count} {how}: repeat the command to go on from the last checkpoint"
-            raise ProcessFailed(told) from None
+                message = f"process {rank} of {count} {how}: repeat the command to go on from the last checkpoint"
+            raise ProcessFailed(message) from None
         except SignalException as stopped:
             raise Interrupted(stopped.sigval) from None
         finally:
@@ -146,12 +146,12 @@ def first_error(folder: Path) -> str | None:
     files = sorted(folder.rglob("error.json"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
         return None
-    told = json.loads(files[0].read_text(encoding="utf-8"))["message"]
-    kind, _, message = told["message"].partition(": ")
+    error = json.loads(files[0].read_text(encoding="utf-8"))["message"]
+    kind, _, message = error["message"].partition(": ")
     if kind == ProcessFailed.__name__:
         return str(message)
-    print(told["extraInfo"]["py_callstack"], file=sys.stderr)
-    return f"process {files[0].parent.name} failed with {told['message']}"
+    print(error["extraInfo"]["py_callstack"], file=sys.stderr)
+    return f"process {files[0].parent.name} failed with {error['message']}"
 
 
 @contextmanager

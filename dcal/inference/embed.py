@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
-from dcal.inference.opened import Opened
+from dcal.inference.restore import Opened
 from dcal.task.inference import combined_features, finite, infer_batches
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import find_images, image_loader, spread
 from dcal.dataset.record import Record
-from dcal.inference.opened import Opened
-from dcal.inference.restore import Restored, drop_none
+from dcal.inference.restore import Opened, Restored, drop_none
 from dcal.inference.trust import RunError
 from dcal.run.data_digest import data_digest
 from dcal.run.directory import IDENTITY_FILE

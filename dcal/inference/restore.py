@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +23,44 @@ from yaml import YAMLError
 from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import lora_options
 from dcal.config import Config
-from dcal.inference.opened import Opened
 from dcal.inference.trust import RunError, Trust, plain, without_weights
+from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json, write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
-from dcal.utils.device import GPU_ONLY, choose_device
+from dcal.utils.device import GPU_ONLY, Device, choose_device
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
-__all__ = ["Restored", "RunError", "restore"]
+__all__ = ["Opened", "Restored", "RunError", "restore"]
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened(ABC):
+    """A model, ready for inference, and what is known of it."""
+
+    config: DictConfig
+    """Plain values, with the changes that the command asked for."""
+    class_names: list[str]
+    """By label: the classes, or the identities of the training set; empty for a plain backbone."""
+    task: Task
+    model: DCAL
+    """In evaluation mode, on the device."""
+    device: Device
+    trust: Trust
+    """What a data set may name, once it is opened."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """By which a user knows the model again."""
+
+    @abstractmethod
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights, in hexadecimal digits."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dcal.visualize.examples import shaded, upsample
 PANEL = 2.5
 """Height of a picture in inches; the longer side of a wide one."""
 BESIDE = 3.6
-"""Width in inches of what stands beside the pictures: predictions, curves."""
+"""Width in inches of the column right of the pictures: predictions, curves."""
 LINE = 0.13
 """Height in inches of a prediction, at least."""
 BRANCH_COLORS = {"both": "#3b4a5a", "sa": "#4c78a8", "glca": "#e07b39"}

@@ -1,54 +1,27 @@
-"""A model that is ready for inference, whatever it comes from: a run (`restore`) or a plain backbone."""
+"""A plain backbone, ready for inference without a run: its features to search with, its rollout to look at."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from dcal.attention.options import PWCAOptions
 from dcal.backbone import evaluation_input
 from dcal.config import Config
+from dcal.inference.restore import Opened
 from dcal.inference.trust import TIMM_VIT, Trust
-from dcal.model import DCAL
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
-from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 DCAL_TARGET = "dcal.model.DCAL"
 REID_TARGET = "dcal.task.reid.ReID"
-
-
-@dataclass(frozen=True)
-class Opened(ABC):
-    """A model, ready for inference, and what is known of it."""
-
-    config: DictConfig
-    """Plain values, with the changes that the command asked for."""
-    class_names: list[str]
-    """By label: the classes, or the identities of the training set; empty for a plain backbone."""
-    task: Task
-    model: DCAL
-    """In evaluation mode, on the device."""
-    device: Device
-    trust: Trust
-    """What a data set may name, once it is opened."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """By which a user knows the model again."""
-
-    @abstractmethod
-    def weights_digest(self) -> str:
-        """SHA-256 of the weights, in hexadecimal digits."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from dcal.commands.keys import config_folders
+from dcal.inference.plain_backbone import open_backbone
+from dcal.inference.restore import Opened, Restored, drop_none, restore
+from dcal.inference.trust import Trust
 from dcal.run.find import find_run
 from dcal.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from dcal.inference.restore import Opened, Restored
 
 INCOMPLETE = 3
 """Exit code of a command that did its work, but for images that it had to leave out."""
@@ -31,16 +31,11 @@ def open_model(config: DictConfig, **changes: Any) -> Opened:
     Raises:
         UserError: both are given, or neither; or a key of the one with the other.
     """
-    from dcal.inference.plain_backbone import open_backbone
-    from dcal.inference.restore import drop_none
-
     below = changes.pop("backbone", {})  # what is typed counts before it
     backbone = {key: value for key, value in drop_none(config.backbone).items() if value != {}}
     if config.run is not None:
         if backbone:
-            raise UserError(
-                f"run={config.run} and backbone.{next(iter(backbone))} are both given: a run has a backbone"
-            )
+            raise UserError(f"run={config.run} and backbone.{next(iter(backbone))} are both given: choose one")
         return open_run(config, **changes)
     if not backbone.get("name"):
         raise UserError("give run=DIR, or a plain backbone: backbone.name=NAME with backbone.checkpoint=FILE")
@@ -58,9 +53,6 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
         config: of the command.
         changes: nodes that replace those of `config`, e.g. `task`.
     """
-    from dcal.inference.restore import restore
-    from dcal.inference.trust import Trust
-
     asked = {key: config[key] for key in ("task", "train") if key in config} | changes
     trust = Trust(config.trust, tuple(config_folders(sys.argv[1:])))
     device = config.get("device", "cpu")

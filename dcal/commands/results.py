@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
+from dcal.commands.overrides import typed_overrides
 from dcal.report.format import markdown
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
@@ -39,15 +39,13 @@ from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
 
-def main() -> None:
-    """Entry point of `dcal-results`."""
-    hydra_command(typed_job, "results")
-
-
-def typed_job(config: DictConfig) -> None:
-    """The job of a command line, on which nothing may stand that a report would not listen to."""
-    report_errors(lambda: check_keys(config))
-    report_errors(lambda: job(config))
+def results(config: DictConfig) -> None:
+    """Checks the command line, then reports or tabulates."""
+    check_keys(config)
+    if config.report is not None:
+        write_report(Path(config.report).expanduser(), config)
+    else:
+        tabulate(config)
 
 
 def check_keys(config: DictConfig) -> None:
@@ -61,11 +59,8 @@ def check_keys(config: DictConfig) -> None:
         raise UserError(f"{unwritten[0]}: has no effect unless files are written; add write=true or leave it out")
 
 
-def job(config: DictConfig) -> None:
-    """Collects the runs and prints their tables, and writes all that is made of them if asked to; or one report."""
-    if config.report is not None:
-        write_report(Path(config.report).expanduser(), config)
-        return
+def tabulate(config: DictConfig) -> None:
+    """Collects the runs and prints their tables, and writes all that is made of them if asked to."""
     out = Path(config.out)
     found = collected(out, Path(config.runs), config.device)
     if config.write:
@@ -203,7 +198,3 @@ def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
         if new != old:
             write_atomically(page, new)
             print(f"{page}: written anew")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,6 @@ from tiny import SMALL, scramble
 from torch import nn
 from weight_files import BY_TITLE, write
 
-from dcal.commands import explain, extract, query
 from dcal.dataset.transform import eval_transform
 from dcal.inference.index import read_index
 
@@ -64,7 +63,7 @@ def photos(tmp_path: Path) -> Path:
 def test_features_are_those_of_timm(name: str, photos: Path, tmp_path: Path) -> None:
     vit = model(name)
     out = tmp_path / "photos.npz"
-    run_command(extract.main, *words(name, saved(vit, tmp_path)), f"images={photos}", f"out={out}")
+    run_command("extract", *words(name, saved(vit, tmp_path)), f"images={photos}", f"out={out}")
     transform = eval_transform(SIZE, [50, 70])
     pixels = [transform(image=np.asarray(Image.open(file)))["image"] for file in sorted(photos.iterdir())]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255.0
@@ -81,7 +80,7 @@ def test_features_are_those_of_timm(name: str, photos: Path, tmp_path: Path) -> 
 def test_the_size_is_that_at_which_timm_evaluates_the_model(photos: Path, tmp_path: Path) -> None:
     vit = timm.create_model(DEIT, num_classes=0, **SMALL)
     out = tmp_path / "photos.npz"
-    run_command(extract.main, *words(DEIT, saved(vit, tmp_path), sizes=False), f"images={photos}", f"out={out}")
+    run_command("extract", *words(DEIT, saved(vit, tmp_path), sizes=False), f"images={photos}", f"out={out}")
     settings = read_index(out, "out").settings
     assert (settings["image_size"], settings["resize"]) == ([224, 224], [249, 249])  # timm keeps 90 % of the sides
     assert settings["run"] == f"backbone {DEIT}"
@@ -92,24 +91,24 @@ def test_the_nearest_is_found_and_other_weights_are_refused(
 ) -> None:
     out = tmp_path / "photos.npz"
     vit = model()
-    run_command(extract.main, *words(DEIT, saved(vit, tmp_path)), f"images={photos}", f"out={out}")
+    run_command("extract", *words(DEIT, saved(vit, tmp_path)), f"images={photos}", f"out={out}")
     asked = [f"index={out}", f"image={photos / '2.png'}", "picture=null", "top=1"]
     # the sizes are in the index; the same weights in another layout are the same weights
     other_layout = write(BY_TITLE["transformers, ViT"], vit.state_dict(), tmp_path)
-    run_command(query.main, *words(DEIT, other_layout, sizes=False), *asked)
+    run_command("query", *words(DEIT, other_layout, sizes=False), *asked)
     said = capfd.readouterr().out
     assert "2.png" in said and "1.0000" in said
     others = saved(model(seed=1), tmp_path / "others")
-    assert "made by another model" in refused(query.main, *words(DEIT, others, sizes=False), *asked, capfd=capfd)
+    assert "made by another model" in refused("query", *words(DEIT, others, sizes=False), *asked, capfd=capfd)
 
 
 def test_a_figure_shows_the_rollout_and_what_a_distractor_would_draw(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     start = words(DEIT, saved(model(), tmp_path))
-    run_command(explain.main, *start, f"images={photos / '0.png'}", f"pair={photos / '1.png'}", f"out={tmp_path / 'e'}")
+    run_command("explain", *start, f"images={photos / '0.png'}", f"pair={photos / '1.png'}", f"out={tmp_path / 'e'}")
     assert (tmp_path / "e" / "0.png.png").is_file()
-    said = refused(explain.main, *start, "faithfulness=2", f"out={tmp_path / 'e'}", capfd=capfd)
+    said = refused("explain", *start, "faithfulness=2", f"out={tmp_path / 'e'}", capfd=capfd)
     assert "a plain backbone has none" in said
 
 
@@ -126,11 +125,11 @@ def test_a_figure_shows_the_rollout_and_what_a_distractor_would_draw(
 def test_mistakes_are_one_sentence(
     given: list[str], message: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(extract.main, f"images={photos}", f"out={tmp_path / 'out.npz'}", *given, capfd=capfd)
+    said = refused("extract", f"images={photos}", f"out={tmp_path / 'out.npz'}", *given, capfd=capfd)
     assert message in said
 
 
 def test_a_plain_backbone_has_no_split(photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     start = words(DEIT, saved(model(), tmp_path))
-    said = refused(extract.main, *start, "split=test", f"out={tmp_path / 'out.npz'}", capfd=capfd)
+    said = refused("extract", *start, "split=test", f"out={tmp_path / 'out.npz'}", capfd=capfd)
     assert f"split=test: backbone {DEIT} has no data set of its own" in said

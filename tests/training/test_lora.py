@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 
 import dcal
 from dcal.attention.adapters import is_adapter
-from dcal.commands.evaluate import main as evaluate
-from dcal.commands.train import main as train
 
 WORDS = [
     "experiment=tiny/fgvc",
@@ -34,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(root: Path) -> Path:
     with one_thread():
-        run_command(train, *WORDS, f"run.root={root}")
+        run_command("train", *WORDS, f"run.root={root}")
     (result,) = root.glob("**/result.json")
     return result.parent
 
@@ -52,7 +50,7 @@ def test_a_run_keeps_plain_weights_and_its_checkpoints_keep_the_adapters(run: Pa
 
 def test_the_kept_weights_are_those_that_were_judged(run: Path, tmp_path: Path) -> None:
     expected = json.loads((run / "result.json").read_text())["metrics"]
-    run_command(evaluate, f"run={run}", f"out={tmp_path / 'metrics.json'}")
+    run_command("evaluate", f"run={run}", f"out={tmp_path / 'metrics.json'}")
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == expected
 
 
@@ -67,7 +65,7 @@ def test_a_checkpoint_opens_like_the_kept_weights(run: Path) -> None:
 
 
 def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
-    killed(lambda: run_command(train, *WORDS, f"run.root={tmp_path}"), step=4)
+    killed(lambda: run_command("train", *WORDS, f"run.root={tmp_path}"), step=4)
     assert not list(tmp_path.glob("**/result.json"))
     again = trained(tmp_path)
     results = [json.loads((directory / "result.json").read_text())["metrics"] for directory in (run, again)]
@@ -76,5 +74,5 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(run: Path, tmp_pat
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    said = refused(train, *WORDS, f"run.root={tmp_path}", "backbone.freeze=all", capfd=capfd)
+    said = refused("train", *WORDS, f"run.root={tmp_path}", "backbone.freeze=all", capfd=capfd)
     assert "backbone.lora.rank=2 and backbone.freeze=all" in said

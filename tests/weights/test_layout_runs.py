@@ -11,8 +11,6 @@ from run_command import one_thread, run_command
 from safetensors.torch import load_file
 from weight_files import FILES, WeightFile, write
 
-from dcal.commands.train import main
-
 PLAIN_FILES = [file for file in FILES if file.plain and not file.refused]
 
 
@@ -41,7 +39,7 @@ def trained(checkpoint: Path, data: Path, root: Path) -> Result:
         f"run.root={root}",
     ]
     with one_thread():
-        run_command(main, *words)
+        run_command("train", *words)
     (result,) = root.glob("**/result.json")
     return Result(json.loads(result.read_text())["metrics"], (result.parent / "last.safetensors").read_bytes())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dcal.commands.keys import config_folders
+from dcal.commands.words.keys import config_folders
 from dcal.inference.plain_backbone import open_backbone
 from dcal.inference.restore import Opened, Restored, drop_none, restore
 from dcal.inference.trust import Trust

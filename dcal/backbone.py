@@ -13,6 +13,8 @@ import torch
 from timm.models import eva, parse_model_name
 from torch import Tensor, nn
 
+from dcal.attention.adapters import add_adapters
+from dcal.attention.options import LoRAOptions, lora_options
 from dcal.attention.support import check_supported
 from dcal.utils.errors import UserError
 from dcal.weights.files import CheckpointError, first_line
@@ -29,6 +31,7 @@ def create_backbone(
     patch_stride: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
     freeze: str = "none",
+    lora: LoRAOptions | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
 
@@ -44,13 +47,14 @@ def create_backbone(
         kwargs: further arguments of the timm model, e.g. `{depth: 8}`; such a model has no pretrained
             weights.
         freeze: what does not learn, see `freeze_backbone`.
+        lora: `rank`, `alpha` and `layers` of low-rank adapters; with a rank above 0 they alone learn.
 
     Returns:
         the model, a timm `VisionTransformer` or `Eva` with fused attention.
 
     Raises:
-        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, or an
-            option out of its range.
+        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, an option
+            out of its range, or adapters on a frozen backbone or without peft.
         UnsupportedBackbone: a family the branches cannot use.
         CheckpointError: weights or a configuration that cannot be fetched, read or matched.
     """
@@ -83,6 +87,13 @@ def create_backbone(
     if checkpoint:
         load_weights(vit, checkpoint)
     freeze_backbone(vit, freeze)
+    adapters = lora_options(lora)
+    if adapters.rank and freeze != "none":
+        raise UserError(
+            f"backbone.lora.rank={adapters.rank} and backbone.freeze={freeze} are both set: adapters freeze all else "
+            "of the backbone already, so leave backbone.freeze=none"
+        )
+    add_adapters(vit, adapters)
     return vit
 
 
@@ -216,6 +227,26 @@ class Normalisation(NamedTuple):
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+def evaluation_input(name: str, kwargs: Mapping[str, Any] | None = None) -> tuple[tuple[int, int], float]:
+    """At which size timm evaluates a model, and which share of the resized image's sides is kept by the crop to it.
+
+    Args:
+        name: as in `create_backbone`.
+        kwargs: further arguments of the timm model.
+
+    Returns:
+        (height, width) in pixels, and a share in (0, 1].
+
+    Raises:
+        UserError: unknown name.
+    """
+    name = _known(name)
+    with cache_without_internet() if name.startswith("hf-hub:") else contextlib.nullcontext(), torch.device("meta"):
+        config: Any = _create(name, False, {"num_classes": 0, **(kwargs or {})}).pretrained_cfg
+    height, width = config["input_size"][1:]
+    return (height, width), config["crop_pct"]
 
 
 def normalisation(vit: nn.Module) -> Normalisation:

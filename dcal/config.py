@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
-from dcal.attention.options import GLCAOptions, PWCAOptions
+from dcal.attention.options import GLCAOptions, LoRAOptions, PWCAOptions
 from dcal.utils.paths import experiments_dir
 
 
@@ -27,6 +27,7 @@ class BackboneConfig:
     drop_path_rate: float = 0.0
     patch_stride: int | None = None
     freeze: str = "none"
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
     kwargs: Any = None  # a free node: a typed one would not take a dictionary from the command line
 
 

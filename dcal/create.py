@@ -39,7 +39,7 @@ def create_dcal_model(
         checkpoint_path: weight file for the backbone.
         options: those of `GLCAOptions` and `PWCAOptions` by their names (`blocks` as `glca_blocks` and `pwca_blocks`);
             of `DCAL` `head_fusion`, `bnneck`, `side_information`; of the backbone `drop_path_rate`, `patch_stride`,
-            `freeze`.
+            `freeze`, `lora`.
 
     Raises:
         UserError: unknown name, attention or option; an image size that does not fit the patches. Messages name the
@@ -49,7 +49,7 @@ def create_dcal_model(
     choose("attention", attention, ("none", "glca", "pwca", "dcal"))
     targets = {name: ("glca", name.removeprefix("glca_")) for name in _keywords(GLCAOptions, "glca_blocks")}
     targets |= {name: ("pwca", name.removeprefix("pwca_")) for name in _keywords(PWCAOptions, "pwca_blocks")}
-    targets |= {name: ("vit", name) for name in ("drop_path_rate", "patch_stride", "freeze")}
+    targets |= {name: ("vit", name) for name in ("drop_path_rate", "patch_stride", "freeze", "lora")}
     targets |= {name: ("model", name) for name in ("head_fusion", "bnneck", "side_information")}
     found: dict[str, dict[str, Any]] = {"glca": {}, "pwca": {}, "vit": {}, "model": {}}
     for name, value in {"top_ratio": top_ratio, **options}.items():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dcal.attention.adapters import is_adapter
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.options import GLCAOptions, PWCAOptions, branch_options
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
@@ -122,9 +123,10 @@ class DCAL(nn.Module):
 
     @property
     def new_parameters(self) -> set[str]:
-        """Names of the parameters that no backbone checkpoint holds: heads, side embedding, GLCA if it is no copy."""
+        """Names of the parameters that no backbone checkpoint holds: heads, side embedding, GLCA if it is no copy, and
+        adapters."""
         known = ("vit.", "glca.") if self.glca and self.glca.copied else ("vit.",)
-        return {name for name, _ in self.named_parameters() if not name.startswith(known)}
+        return {name for name, _ in self.named_parameters() if not name.startswith(known) or is_adapter(name)}
 
     def draw_partners(
         self,

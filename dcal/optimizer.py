@@ -101,7 +101,8 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
     The layers are those of timm's `group_matcher`: embeddings, each block (the last one with the final norm), and the
     classifier, which has the factor 1. The last block has the factor `decay`, the one before it `decay` squared, and so
-    on down to the embeddings. GLCA's blocks and norm are copies of the backbone's and have the factors of these.
+    on down to the embeddings. GLCA's blocks, norm and attention pool are copies of the backbone's and have the factors
+    of these.
 
     Args:
         model: with the backbone as `vit` and perhaps a branch `glca`.
@@ -116,12 +117,13 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
         return scales
     first = len(vit.blocks) - len(glca.blocks)
     norm = "norm" if "vit.norm.weight" in scales else "fc_norm"
-    for name, _ in glca.named_parameters(prefix="glca"):
-        if name.startswith("glca.blocks."):
-            number, _, rest = name.removeprefix("glca.blocks.").partition(".")
-            scales[name] = scales[f"vit.blocks.{first + int(number)}.{rest}"]
+    for name, _ in glca.named_parameters():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            # by the block's norm: around its other layers the backbone may have adapters
+            scales[f"glca.{name}"] = scales[f"vit.blocks.{first + int(rest.partition('.')[0])}.norm1.weight"]
         else:
-            scales[name] = scales[f"vit.{norm}.{name.removeprefix('glca.norm.')}"]
+            scales[f"glca.{name}"] = scales[f"vit.{norm if part == 'norm' else part}.{rest}"]
     return scales
 
 

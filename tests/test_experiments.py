@@ -31,6 +31,7 @@ from dcal.utils.paths import config_dir, experiments_dir
 RECIPES = group_options("experiment")
 ABLATIONS = group_options("ablation")
 VARIANTS = group_options("variant")
+RATES = [name for name in VARIANTS if name.startswith("finetune/")]
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -160,9 +161,19 @@ def test_any_recipe_goes_with_any_ablation() -> None:
 
 
 def test_every_variant_is_swept_over() -> None:
-    """So that `test_ablations` composes it and sees that it makes a difference."""
+    """So that `test_ablations` composes it and sees that it makes a difference. Rates belong to one family each."""
     swept = {override.value() for name in ABLATIONS for override in sweep_of(name).get("variant", ())}
-    assert swept == set(VARIANTS)
+    assert swept == set(VARIANTS) - set(RATES)
+
+
+@pytest.mark.parametrize("variant", RATES)
+def test_the_rates_of_a_family_compose_and_name_their_source(variant: str) -> None:
+    config = composed("experiment=paper/reid", f"variant={variant}")  # whose optimizer is another one
+    assert config.optimizer.opt == "adamw" and 0.5 <= config.optimizer.layer_decay <= 1.0
+    assert 1e-5 <= config.optimizer.lr <= 1e-3 and config.optimizer.lr_batch_size in (256, 512, 1024, 2048)
+    check_signatures(config.optimizer)
+    text = (experiments_dir() / "variant" / f"{variant}.yaml").read_text(encoding="utf-8")
+    assert re.search(r"^# .*(github\.com/|arXiv |clip\.yaml)", text, re.MULTILINE)
 
 
 PAPER = {

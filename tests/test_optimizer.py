@@ -13,6 +13,8 @@ from timm.optim import param_groups_layer_decay
 from tiny import tiny_model, tiny_vit
 from torch import nn
 
+from dcal.attention.adapters import add_adapters, is_adapter
+from dcal.attention.options import LoRAOptions
 from dcal.backbone import freeze_backbone
 from dcal.config import register
 from dcal.optimizer import Optimization
@@ -22,6 +24,7 @@ from dcal.utils.paths import config_dir
 
 STEPS = 6
 DEIT = "deit_tiny_patch16_224"
+SIGLIP = "vit_base_patch16_siglip_224"  # read by an attention pool, which GLCA copies
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -91,7 +94,7 @@ def rates(model: nn.Module, optimization: Optimization) -> dict[str, float]:
     return {names[parameter]: group["lr"] for group in groups for parameter in group["params"]}
 
 
-@pytest.mark.parametrize("member", [DEIT, "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("member", [DEIT, "eva02_tiny_patch14_224", "vit_small_patch16_dinov3", SIGLIP])
 def test_layer_decay_is_timms_by_name(member: str) -> None:
     model = tiny_model(member, glca={"blocks": 2})
     found = rates(model, create(model, "optimizer.lr=1", "optimizer.lr_batch_size=null", "optimizer.layer_decay=0.5"))
@@ -119,6 +122,17 @@ def test_what_is_new_has_its_own_factor_and_no_depth() -> None:
     found = rates(model, create(model, *words, new=model.new_parameters))
     assert all(found[name] == 10.0 for name in model.new_parameters if name in found)
     assert found["vit.blocks.2.mlp.fc1.weight"] == 0.5 and found["vit.norm.weight"] == 0.5
+
+
+def test_adapters_learn_as_what_is_new_and_nothing_else_of_the_backbone_does() -> None:
+    pytest.importorskip("peft")
+    model = tiny_model(glca={"blocks": 1})
+    add_adapters(model.vit, LoRAOptions(rank=2))
+    words = ["optimizer.lr=1", "optimizer.lr_batch_size=null", "optimizer.layer_decay=0.5", "optimizer.new_lr_scale=10"]
+    found = rates(model, create(model, *words, new=model.new_parameters))
+    assert {name for name in found if name.startswith("vit.")} == {name for name in found if is_adapter(name)}
+    assert {rate for name, rate in found.items() if name.startswith(("vit.", "head."))} == {10.0}
+    assert {rate for name, rate in found.items() if name.startswith("glca.")} == {0.5}  # of the block that it copies
 
 
 def test_frozen_parameters_are_left_out_of_the_optimizer() -> None:

@@ -22,6 +22,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from dcal.attention.adapters import without_adapters
 from dcal.attention.pooling import CLASS_TOKEN, Pooling
 from dcal.attention.rollout import HEAD_FUSIONS, num_selected, rollout_row
 from dcal.attention.rows import gather_rows, project_keys_values, rope_rows, run_rows
@@ -38,7 +39,7 @@ class GlobalLocalCrossAttention(nn.Module):
     """The GLCA branch: M full transformer blocks and a final norm of its own.
 
     Args:
-        blocks: the backbone's last M blocks; copied, never shared.
+        blocks: the backbone's last M blocks; copied, never shared, without their adapters.
         norm: the backbone's final norm; copied.
         num_prefix_tokens: class, distillation and register tokens before the patches.
         top_ratio: share of the patches that are selected, in (0, 1]; at least one is.
@@ -77,10 +78,10 @@ class GlobalLocalCrossAttention(nn.Module):
         ):
             choose(f"attention.{key}", value, options)
         num_selected(top_ratio, 1)
-        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks)
+        self.blocks = nn.ModuleList(without_adapters(copy.deepcopy(block)) for block in blocks)
         self.norm = copy.deepcopy(norm)
-        self.requires_grad_()  # of a frozen backbone too: the copies are this branch's own
         self.pooling, self.attn_pool = pooling, copy.deepcopy(attention_pool)
+        self.requires_grad_()  # of a frozen backbone too: the copies are this branch's own
         self.num_prefix_tokens = num_prefix_tokens
         self.top_ratio, self.selection, self.readout, self.head_fusion = (
             top_ratio,

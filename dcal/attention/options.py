@@ -1,5 +1,5 @@
-"""The options of the two branches, declared once: the schema of `attention.glca` and `attention.pwca` and the arguments
-of `DCAL`.
+"""The options of the two branches and of adapters, declared once: the schema of `attention.glca`, `attention.pwca` and
+`backbone.lora`, and the arguments of `DCAL` and `create_backbone`.
 
 Their values are checked where they are used.
 """
@@ -47,6 +47,18 @@ class PWCAOptions:
     """Under `curriculum`: policies, each for an equal share of the training."""
 
 
+@dataclass
+class LoRAOptions:
+    """Low-rank adapters on the backbone."""
+
+    rank: int = 0
+    """Of the adapters' matrices; 0 for no adapters."""
+    alpha: float = 16.0
+    """What an adapter adds is scaled by `alpha / rank`."""
+    layers: str = "all"
+    """`attention`, the projections of attention; or `all`, those of the MLPs too."""
+
+
 Options = TypeVar("Options", GLCAOptions, PWCAOptions)
 
 
@@ -71,3 +83,17 @@ def branch_options(kind: type[Options], given: Options | Mapping[str, Any] | Non
         if name not in names:
             raise UserError(f"{branch} has no option {name!r}: {nearest(str(name), names)}")
     return kind(**given)
+
+
+def lora_options(given: LoRAOptions | Mapping[str, Any] | None) -> LoRAOptions:
+    """The options of the adapters, those that are not given at their defaults; None for no adapters.
+
+    Raises:
+        UserError: a name that is no option.
+    """
+    if isinstance(given, LoRAOptions):
+        return given
+    try:
+        return LoRAOptions(**(given or {}))
+    except TypeError as error:
+        raise UserError(f"backbone.lora: {str(error).removeprefix('LoRAOptions.__init__() ')}") from None

@@ -63,7 +63,7 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     """Keys and values of all tokens as the block's own attention would compute them, queries left out.
 
     Covers timm's `Attention`, `AttentionRope` and `EvaAttention`: fused or separate projections, every bias
-    layout, qk-norm, rotary embedding and grouped heads.
+    layout, qk-norm, rotary embedding and grouped heads; and projections with an adapter around them.
 
     Returns:
         keys and values, each (B, H, N, D).
@@ -71,8 +71,7 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     attn: Any = block.attn  # timm's attention classes share these names, not a type
     y_BND: Tensor = block.norm1(x_BND)  # type: ignore[operator]
     if attn.qkv is not None:
-        width = attn.qkv.weight.shape[0] // 3
-        kv = F.linear(y_BND, attn.qkv.weight[width:], _key_value_bias(attn, width))
+        kv = _fused_keys_values(attn, y_BND)
         k, v = kv.unflatten(-1, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     else:
         k = attn.k_proj(y_BND).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
@@ -88,11 +87,17 @@ def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) ->
     return k, v
 
 
-def _key_value_bias(attn: Any, width: int) -> Tensor | None:
-    if getattr(attn, "q_bias", None) is not None:  # Eva keeps the biases beside a bias-free projection
-        return torch.cat((attn.k_bias, attn.v_bias))
-    bias = attn.qkv.bias
-    return None if bias is None else bias[width:]
+def _fused_keys_values(attn: Any, y_BND: Tensor) -> Tensor:
+    """Keys and values, side by side in the channels, of an attention with one projection for all three: (B, N, 2 D)."""
+    width = attn.qkv.out_features // 3
+    beside = None  # Eva keeps the biases beside a bias-free projection
+    if getattr(attn, "q_bias", None) is not None:
+        beside = torch.cat((attn.k_bias, attn.v_bias))
+    if type(attn.qkv) is not nn.Linear:  # an adapter: what it computes is not in its weight
+        kv = attn.qkv(y_BND)[..., width:]
+        return kv if beside is None else kv + beside
+    bias = beside if beside is not None or attn.qkv.bias is None else attn.qkv.bias[width:]
+    return F.linear(y_BND, attn.qkv.weight[width:], bias)
 
 
 def gather_rows(x_BND: Tensor, index_BR: Tensor) -> Tensor:

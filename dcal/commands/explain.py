@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images
-from dcal.inference.restore import Restored
+from dcal.inference.restore import Opened, Restored
 from dcal.metric.faithfulness import Curves, curves, summary
 from dcal.run.files import write_atomically
 from dcal.task.fgvc import short
@@ -32,16 +32,18 @@ BATCH = 16
 def explain(config: DictConfig) -> None:
     """Draws a figure per image, or measures faithfulness, or both."""
     check(config)
-    restored = open_run(config)
-    if config.faithfulness is not None and restored.task.name != "fgvc":
+    opened = open_model(config)
+    classifier = opened if isinstance(opened, Restored) and opened.task.name == "fgvc" else None
+    if config.faithfulness is not None and classifier is None:
+        kind = "re-identification" if isinstance(opened, Restored) else "a plain backbone"
         raise UserError(
-            "faithfulness: follows the probability of a class, and re-identification has none; "
-            "give images= to see what the run looks at"
+            f"faithfulness: follows the probability of a class, and {kind} has none; give images= to see what the "
+            "model looks at"
         )
     out = Path(config.out).expanduser()
-    paths, left_out = explain_images(restored, config, out) if config.images is not None else ([], {})
-    if config.faithfulness is not None:
-        measure(restored, config, out)
+    paths, left_out = explain_images(opened, config, out) if config.images is not None else ([], {})
+    if config.faithfulness is not None and classifier is not None:
+        measure(classifier, config, out)
     end_incomplete(left_out, len(paths))
 
 
@@ -60,23 +62,23 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{key}={config[key]}: must be at least {least}")
 
 
-def explain_images(restored: Restored, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
+def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Writes a figure for each image that can be read, streaming; returns all images, and why some have none."""
     paths = find_images(config.images)
-    distractor = None if config.pair is None else one_image(restored, config.pair)
-    loader = open_images(restored, paths, BATCH)
+    distractor = None if config.pair is None else one_image(opened, config.pair)
+    loader = open_images(opened, paths, BATCH)
     names = figure_names(paths)
     with tqdm(total=len(paths), desc="explain", unit="image", disable=None) as bar:
         for batch in loader:
             images = batch["image"]
-            maps = attention_maps(restored.model, images, restored.device)
-            guesses = predictions(restored, images, config.top)
+            maps = attention_maps(opened.model, images, opened.device)
+            guesses = predictions(opened, images, config.top)
             for row, index in enumerate(batch["index"].tolist()):
                 glca, selected = (None if part is None else part[row] for part in maps[1:])
                 sheet = Sheet(images[row], maps.rollout[row], glca, selected, guesses[row])
                 pair = None
                 if distractor is not None:
-                    pair = distraction(restored.model, images[row], distractor, restored.device)
+                    pair = distraction(opened.model, images[row], distractor, opened.device)
                 draw_sheet(sheet, printable(paths[index].name), out / names[index], distractor, pair)
             bar.update(len(images))
     print(f"{len(paths) - len(loader.skipped)} figures in {out}")
@@ -94,7 +96,7 @@ def figure_names(paths: Sequence[Path]) -> list[str]:
     return [f"{os.path.relpath(place, base)}.png" for place in places]
 
 
-def one_image(restored: Restored, spec: str) -> Tensor:
+def one_image(opened: Opened, spec: str) -> Tensor:
     """The distractor, uint8 (3, H, W).
 
     Raises:
@@ -103,31 +105,31 @@ def one_image(restored: Restored, spec: str) -> Tensor:
     paths = find_images(spec, "pair")
     if len(paths) > 1:
         raise UserError(f"pair={spec}: names {len(paths)} images; give one")
-    image: Tensor = next(iter(open_images(restored, paths)))["image"][0]
+    image: Tensor = next(iter(open_images(opened, paths)))["image"][0]
     return image
 
 
-def predictions(restored: Restored, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:
+def predictions(opened: Opened, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:
     """For each image the `top` classes with probabilities, by branch and (`both`) combined as in evaluation."""
-    if restored.task.name != "fgvc":
+    if opened.task.name != "fgvc":
         return [{} for _ in images]
     found: list[dict[str, list[tuple[str, float]]]] = [{} for _ in images]
-    for branch, probability_BC in probabilities(restored, restored.device.normalise(images)).items():
-        best = probability_BC.topk(min(top, len(restored.class_names)))
+    for branch, probability_BC in probabilities(opened, opened.device.normalise(images)).items():
+        best = probability_BC.topk(min(top, len(opened.class_names)))
         for row, (values, labels) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            names = [short(restored.class_names[label], 30) for label in labels]
+            names = [short(opened.class_names[label], 30) for label in labels]
             found[row][branch] = list(zip(names, values, strict=True))
     return found
 
 
-def probabilities(restored: Restored, normalised: Tensor) -> dict[str, Tensor]:
+def probabilities(opened: Opened, normalised: Tensor) -> dict[str, Tensor]:
     """Class probabilities (B, C) of the branches and, first and if they are two, of both combined; on the CPU.
 
     Of the image alone, whatever `task.flip_test` says: the maps beside them are its own.
     """
-    scores = infer_images(restored.model, normalised, None, restored.device, flip=False)
+    scores = infer_images(opened.model, normalised, None, opened.device, flip=False)
     logs = {name: values.cpu() for name, values in scores.logits.items()}
-    combined = {"both": combined_scores(logs, restored.task.inference)} if len(logs) > 1 else {}
+    combined = {"both": combined_scores(logs, opened.task.inference)} if len(logs) > 1 else {}
     return {name: values.exp() for name, values in {**combined, **logs}.items()}
 
 
@@ -156,18 +158,18 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     print(f"{origin}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
 
 
-def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
+def faithfulness(opened: Opened, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
     """The curves of each map for each image: the probability of the class that the run sees in the whole image."""
     with tqdm(total=len(records), desc="faithfulness", unit="image", disable=None) as bar:
-        for batch in open_images(restored, records, BATCH):
-            maps = attention_maps(restored.model, batch["image"], restored.device)
-            normalised = restored.device.normalise(batch["image"])
+        for batch in open_images(opened, records, BATCH):
+            maps = attention_maps(opened.model, batch["image"], opened.device)
+            normalised = opened.device.normalise(batch["image"])
             for row, index in enumerate(batch["index"].tolist()):
-                first = next(iter(probabilities(restored, normalised[row : row + 1]).values()))
+                first = next(iter(probabilities(opened, normalised[row : row + 1]).values()))
                 label = int(first.argmax())
 
                 def score(hidden: Tensor, label: int = label) -> Tensor:
-                    return next(iter(probabilities(restored, hidden).values()))[:, label]
+                    return next(iter(probabilities(opened, hidden).values()))[:, label]
 
                 chance = torch.rand(maps.rollout.shape[1:], generator=torch.Generator().manual_seed(index))
                 orders = {"rollout": maps.rollout[row]}

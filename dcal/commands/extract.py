@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
 from dcal.dataset.record import DataError, Record
 from dcal.inference.embed import embed, provenance
 from dcal.inference.images import chosen
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
 from dcal.inference.index_parts import differences, drop_parts, open_parts, read_part, write_part
-from dcal.inference.restore import Restored
+from dcal.inference.restore import Opened
 from dcal.run.files import remove_partial
 from dcal.run.lock import acquire_lock
 from dcal.run.progress import work
@@ -41,10 +41,10 @@ def extract(config: DictConfig) -> None:
     """Extracts what is missing or has changed, then writes the file."""
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
-    restored = open_run(config)
-    records, origin = chosen_records(config, restored)
+    opened = open_model(config)
+    records, origin = chosen_records(config, opened)
     stamps = [file_stamp(record.path) for record in records]
-    settings = all_settings(config, restored, records)
+    settings = all_settings(config, opened, records)
     folder = out.with_name(f"{out.name}.parts")
     if out.exists():
         index = read_index(out, "out")
@@ -52,12 +52,12 @@ def extract(config: DictConfig) -> None:
         if other:
             raise UserError(f"out={out}: exists, made with other settings ({other}); delete it or choose another name")
         shutil.rmtree(folder, ignore_errors=True)
-        skipped = update(restored, records, stamps, out, index)
+        skipped = update(opened, records, stamps, out, index)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         with acquire_lock(folder):  # two processes would mix their parts, which end where each happens to be
             begun = unchanged(folder, open_parts(folder, settings), stamps)
-            parts = compute(restored, records, stamps, folder, begun, settings["dtype"])
+            parts = compute(opened, records, stamps, folder, begun, settings["dtype"])
             remove_partial(out.parent, glob.escape(out.name))
             skipped = join(records, stamps, folder, parts, out, settings)
             shutil.rmtree(folder)
@@ -65,7 +65,7 @@ def extract(config: DictConfig) -> None:
     end_incomplete(skipped, len(records))
 
 
-def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Record], str]:
+def chosen_records(config: DictConfig, opened: Opened) -> tuple[Sequence[Record], str]:
     """The images of `images`, or those of `split`, with cameras and labels as far as they are known; and their origin.
 
     Raises:
@@ -73,7 +73,7 @@ def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Rec
         DataError: nothing is there.
     """
     images = list(config.images) if isinstance(config.images, ListConfig) else config.images
-    records, origin = chosen(restored, images, config.split, config.dataset)
+    records, origin = chosen(opened, images, config.split, config.dataset)
     for key in ("label", "camera"):
         if config[key] is None:
             continue
@@ -85,32 +85,30 @@ def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Rec
     return records, origin
 
 
-def all_settings(config: DictConfig, restored: Restored, records: Sequence[Record]) -> dict[str, Any]:
+def all_settings(config: DictConfig, opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     """Everything that the bytes of the file depend on."""
     listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
     return {
-        **provenance(restored),
+        **provenance(opened),
         "dtype": "float16" if config.fp16 else "float32",
         "images": len(records),
         "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),
         "split": config.split,
         "camera": config.camera,
         "label": config.label,
-        "batch_size": restored.config.train.eval_batch_size,
-        "precision": restored.config.train.precision,
-        "device": restored.device.torch.type,
+        "batch_size": opened.config.train.eval_batch_size,
+        "precision": opened.config.train.precision,
+        "device": opened.device.torch.type,
         "torch": torch.__version__,
     }
 
 
-def update(
-    restored: Restored, records: Sequence[Record], stamps: Sequence[str], out: Path, index: Index
-) -> Sequence[str]:
+def update(opened: Opened, records: Sequence[Record], stamps: Sequence[str], out: Path, index: Index) -> Sequence[str]:
     """Computes anew what has changed since a file was written; returns the paths of images that are not in it.
 
     Whole batches, as in an extraction from the beginning, so that the file gets the very same bytes.
     """
-    size = restored.config.train.eval_batch_size
+    size = opened.config.train.eval_batch_size
     paths = [printable(record.path.absolute()) for record in records]
     row_of, row = {}, 0
     for position, path in enumerate(paths):  # the file has the images in the same order, without those left out
@@ -133,7 +131,7 @@ def update(
         for position in batch:
             features.pop(position, None)
         try:
-            for positions, rows in embed(restored, records[start : batch.stop], first=start):
+            for positions, rows in embed(opened, records[start : batch.stop], first=start):
                 values = rows.numpy().astype(index.features.dtype)
                 features |= {
                     start + position: value for position, value in zip(positions.tolist(), values, strict=True)
@@ -162,7 +160,7 @@ def unchanged(folder: Path, parts: int, stamps: Sequence[str]) -> int:
 
 
 def compute(
-    restored: Restored, records: Sequence[Record], stamps: Sequence[str], folder: Path, number: int, dtype: str
+    opened: Opened, records: Sequence[Record], stamps: Sequence[str], folder: Path, number: int, dtype: str
 ) -> int:
     """Writes the parts that follow the first `number`; returns how many there are then.
 
@@ -171,7 +169,7 @@ def compute(
     Raises:
         Interrupted: on SIGTERM or Ctrl-C, with everything computed so far in parts.
     """
-    batch_size = restored.config.train.eval_batch_size
+    batch_size = opened.config.train.eval_batch_size
     last = int(read_part(folder, number - 1)["index"][-1]) if number else -1
     start = min(math.ceil((last + 1) / batch_size) * batch_size, len(records))
     pending: list[tuple[Tensor, Tensor]] = []
@@ -181,7 +179,7 @@ def compute(
             stop_requests() as stop,
             work("extract", len(records), "image", start) as piece,
         ):
-            for index, features in embed(restored, records[start:], first=start) if start < len(records) else ():
+            for index, features in embed(opened, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 piece.advance(int(index[-1]) + 1 + start - piece.count)
                 if stop or time.monotonic() - written >= PART_SECONDS:

@@ -1,4 +1,4 @@
-"""What the commands on a trained run share: opening the run, and what they say of images that they left out."""
+"""What the commands on a trained model share: opening it, and what they say of images that they left out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,39 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dcal.commands.words.keys import config_folders
-from dcal.inference.restore import Restored, restore
+from dcal.inference.plain_backbone import open_backbone
+from dcal.inference.restore import Opened, Restored, drop_none, restore
 from dcal.inference.trust import Trust
 from dcal.run.find import find_run
+from dcal.utils.errors import UserError
 
 INCOMPLETE = 3
 """Exit code of a command that did its work, but for images that it had to leave out."""
+
+
+def open_model(config: DictConfig, **changes: Any) -> Opened:
+    """The run that `run=` names, or the plain backbone of `backbone.name=`.
+
+    Args:
+        config: of the command.
+        changes: nodes that replace those of `config`, e.g. `task`; `backbone`: what is not typed of a plain backbone.
+
+    Raises:
+        UserError: both are given, or neither; or a key of the one with the other.
+    """
+    below = changes.pop("backbone", {})  # what is typed counts before it
+    backbone = {key: value for key, value in drop_none(config.backbone).items() if value != {}}
+    if config.run is not None:
+        if backbone:
+            raise UserError(f"run={config.run} and backbone.{next(iter(backbone))} are both given: choose one")
+        return open_run(config, **changes)
+    if not backbone.get("name"):
+        raise UserError("give run=DIR, or a plain backbone: backbone.name=NAME with backbone.checkpoint=FILE")
+    for key, value in (("weights", "last"), ("trust", False)):
+        if config[key] != value:
+            raise UserError(f"{key}={config[key]}: goes with run=; a plain backbone has backbone.checkpoint")
+    asked = {key: drop_none(config[key]) for key in ("task", "train") if key in config} | changes
+    return open_backbone({**drop_none(below), **backbone}, asked.get("task"), asked.get("train"), config.device)
 
 
 def open_run(config: DictConfig, **changes: Any) -> Restored:

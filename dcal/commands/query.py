@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
 from dcal.inference.embed import embed, provenance
 from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import differences
-from dcal.inference.restore import Restored
+from dcal.inference.restore import Opened, Restored
 from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, judge
@@ -53,29 +53,29 @@ def query(config: DictConfig) -> None:
     file = Path(config.index).expanduser()
     index = read_index(file, "index")
     task = {key: index.settings.get(key) for key in ("inference", "flip_test")}
-    restored = open_run(config, task=task)
-    check_origin(index, restored, file)
+    opened = open_model(config, task=task, backbone={key: index.settings.get(key) for key in ("image_size", "resize")})
+    check_origin(index, opened, file)
     began = time.monotonic()
-    found = search(restored, index, asked(config, index, paths), config.top, config.same_camera == "drop")
+    found = search(opened, index, asked(config, index, paths), config.top, config.same_camera == "drop")
     taken = time.monotonic() - began
     for one in found:
         print(table(one, index))
     if found and found[0].answers:
-        print("\n".join(["what the answers promise:", *promises(read_thresholds(restored) or {})]))
+        print("\n".join(["what the answers promise:", *promises(thresholds_of(opened) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
     if config.picture:
-        draw(found[:PICTURED], index, restored, Path(config.picture).expanduser())
+        draw(found[:PICTURED], index, opened, Path(config.picture).expanduser())
         print(f"picture  {config.picture}")
     end_incomplete(range(len(paths) - len(found)), len(paths))
 
 
-def check_origin(index: Index, restored: Restored, file: Path) -> None:
+def check_origin(index: Index, opened: Opened, file: Path) -> None:
     """Features of two models do not compare.
 
     Raises:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
-    now = {key: value for key, value in provenance(restored).items() if key != "run"}
+    now = {key: value for key, value in provenance(opened).items() if key != "run"}
     other = differences({key: index.settings.get(key) for key in now}, now)
     if other:
         raise UserError(
@@ -98,15 +98,20 @@ def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Recor
     return [Record(path, label, camera) for path, label, camera in zip(paths, *columns, strict=True)]
 
 
-def search(restored: Restored, index: Index, queries: Sequence[Record], top: int, drop: bool) -> list[Found]:
+def thresholds_of(opened: Opened) -> dict[str, Any] | None:
+    """What `dcal-calibrate` has left with a run for re-identification; a plain backbone has none."""
+    return read_thresholds(opened) if isinstance(opened, Restored) and opened.task.name == "reid" else None
+
+
+def search(opened: Opened, index: Index, queries: Sequence[Record], top: int, drop: bool) -> list[Found]:
     """Embeds the queries and compares each with the whole index."""
     gallery_GD = torch.tensor(index.features, dtype=torch.float32)  # a copy: what parquet gives is read-only
     if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
         gallery_GD = F.normalize(gallery_GD)
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
-    thresholds = read_thresholds(restored) if restored.task.name == "reid" else None
+    thresholds = thresholds_of(opened)
     found = []
-    for positions, query_BD in embed(restored, queries):
+    for positions, query_BD in embed(opened, queries):
         for position, query_D in zip(positions.tolist(), query_BD, strict=True):
             marks_G = judged(queries[position], index)
             out_1G = torch.isin(marks_G, left_out)[None] if drop else None
@@ -162,10 +167,10 @@ def table(found: Found, index: Index) -> str:
     return "\n".join([title, *lines, ""])
 
 
-def draw(found: Sequence[Found], index: Index, restored: Restored, path: Path) -> None:
+def draw(found: Sequence[Found], index: Index, opened: Opened, path: Path) -> None:
     """Draws a row per query, as a run does for its own; a file that is no longer there is left grey."""
     names = {one.query.path for one in found} | {Path(index.columns.path[row]) for one in found for row in one.rows}
-    paths, size = sorted(names), restored.config.dataset
+    paths, size = sorted(names), opened.config.dataset
     pictures = {path: torch.full((3, *size.image_size), 128, dtype=torch.uint8) for path in paths}
     for batch in image_loader(paths, size.image_size, size.resize, batch_size=64, decode=size.decode):
         pictures.update({paths[int(i)]: image for i, image in zip(batch["index"], batch["image"], strict=True)})

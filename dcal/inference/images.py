@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import find_images, image_loader, spread
 from dcal.dataset.record import Record
-from dcal.inference.restore import Restored, drop_none
+from dcal.inference.restore import Opened, Restored, drop_none
 from dcal.inference.trust import RunError
 from dcal.run.data_digest import data_digest
 from dcal.run.directory import IDENTITY_FILE
@@ -56,42 +56,42 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     return data
 
 
-def open_images(restored: Restored, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
-    """Batches of images that belong to no data set, as the run's evaluation would see them.
+def open_images(opened: Opened, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
+    """Batches of images that belong to no data set, as the model's evaluation would see them.
 
     Args:
-        batch_size: None for that of the run's evaluation.
+        batch_size: None for that of the model's evaluation.
 
     Raises:
         UserError: the model embeds cameras or views, and those of an image are unknown to it.
     """
-    check_sides(restored, images)
-    own, train = restored.config.dataset, restored.config.train
+    check_sides(opened, images)
+    own, train = opened.config.dataset, opened.config.train
     size = batch_size or train.eval_batch_size
     workers = train.workers if len(images) > size else 0  # not worth starting for one batch
-    on_gpu = restored.device.torch.type == "cuda"
+    on_gpu = opened.device.torch.type == "cuda"
     return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
 
 
-def check_sides(restored: Restored, images: Sequence[Path | Record]) -> None:
+def check_sides(opened: Opened, images: Sequence[Path | Record]) -> None:
     """Refuses images whose cameras or views a model with a camera embedding does not know.
 
     Raises:
         UserError: naming the first of them.
     """
-    device = restored.device
+    device = opened.device
     for image in images if device.num_cameras else ():
         camera, view = (image.camera, image.view) if isinstance(image, Record) else (-1, -1)
         if not 0 <= camera < device.num_cameras or (device.num_views > 1 and not 0 <= view < device.num_views):
             path = image.path if isinstance(image, Record) else image
             raise UserError(
-                f"task.side_information={restored.task.side_information}: the model has learned {device.num_cameras} "
+                f"task.side_information={opened.task.side_information}: the model has learned {device.num_cameras} "
                 f"cameras, and needs one of them for each image (for camera_view also its view); not so for {path}"
             )
 
 
 def chosen(
-    restored: Restored,
+    opened: Opened,
     images: str | Sequence[str] | None,
     split: str | None,
     dataset: Mapping[str, Any] | None = None,
@@ -101,7 +101,7 @@ def chosen(
 
     Args:
         images: file, folder or glob, see `dcal.dataset.image_files.find_images`; their label is -1.
-        split: of the run's data set.
+        split: of the run's data set; a plain backbone has none.
         dataset: keys that replace the run's, as `open_data` takes them.
 
     Raises:
@@ -113,7 +113,9 @@ def chosen(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: must be at least 1 image")
     if split is not None:
-        data = open_data(restored, dataset)
+        if not isinstance(opened, Restored):
+            raise UserError(f"split={split}: {opened.title} has no data set of its own: give images=PATH")
+        data = open_data(opened, dataset)
         records, origin = data.records(split), data_title(data, split)
     else:
         records = [Record(Path(path), -1) for path in find_images(images)]  # type: ignore[arg-type]  # not None here

@@ -7,9 +7,11 @@ the names of the classes, and how many cameras and views a side embedding has.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,10 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from yaml import YAMLError
 
+from dcal.attention.adapters import merge_adapters
+from dcal.attention.options import lora_options
 from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
-from dcal.run.digest import check_digest
+from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make
@@ -29,26 +33,53 @@ from dcal.utils.device import GPU_ONLY, Device, choose_device
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
-__all__ = ["Restored", "RunError", "restore"]
+__all__ = ["Opened", "Restored", "RunError", "restore"]
 logger = logging.getLogger(__name__)
 
 
-class Restored(NamedTuple):
-    """A trained model, ready for inference, and what is known of it."""
+@dataclass(frozen=True)
+class Opened(ABC):
+    """A model, ready for inference, and what is known of it."""
 
-    directory: Path
     config: DictConfig
     """Plain values, with the changes that the command asked for."""
     class_names: list[str]
-    """By label: the classes, or the identities of the training set."""
+    """By label: the classes, or the identities of the training set; empty for a plain backbone."""
     task: Task
     model: DCAL
     """In evaluation mode, on the device."""
     device: Device
+    trust: Trust
+    """What a data set may name, once it is opened."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """By which a user knows the model again."""
+
+    @abstractmethod
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights, in hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class Restored(Opened):
+    """A trained model, ready for inference, and what is known of it."""
+
+    directory: Path
     weights: Path
     """The file that the weights come from."""
-    trust: Trust = Trust()
-    """What the run's data set may name, once it is opened."""
+
+    @property
+    def title(self) -> str:
+        """`name/cfg_id/seed=...`, as in the run's path."""
+        result = read_result(self.directory)
+        cfg_id = result["cfg_id"] if result else self.directory.absolute().parent.name
+        return f"{self.config.name}/{cfg_id}/seed={self.config.seed}"
+
+    def weights_digest(self) -> str:
+        """Of the file."""
+        return sha256(self.weights)
 
 
 def restore(
@@ -84,6 +115,7 @@ def restore(
     values: dict[str, Any] = plain(OmegaConf.to_container(config), folder)
     for group in ("backbone", "attention", "task"):  # what is instantiated here
         trust.check(group, values[group])
+    lora = lora_options(values["backbone"].get("lora"))
     values["backbone"] = without_weights(values["backbone"], trust.everything)
     config = OmegaConf.create(values)
     task: Task = make(config.task)
@@ -99,13 +131,14 @@ def restore(
     cameras, views = card["sides"]
     model, place = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
     try:
-        model.load_state_dict(load_file(file, device=str(place.torch)))
+        # a checkpoint of a run with adapters has them apart
+        model.load_state_dict(merge_adapters(load_file(file, device=str(place.torch)), lora))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
-    return Restored(folder, config, card["class_names"], task, model.eval(), place, file, trust)
+    return Restored(config, card["class_names"], task, model.eval(), place, trust, folder, file)
 
 
 def available_precision(precision: str, device: str) -> str:

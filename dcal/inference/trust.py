@@ -82,7 +82,7 @@ def plain(node: Any, file: Path) -> Any:
 
 
 def without_weights(backbone: Mapping[str, Any], trusted: bool = False) -> dict[str, Any]:
-    """The arguments of `create_backbone` that build the architecture and nothing else.
+    """The arguments of `create_backbone` that build the architecture and nothing else: no weights, no adapters.
 
     Args:
         backbone: node of a configuration, or of `config.json`.
@@ -103,7 +103,7 @@ def without_weights(backbone: Mapping[str, Any], trusted: bool = False) -> dict[
     overlay = kwargs.pop("pretrained_cfg", None)
     if isinstance(overlay, Mapping):
         kwargs["pretrained_cfg"] = {key: overlay[key] for key in NORMALIZATION if key in overlay}
-    return {**backbone, "kwargs": kwargs, "pretrained": False, "checkpoint": None}
+    return {**backbone, "kwargs": kwargs, "pretrained": False, "checkpoint": None, "lora": None}
 
 
 @cache

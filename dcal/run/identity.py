@@ -53,6 +53,7 @@ Flat = Mapping[str, Any]
 _NO_GLCA = ("none", "pwca")
 _NO_PWCA = ("none", "glca")
 IDLE: Mapping[str, Callable[[Flat], bool]] = {
+    "backbone.lora.": lambda flat: not flat.get("backbone.lora.rank"),
     "attention.glca.": lambda flat: flat["attention"] in _NO_GLCA,
     "attention.head_fusion": lambda flat: flat["attention"] in _NO_GLCA,
     "attention.pwca.": lambda flat: flat["attention"] in _NO_PWCA,

@@ -123,8 +123,12 @@ def _renamed(target: str, moved: Mapping[str, str]) -> str:
 
 
 def _remove(node: dict[str, Any], key: str, missing: Any) -> Any:
-    """Takes a dotted key out of nested dictionaries and returns its value, or `missing`."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        node = node.get(parent) or {}
-    return node.pop(last, missing)
+    """Takes a dotted key out of nested dictionaries, with its group if that is then empty; its value, or `missing`."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        return node.pop(first, missing)
+    group = node.get(first) or {}
+    value = _remove(group, rest, missing)
+    if not group:
+        node.pop(first, None)
+    return value

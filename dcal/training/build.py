@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from dcal.attention.adapters import without_adapters
+from dcal.attention.options import lora_options
 from dcal.backbone import normalisation
 from dcal.config import Config
 from dcal.dataset.data import Data
@@ -57,8 +59,11 @@ def build(config: DictConfig) -> TrainState:
     ema, eval_model = None, None
     if cfg.train.ema_decay is not None:  # one tensor at a time, where some are sharded and buffers are not
         ema = ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True, foreach=not sharded)
-    if sharded:
+    lora = lora_options(OmegaConf.to_object(config.backbone.lora))  # type: ignore[arg-type]
+    if sharded or lora.rank:
         eval_model = copy.deepcopy(model)
+        without_adapters(eval_model)
+    if sharded:
         for copied in [model, *([ema.module] if ema else [])]:
             shard(copied)
     optimization = make(config.optimizer)(
@@ -93,6 +98,7 @@ def build(config: DictConfig) -> TrainState:
         ema,
         build_mixup(task, data.num_classes),
         eval_model,
+        lora,
     )
     check_splits(state)
     return state
@@ -211,8 +217,12 @@ def check_train(cfg: Config) -> None:
         return
     if cfg.train.auto_accumulate:
         raise UserError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
-    if cfg.launch.strategy == "fsdp" and (cfg.train.head_epochs or cfg.backbone.freeze == "all"):
-        raise UserError("train.head_epochs and backbone.freeze=all need launch.strategy=ddp: there is little to shard")
+    little = cfg.train.head_epochs or cfg.backbone.freeze == "all" or cfg.backbone.lora.rank
+    if cfg.launch.strategy == "fsdp" and little:
+        raise UserError(
+            "train.head_epochs, backbone.freeze=all and backbone.lora.rank need launch.strategy=ddp: there is little "
+            "to shard"
+        )
     if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
         raise UserError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,8 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from dcal.attention.adapters import merge_adapters
+from dcal.attention.options import LoRAOptions
 from dcal.config import TrainConfig
 from dcal.dataset.data import Data, Loader
 from dcal.model import DCAL
@@ -86,19 +88,22 @@ class TrainState:
     ema: ModelEmaV3 | None = None
     mixup: Mixup | None = None
     eval_model: DCAL | None = None
-    """Under FSDP, a model of the same build that is not sharded."""
+    """A model of the same build that is not sharded and has no adapters, where the one that learns is or has."""
     seconds: float = 0.0
     """Spent training and evaluating, over all sessions; known when the run is finished."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """Of the adapters of the model, if it has any."""
 
     def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.
 
-        Under FSDP it is put together here, from all processes, which must all ask for it.
+        Under FSDP it is put together here, from all processes, which must all ask for it. Adapters are merged: a run is
+        judged by the very weights that it keeps.
         """
         model: DCAL = self.model if self.ema is None else self.ema.module
         if self.eval_model is None:
             return model
-        self.eval_model.load_state_dict(full_state_dict(model.state_dict()))
+        self.eval_model.load_state_dict(merge_adapters(full_state_dict(model.state_dict()), self.lora))
         return self.eval_model
 
     @property

@@ -27,6 +27,9 @@ dcal-train backbone.name=local-dir:~/models/my_vit backbone.pretrained=true
 - Position embeddings are resampled to the grid of `dataset.image_size`, from any grid.
 - Of a trained model and its moving average (`teacher`, `ema`), the average is taken.
 - Nothing in a file runs: neither pickled objects nor TorchScript. `argparse.Namespace` is the one object allowed.
+- The layout changes no digit: DeiT-Tiny's weights, written in each of the layouts here that hold a plain ViT, train to
+  the same accuracy and the same weights, bit for bit (`tests/weights/test_layout_runs.py`: one epoch of DCAL on a fifth
+  of cub10 at 64 pixels, 12.76 % from all of them; a comparison of files, not a result).
 - `hf-hub:organisation/name` and `local-dir:FOLDER` are models that timm has saved: `config.json` names the
   architecture, and `backbone.pretrained=true` takes the weights. Without internet the hub's local cache is used.
 

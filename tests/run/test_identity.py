@@ -88,6 +88,7 @@ SAME = [
     ["train.checkpoint_minutes=1", "run.root=elsewhere", "run.debug=true", "wandb.mode=disabled"],
     ["attention=dcal", "optimizer.opt=adamw", "train.epochs=40"],  # what is the default already
     ["attention.pwca.pairing_ratio=0.3", "attention.pwca.curriculum=[easiest]", "task.triplet.margin=0.3"],  # idle
+    ["backbone.lora.alpha=8", "backbone.lora.layers=attention"],  # of adapters that are off
 ]
 OTHER = [
     ["attention=glca"],
@@ -95,6 +96,8 @@ OTHER = [
     ["attention.pwca.pairing=mixed"],
     ["backbone=deit_tiny"],
     ["backbone.pretrained=true"],
+    ["backbone.lora.rank=2"],
+    ["backbone.lora.rank=2", "backbone.lora.alpha=8"],
     ["+backbone.kwargs.qkv_bias=false"],
     ["dataset.image_size=[64,64]"],
     ["dataset.reader.seed=1"],

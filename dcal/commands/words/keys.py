@@ -41,7 +41,7 @@ NAMES_AND_PATHS = frozenset(
         "html",
         "repo",
     }
-    | {"root", "dataset.root"}
+    | {"root", "dataset.root", "backbone.name", "backbone.checkpoint"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
 

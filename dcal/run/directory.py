@@ -13,7 +13,7 @@ import os
 import secrets
 import traceback
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import BaseFileLock
@@ -34,6 +34,7 @@ from dcal.run.provenance import (
     trained_by,
     versions,
 )
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class Run:
         identity: of that configuration, if it is known already: to find it reads the lists of the data set.
 
     Raises:
-        UserError: `backbone.checkpoint` is not there; on entering, if the directory cannot be held or written.
+        UserError: `backbone.checkpoint` is not there, or `name` leads out of `run.root`; on entering, if the directory
+            cannot be held or written.
     """
 
     def __init__(self, config: DictConfig, identity: Identity | None = None) -> None:
@@ -72,7 +74,10 @@ class Run:
 
     def _locate(self) -> tuple[Path, Path]:
         """The directory that a new run has, and the one of this run, which may be under the id that it had once."""
-        folder = Path(self.config.run.root).expanduser().absolute() / str(self.config.name)
+        name = PurePath(self.config.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"name={name}: is a path below run.root, so without a beginning of / and without ..")
+        folder = Path(self.config.run.root).expanduser().absolute() / name
         seed = f"seed={self.seed}"
         today = folder / self.identity.cfg_id / seed
         if (today / IDENTITY_FILE).is_file():

@@ -28,7 +28,7 @@ from dcal.commands.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
-from dcal.utils.paths import ensure_home, experiments_dir
+from dcal.utils.paths import ensure_home, experiments_dir, tidy_wandb_environment
 from dcal.utils.signals import Interrupted, hand_on
 from dcal.utils.streams import make_stderr_optional
 
@@ -57,6 +57,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     make_stderr_optional()
     try:
         ensure_home()
+        tidy_wandb_environment()
         keep_freed_memory()
         if config_name != "train":
             work_alone()

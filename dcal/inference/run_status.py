@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.run.directory import WHOLE
+from dcal.run.digest import check_digest
+from dcal.run.directory import CHECKED, WHOLE
 from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
@@ -49,6 +50,7 @@ def state(directory: Path) -> Iterator[Finding]:
         for name in WHOLE:
             if not (directory / name).is_file():
                 yield Finding(FAIL, "files", f"{name} is missing", f"to train anew: {command} run.fresh=true")
+        yield from _damaged(directory)
     elif busy is not None:
         yield Finding(OK, "state", f"running: {busy}")
     elif failure.is_file():
@@ -70,6 +72,16 @@ def weights(directory: Path) -> Iterator[Finding]:
         yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
     elif not (directory / "result.json").is_file():
         yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
+
+
+def _damaged(directory: Path) -> Iterator[Finding]:
+    """Files that are not what the run wrote; of the last weights `weights` says so."""
+    for name in CHECKED:
+        if name != "last.safetensors" and (directory / name).is_file():
+            try:
+                check_digest(directory / name)
+            except UserError as error:
+                yield Finding(FAIL, "files", str(error))
 
 
 def _foreign_code(config: DictConfig) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_command import killed, refused, run_command
 
@@ -171,6 +172,20 @@ def test_one_flipped_bit_in_the_weights_is_refused(tmp_path: Path, capfd: pytest
     with pytest.raises(SystemExit) as ended:
         run_command(doctor.main, f"run={weights.parent}")
     assert ended.value.code == 1 and "last.safetensors is damaged" in capfd.readouterr().out
+
+
+def test_outcomes_of_another_run_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command(tmp_path)
+    items = only_run(tmp_path) / "items.npz"
+    with np.load(items) as arrays:
+        others = dict(arrays)
+    others["index"] = others["index"][::-1]  # as good a result, but of other images
+    np.savez(items, **others)
+    with pytest.raises(SystemExit):
+        run_command(doctor.main, f"run={items.parent}")
+    assert "items.npz is damaged" in capfd.readouterr().out
+    run_command(results.main, f"runs={tmp_path}", f"out={tmp_path / 'records'}")
+    assert "items.npz is damaged" in capfd.readouterr().err
 
 
 def test_lost_files_are_named_with_a_remedy_that_works(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -56,10 +56,14 @@ def check(config: DictConfig) -> None:
     Raises:
         UserError: nothing is asked for, a key is of no use without another, or a number is out of its range.
     """
+    from dcal.inference.images import refuse_data_keys
+
     if config.images is None and config.faithfulness is None:
         raise UserError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
     if config.pair is not None and config.images is None:
         raise UserError(f"pair={config.pair}: needs images= that it distracts from")
+    if config.faithfulness is None:
+        refuse_data_keys(config.dataset, f"images={config.images}")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
         if config[key] is not None and config[key] < least:
             raise UserError(f"{key}={config[key]}: must be at least {least}")

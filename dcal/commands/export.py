@@ -139,9 +139,11 @@ def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tu
     from tqdm import tqdm
 
     from dcal.inference.export_graph import parts
-    from dcal.inference.images import chosen, open_images
+    from dcal.inference.images import chosen, open_images, refuse_data_keys
 
     real = config.images is not None or config.split is not None
+    if not real:
+        refuse_data_keys(config.dataset, "noise")
     records, origin = (
         chosen(restored, config.images, config.split, config.dataset, config.limit) if real else ([], "noise")
     )

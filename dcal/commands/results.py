@@ -21,7 +21,8 @@ from dcal.report.pages import fill, html
 from dcal.report.plot import draw
 from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
-from dcal.run.files import write_atomically
+from dcal.run.files import explain_write_errors, write_atomically
+from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
@@ -54,6 +55,17 @@ def job(config: DictConfig) -> None:
         write_report(Path(config.report).expanduser(), config)
         return
     out = Path(config.out)
+    if not config.write:
+        tabulate(out, config)
+        return
+    with explain_write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with acquire_lock(out):  # records are read, merged and written: of two at once one would be lost
+        tabulate(out, config)
+
+
+def tabulate(out: Path, config: DictConfig) -> None:
+    """Prints the tables of the runs that are found and of the records in `out`; writes them if that is asked for."""
     found = collected(out, Path(config.runs), config.device)
     if config.write:
         write_records(out, found)

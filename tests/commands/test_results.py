@@ -23,6 +23,7 @@ from dcal.report.format import markdown
 from dcal.report.pages import fill
 from dcal.report.records import collect, load, load_all, parse, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
+from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
@@ -292,6 +293,16 @@ def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.Captu
     job(configure(folder, write=True))
     (row,) = [line for line in printed.splitlines() if line.startswith("| dcal |")]
     assert row in capsys.readouterr().out and row in (folder / "README.md").read_text()
+
+
+def test_two_commands_do_not_write_into_one_place(runs: Path) -> None:
+    config = configure(runs.parent)
+    (runs.parent / "results").mkdir()
+    with acquire_lock(runs.parent / "results"), pytest.raises(UserError, match="is being worked on by process"):
+        job(config)
+    assert not list((runs.parent / "results").glob("*.json"))
+    job(config)
+    assert list((runs.parent / "results").glob("*.json"))
 
 
 def test_without_published_records_the_tables_are_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,7 +154,7 @@ def check_words(arguments: Sequence[str], config_name: str = "train") -> None:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
     required = required_keys(config_name)
-    overrides = [_parse(word) for word in arguments if word[:1] == "~" or ("=" in word and word[0] != "-")]
+    overrides = [_parse(word) for word in arguments if is_override(word)]
     keys = known_keys(config_name)
     for override in overrides:
         options = group_options(override.key_or_group, folders) if has_groups(config_name) else []
@@ -163,6 +163,11 @@ def check_words(arguments: Sequence[str], config_name: str = "train") -> None:
             _check_option(override, options)
         elif not override.key_or_group.startswith(FREE) and override.key_or_group not in keys:
             raise UserError(f"{override.key_or_group}: no such key; {_similar_key(override.key_or_group, keys)}")
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is a `key=value` or removes a key, and no flag nor what belongs to one."""
+    return word[:1] == "~" or ("=" in word and word[0] != "-")
 
 
 def _parse(word: str) -> Override:

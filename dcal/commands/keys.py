@@ -30,7 +30,21 @@ NULL_IS_NONE = frozenset({"picture", "threads"})
 """Keys of the commands other than `dcal-train` that have a default and may be null."""
 
 NAMES_AND_PATHS = frozenset(
-    {"run", "runs", "images", "image", "index", "out", "picture", "report", "tables", "figures", "html", "repo"}
+    {
+        "run",
+        "runs",
+        "images",
+        "image",
+        "index",
+        "out",
+        "picture",
+        "report",
+        "verdicts",
+        "tables",
+        "figures",
+        "html",
+        "repo",
+    }
     | {"root", "dataset.root"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""

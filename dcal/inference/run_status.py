@@ -1,4 +1,5 @@
 """The condition of a run directory, in findings: finished, running, interrupted or failed, and is it whole?"""
+# torch and what needs it is imported inside: `dcal-doctor` loads without, and tells if it is missing or broken
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.run.digest import check_digest
+from dcal.run.digest import damaged_files
 from dcal.run.directory import CHECKED, WHOLE
 from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
@@ -31,7 +32,7 @@ class Finding(NamedTuple):
 
 def state(directory: Path) -> Iterator[Finding]:
     """Finished, running, failed, interrupted or not begun."""
-    from dcal.inference.restore import read_config, read_result  # imports torch
+    from dcal.inference.restore import read_config, read_result
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
@@ -50,7 +51,9 @@ def state(directory: Path) -> Iterator[Finding]:
         for name in WHOLE:
             if not (directory / name).is_file():
                 yield Finding(FAIL, "files", f"{name} is missing", f"to train anew: {command} run.fresh=true")
-        yield from _damaged(directory)
+        others = [name for name in CHECKED if name != "last.safetensors"]  # of which `weights` says so
+        for damage in damaged_files(directory, others):
+            yield Finding(FAIL, "files", str(damage))
     elif busy is not None:
         yield Finding(OK, "state", f"running: {busy}")
     elif failure.is_file():
@@ -72,16 +75,6 @@ def weights(directory: Path) -> Iterator[Finding]:
         yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
     elif not (directory / "result.json").is_file():
         yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
-
-
-def _damaged(directory: Path) -> Iterator[Finding]:
-    """Files that are not what the run wrote; of the last weights `weights` says so."""
-    for name in CHECKED:
-        if name != "last.safetensors" and (directory / name).is_file():
-            try:
-                check_digest(directory / name)
-            except UserError as error:
-                yield Finding(FAIL, "files", str(error))
 
 
 def _foreign_code(config: DictConfig) -> Iterator[Finding]:

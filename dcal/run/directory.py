@@ -20,7 +20,7 @@ from filelock import BaseFileLock
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.digest import sha256
+from dcal.run.digest import damaged_files, sha256
 from dcal.run.files import explain_write_errors, fsync, remove_partial, write_atomically
 from dcal.run.identity import Identity, identify
 from dcal.run.legacy import legacy_id
@@ -35,7 +35,6 @@ from dcal.run.provenance import (
     versions,
 )
 from dcal.utils.errors import UserError
-from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
@@ -142,7 +141,7 @@ class Run:
                 log.info("run.fresh=true: what was trained before is now %s", aside)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, Interrupted):
+        if isinstance(error, Exception):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         if self._lock is not None:
@@ -176,7 +175,8 @@ class Run:
         changed = code_change(self.history(), result.get("git"), self.config)
         lost = [name for name in WHOLE if not (self.directory / name).is_file()]
         gone = f"{', '.join(lost)} of it is missing: run.fresh=true trains anew" if lost else None
-        return [*self.notes, *(remark for remark in (changed, gone) if remark is not None)]
+        damaged = [str(error) for error in damaged_files(self.directory, CHECKED)]
+        return [*self.notes, *(remark for remark in (changed, gone) if remark is not None), *damaged]
 
     def history(self) -> list[dict[str, Any]]:
         """The starts of this run, oldest first."""

@@ -28,12 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal import __version__
 from dcal import config as schema
-from dcal.commands.words.keys import check_complete, check_words, config_file, group_options
+from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
 from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
-from dcal.utils.paths import ensure_home, experiments_dir
+from dcal.utils.paths import ensure_home, experiments_dir, tidy_wandb_environment
 from dcal.utils.signals import Interrupted, hand_on
 from dcal.utils.streams import make_stderr_optional
 
@@ -114,6 +114,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     words = sys.argv[1:]
     make_stderr_optional()
     ensure_home()
+    tidy_wandb_environment()
     keep_freed_memory()
     if config_name != "train":
         work_alone()
@@ -126,7 +127,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.argv[1:] = prepare(words, config_name)
         check_words(sys.argv[1:], config_name)
         sys.argv[1:] = follow_image_size(sys.argv[1:], config_name)
-    with modules_of_current_folder() if config_name == "train" else nullcontext():
+    with modules_of_current_folder() if may_name_code(config_name) else nullcontext():
         run_hydra(job, config_name)
 
 
@@ -182,6 +183,12 @@ def one_sentence(error: Exception) -> str:
     if any(f"Key '{group}' not in" in text for group in ("experiment", "variant", "ablation") for text in texts):
         lines.append("the first line of such a file must be: # @package _global_")
     return ": ".join(dict.fromkeys(lines))
+
+
+def may_name_code(config_name: str) -> bool:
+    """Whether a `_target_` is the user's own: typed for a training run, or vouched for where a run is opened."""
+    words = sys.argv[1:]
+    return config_name == "train" or bool(config_folders(words)) or "trust=true" in map(str.lower, words)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import find_images
-from dcal.inference.images import chosen, open_images
+from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
 from dcal.metric.faithfulness import Curves, curves, summary
 from dcal.run.files import write_atomically
@@ -57,6 +57,8 @@ def check(config: DictConfig) -> None:
         raise UserError("give images=PATH (a file, a folder or a glob), or faithfulness=N for N images of a split")
     if config.pair is not None and config.images is None:
         raise UserError(f"pair={config.pair}: needs images= that it distracts from")
+    if config.faithfulness is None:
+        refuse_data_keys(config.dataset, f"images={config.images}")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
         if config[key] is not None and config[key] < least:
             raise UserError(f"{key}={config[key]}: must be at least {least}")

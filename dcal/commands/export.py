@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from dcal.commands.opened import open_run
 from dcal.inference.export_graph import SAVERS, Graph, Parity, compare, parts
-from dcal.inference.images import chosen, open_images
+from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.model_card import model_card
 from dcal.inference.pretrained import CONFIG, of_run
 from dcal.inference.restore import Restored
@@ -119,6 +119,8 @@ def place(folder: Path, target: Path) -> Iterator[str]:
 def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tuple[Tensor, ...]]:
     """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named."""
     real = config.images is not None or config.split is not None
+    if not real:
+        refuse_data_keys(config.dataset, "noise")
     records, origin = (
         chosen(restored, config.images, config.split, config.dataset, config.limit) if real else ([], "noise")
     )

@@ -35,7 +35,8 @@ from dcal.report.protocol import (
 )
 from dcal.report.records import Results, collect, flat, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
-from dcal.run.files import write_atomically
+from dcal.run.files import explain_write_errors, write_atomically
+from dcal.run.lock import acquire_lock
 from dcal.run.queue import jobs_of
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
@@ -46,8 +47,13 @@ def results(config: DictConfig) -> None:
     check_keys(config)
     if config.report is not None:
         write_report(Path(config.report).expanduser(), config)
-    else:
+    elif not config.write:
         tabulate(config)
+    else:
+        with explain_write_errors(Path(config.out)):
+            Path(config.out).mkdir(parents=True, exist_ok=True)
+        with acquire_lock(Path(config.out)):  # records are read, merged and written: of two at once one would be lost
+            tabulate(config)
 
 
 def check_keys(config: DictConfig) -> None:
@@ -62,7 +68,7 @@ def check_keys(config: DictConfig) -> None:
 
 
 def tabulate(config: DictConfig) -> None:
-    """Collects the runs and prints their tables, and writes all that is made of them if asked to."""
+    """Prints the tables of the runs that are found and of the records in `out`; writes them if that is asked for."""
     out = Path(config.out)
     found = collected(out, Path(config.runs), config.device)
     if config.write:

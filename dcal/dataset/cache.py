@@ -98,25 +98,25 @@ def check_room(kind: str, need: int, room: int, where: str, processes: int = 1) 
     if need * processes > 0.9 * room:
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"dataset.cache='{kind}': the resized images take {need / 2**30:.1f} GiB{each}, {where} has "
-            f"{room / 2**30:.1f}; choose another of {', '.join(CACHES)}, or a smaller dataset.resize"
+            f"dataset.cache='{kind}': the resized images take {need / 2**30:.3g} GiB{each}, {where} has "
+            f"{room / 2**30:.3g}; choose another of {', '.join(CACHES)}, or a smaller dataset.resize"
         )
 
 
 def _load_or_build(file: Path, shape: tuple[int, int], paths: Sequence[Path], load: Load) -> NDArray[np.uint8]:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):  # the ranks and jobs of one machine wait for the first
-        rows = _load(file, shape) if file.exists() else None
-        if rows is None:
-            check_room("disk", shape[0] * shape[1], shutil.disk_usage(file.parent).free, str(file.parent))
-            try:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):  # the ranks and jobs of one machine wait for the first
+            rows = _load(file, shape) if file.exists() else None
+            if rows is None:
+                check_room("disk", shape[0] * shape[1], shutil.disk_usage(file.parent).free, str(file.parent))
                 _build(file, shape, paths, load)
-            except OSError as error:
-                raise UserError(
-                    f"dataset.cache='disk': {file} cannot be written ({error.strerror or error}); make room, set "
-                    "XDG_CACHE_HOME to a folder on another disk, or set dataset.cache=none"
-                ) from error
-            rows = _load(file, shape)
+                rows = _load(file, shape)
+    except OSError as error:
+        raise UserError(
+            f"dataset.cache='disk': {file} cannot be written ({error.strerror or error}); make room, set "
+            "XDG_CACHE_HOME to a folder on another disk, or set dataset.cache=none"
+        ) from error
     if rows is None:
         raise UserError(f"dataset.cache='disk': {file} was damaged while it was written; is the disk sound?")
     return rows

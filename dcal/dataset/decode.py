@@ -16,6 +16,8 @@ makes another run.
 from __future__ import annotations
 
 import io
+import os
+import stat
 from pathlib import Path
 
 import cv2
@@ -59,9 +61,11 @@ def read_image(path: Path, cover: tuple[int, int] | None = None) -> Pixels:
         DataError: the file is missing, unreadable, truncated, no image, or has 32 bits per pixel.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading it may never end
+            raise DataError(f"{path}: is a folder, a device or a pipe and no image file")
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a ValueError for a name with a null byte, which no file has
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             if image.mode in ("RGB", "L") and data.endswith(_ENDS.get(data[:3], b"no end")):

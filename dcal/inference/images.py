@@ -118,10 +118,27 @@ def chosen(
         data = open_data(opened, dataset)
         records, origin = data.records(split), data_title(data, split)
     else:
+        refuse_data_keys(dataset, f"images={images}")
         records = [Record(Path(path), -1) for path in find_images(images)]  # type: ignore[arg-type]  # not None here
         origin = f"images={images}"
     records = records if limit is None else spread(records, limit)
     return records, f"{origin}, {len(records)} images"
+
+
+def refuse_data_keys(dataset: Mapping[str, Any] | None, instead: str) -> None:
+    """Refuses keys of a data set where none is opened.
+
+    Args:
+        dataset: of the command's configuration.
+        instead: what is looked at, for the message.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for key, value in drop_none(dataset or {}).items():
+        raise UserError(
+            f"dataset.{key}={value}: has no effect on {instead}, only on a split of a data set; leave it out"
+        )
 
 
 def is_data_of_run(restored: Restored, data: Data, dataset: Mapping[str, Any]) -> bool:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.run.directory import WHOLE
+from dcal.run.digest import damaged_files
+from dcal.run.directory import CHECKED, WHOLE
 from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
@@ -50,6 +51,9 @@ def state(directory: Path) -> Iterator[Finding]:
         for name in WHOLE:
             if not (directory / name).is_file():
                 yield Finding(FAIL, "files", f"{name} is missing", f"to train anew: {command} run.fresh=true")
+        others = [name for name in CHECKED if name != "last.safetensors"]  # of which `weights` says so
+        for damage in damaged_files(directory, others):
+            yield Finding(FAIL, "files", str(damage))
     elif busy is not None:
         yield Finding(OK, "state", f"running: {busy}")
     elif failure.is_file():

@@ -56,7 +56,8 @@ def judged_digest(catalog: Catalog, splits: Iterable[str]) -> str:
 
 
 def _content(path: Path) -> bytes:
+    """Of a file that cannot be read, or of a pipe or a device, which may never end, none."""
     try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        return hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b""
     except OSError:
         return b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def check_digest(file: Path) -> None:
             f"{file} is damaged: its checksum is not the one that the run kept. Take a copy from elsewhere, or repeat "
             "the run's command with run.fresh=true"
         )
+
+
+def damaged_files(directory: Path, names: Sequence[str]) -> Iterator[UserError]:
+    """What `check_digest` says of those of a run's files that are there and not what the run wrote."""
+    for name in names:
+        try:
+            check_digest(directory / name)
+        except OSError:  # missing, or not to be read: others say so
+            continue
+        except UserError as error:
+            yield error

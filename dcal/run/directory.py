@@ -12,14 +12,14 @@ import logging
 import os
 import traceback
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from filelock import BaseFileLock
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
-from dcal.run.digest import sha256
+from dcal.run.digest import damaged_files, sha256
 from dcal.run.files import (
     explain_write_errors,
     first_missing,
@@ -42,7 +42,7 @@ from dcal.run.provenance import (
     trained_by,
     versions,
 )
-from dcal.utils.errors import is_for_user
+from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,8 @@ class Run:
         identity: of that configuration, if it is known already: to find it reads the lists of the data set.
 
     Raises:
-        UserError: `backbone.checkpoint` is not there; on entering, if the directory cannot be held or written.
+        UserError: `backbone.checkpoint` is not there, or `name` leads out of `run.root`; on entering, if the directory
+            cannot be held or written.
     """
 
     def __init__(self, config: DictConfig, identity: Identity | None = None) -> None:
@@ -86,7 +87,10 @@ class Run:
 
     def _locate(self) -> tuple[Path, Path]:
         """The directory that a new run has, and the one of this run, which may be under the id that it had once."""
-        folder = Path(self.config.run.root).expanduser().absolute() / str(self.config.name)
+        name = PurePath(self.config.name)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"name={name}: is a path below run.root, so without a beginning of / and without ..")
+        folder = Path(self.config.run.root).expanduser().absolute() / name
         seed = f"seed={self.seed}"
         today = folder / self.identity.cfg_id / seed
         if (today / IDENTITY_FILE).is_file():
@@ -193,7 +197,8 @@ class Run:
         changed = code_change(self.history(), result.get("git"), self.config)
         lost = [name for name in WHOLE if not (self.directory / name).is_file()]
         gone = f"{', '.join(lost)} of it is missing: run.fresh=true trains anew" if lost else None
-        return [*self.notes, *(remark for remark in (changed, gone) if remark is not None)]
+        damaged = [str(error) for error in damaged_files(self.directory, CHECKED)]
+        return [*self.notes, *(remark for remark in (changed, gone) if remark is not None), *damaged]
 
     def history(self) -> list[dict[str, Any]]:
         """The starts of this run, oldest first."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from dcal.run.directory import CONFIG_FILE, LABEL_FILE, RESULT_FILE
 from dcal.utils.errors import UserError
 
 LAST = "last"
+OWN_FOLDER = re.compile(r"seed=\d+")
+"""Name of the folder of a run; a copy beside it, or what `run.fresh=true` has set aside, has another."""
 
 
 def find_run(spec: str | Path, root: str | Path) -> Path:
@@ -25,7 +28,7 @@ def find_run(spec: str | Path, root: str | Path) -> Path:
     folder, root = Path(spec).expanduser(), Path(root).expanduser()
     if (folder / CONFIG_FILE).is_file():
         return folder
-    runs = sorted(file.parent for file in root.glob(f"*/**/{CONFIG_FILE}"))
+    runs = sorted(file.parent for file in root.glob(f"*/**/{CONFIG_FILE}") if OWN_FOLDER.fullmatch(file.parent.name))
     if str(spec) == LAST:
         if not runs:
             raise UserError(f"run={LAST}: no run below root={root}: train one, or name another folder of runs")

@@ -61,6 +61,7 @@ def lock_holder(directory: Path) -> str | None:
 
 def _holder(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip() or "another process"
+        lines = path.read_text(encoding="utf-8").split("\n")  # of a lock that is the file itself: process, host, time
+        return " on ".join(lines[:2]) or "another process"
     except (OSError, UnicodeDecodeError):
         return "another process"

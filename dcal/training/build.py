@@ -237,6 +237,11 @@ def make(node: DictConfig) -> Any:
                 f"{error.__cause__}: an option of another choice of this group, perhaps set by "
                 "experiment=...: leave that out; an option of a reader is removed by ~dataset.reader.OPTION"
             ) from None
+        if isinstance(error.__cause__, ImportError) and str(error.__cause__).startswith("Error loading"):
+            what, why, *_ = str(error.__cause__).splitlines()
+            raise UserError(
+                f"_target_: {what} {why}: its module must be installed, in the current folder or in PYTHONPATH"
+            ) from None
         if isinstance(error.__cause__, Exception):
             raise error.__cause__ from None
         raise

@@ -1,5 +1,7 @@
 """Where caches are, and the YAML files: beside the package in a checkout, inside it once installed from a wheel.
 
+And what a command's environment lacks or has left over.
+
 In the repository `conf/` and `experiments/` are top-level folders, because users read and edit them;
 setup.cfg maps them to `dcal/conf` and `dcal/experiments` in the wheel. An editable install runs from the
 checkout.
@@ -44,6 +46,16 @@ def ensure_home() -> None:
     except RuntimeError:
         os.environ["HOME"] = tempfile.mkdtemp(prefix="dcal-home-")
         print(f"HOME is not set: caches are kept in {os.environ['HOME']}; set HOME to keep them", file=sys.stderr)
+
+
+def tidy_wandb_environment() -> None:
+    """Makes of W&B's variables what the configuration takes: an empty one is none, and W&B has two names for a mode."""
+    for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"):
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("dryrun", "run"):
+        os.environ["WANDB_MODE"] = {"dryrun": "offline", "run": "online"}[mode]
 
 
 def cache_home() -> Path:

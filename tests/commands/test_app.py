@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dcal.commands.words.overrides import expand_home, quoted
+from dcal.commands.words.overrides import expand_home, prepare, quoted
 
 TEXTS = [r"_c(\d+)", r"^(-?\d+)_", "a/seed=0/b", "photo (1).jpg", "a[0-9].jpg", "it's/a b=c", "a/'\\'", "~/x"]
 
@@ -33,3 +33,16 @@ def test_the_home_directory_is_meant_behind_a_key_too(monkeypatch: pytest.Monkey
 )
 def test_grammar_stays_as_it_is(word: str) -> None:
     assert quoted(word) == word
+
+
+def test_flags_may_be_anywhere() -> None:
+    words = ["seed=1", "--config-dir", "mine", "~dataset.reader.x", "-m", "lr=1,2", "--cfg=job"]
+    assert prepare(words, "train") == [
+        "--config-dir",
+        "mine",
+        "-m",
+        "--cfg=job",
+        "seed=1",
+        "~dataset.reader.x",
+        "lr=1,2",
+    ]

@@ -189,6 +189,7 @@ def test_mistakes_are_one_sentence(
     assert "faithfulness=1: must be at least 2" in said("faithfulness=1")
     assert "steps=0: must be" in said("faithfulness=2", "steps=0")
     assert "no split 'query'" in said("faithfulness=2", "split=query")
+    assert "dataset.root=B: has no effect on images=" in said(image, "dataset.root=B")
     assert not (tmp_path / "out").exists()
 
 

@@ -204,6 +204,7 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     assert "choose one of onnx, torch_export" in told("format=tflite")
     assert "under format=hub only" in told("format=onnx", "repo=me/birds")
     assert "no split 'val'" in told("format=safetensors", "split=val", f"out={tmp_path / 'x'}")
+    assert "dataset.root=B: has no effect on noise" in told("format=safetensors", "dataset.root=B")
     (tmp_path / "config.json").write_text('{"model_type": "another"}')
     assert "no earlier export" in told("format=safetensors", f"out={tmp_path}")
     with pytest.raises(Exception, match="no run directory"):

@@ -138,6 +138,7 @@ def test_mistakes_are_one_sentence(
     assert "images, split: give one of the two" in said(out)
     assert "images, split: give one of the two" in said(out, image, "split=query")
     assert "no split 'quer': synthetic_people has" in said(out, "split=quer")
+    assert "dataset.root=B: has no effect on images=" in said(out, image, "dataset.root=B")
     assert "camera: goes with images" in said(out, "split=query", r"camera=c(\d)")
     assert "found in none of 1 paths" in said(out, image, r"camera=k(\d)")
     (tmp_path / "bad.png").write_bytes(b"no image")

@@ -91,7 +91,12 @@ def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
         (["experiment=null"], "experiment=null: null is no option; leave the word out"),
         (["ablation=null"], "ablation=null"),
         (["dataset=CUB"], "did you mean cub"),
-        (["backbone.checkpoint="], "backbone.checkpoint=: the value is empty"),
+        (["backbone.checkpoint="], "is not set?); backbone.checkpoint=null is none"),
+        (["run.root="], "run.root=: the value is empty (a shell variable that is not set?)\n"),
+        (["--config-dir=", "experiment=mine"], "--config-dir: the folder's name is empty"),
+        (["name=null"], "name=null: must have a value"),
+        (["name=a/../../b"], "name=a/../../b: is a path below run.root"),
+        (["name=/elsewhere"], "name=/elsewhere: is a path below run.root"),
         (["lr=1e-4"], "lr: no such key; did you mean optimizer.lr?"),
         (["batch_size=8"], "did you mean train.batch_size?"),
         (["epochs=3"], "did you mean train.epochs?"),
@@ -109,6 +114,17 @@ def test_what_cannot_be_meant_is_one_sentence(words: list[str], said: str, capfd
     told = refused("train", *words, capfd=capfd)
     assert said in told
     assert told.startswith("error: ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["run=null", "images=null", "weights=null", "root=null"])
+def test_null_is_refused_where_it_is_no_value(word: str, capfd: pytest.CaptureFixture[str]) -> None:
+    given = [other for other in ("run=there", "images=a.jpg") if other[:3] != word[:3]]
+    assert f"{word}: must have a value" in refused("predict", *given, word, capfd=capfd)
+
+
+def test_null_is_taken_where_it_means_something() -> None:
+    check_words(["picture=null"], "query")
+    check_words(["train.clip_grad=null", "attention.pwca.blocks=null", "+dataset.reader.x=null"])
 
 
 def test_words_of_hydra_and_of_free_nodes_may_be_new() -> None:

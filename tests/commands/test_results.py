@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
-from run_command import run_command
+from run_command import refused, run_command
 
 from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
@@ -23,6 +23,7 @@ from dcal.report.format import markdown
 from dcal.report.pages import fill
 from dcal.report.records import collect, load, load_all, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
+from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
@@ -311,6 +312,17 @@ def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.Captu
     tabulate(configure(folder, write=True))
     (row,) = [line for line in printed.splitlines() if line.startswith("| dcal |")]
     assert row in capsys.readouterr().out and row in (folder / "README.md").read_text()
+
+
+def test_two_commands_do_not_write_into_one_place(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = runs.parent / "records"
+    places = (f"out={out}", f"figures={out}", f"html={out}", "pages=[]")
+    out.mkdir()
+    with acquire_lock(out):
+        said = refused("results", f"runs={runs}", "write=true", *places, capfd=capfd)
+        assert "is being worked on by process" in said and not list(out.glob("*.json"))
+    run_command("results", f"runs={runs}", "write=true", *places)
+    assert [file.name for file in out.glob("*.json")] == ["fgvc-birds.json"]
 
 
 def test_without_published_records_the_tables_are_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,3 +217,23 @@ def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(
     saved = max(int(path.parent.name) for path in tmp_path.glob("tiny/*/*/checkpoints/*/manifest.json"))
     (log,) = tmp_path.glob("tiny/*/*/metrics.jsonl")
     assert saved >= json.loads(log.read_text().splitlines()[-1])["step"]
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    """In class names, drawn after the last epoch, and in file names: matplotlib would read what is between two."""
+    name = "$x^{$"
+    for split, count in (("train", 3), ("test", 2)):
+        for number, folder in enumerate((name, "plain")):
+            (tmp_path / "data" / split / folder).mkdir(parents=True)
+            for shade in range(count):
+                color = (120 * number, 40 * shade, 0)
+                Image.new("RGB", (32, 32), color).save(tmp_path / "data" / split / folder / f"$\\frac{shade}$.png")
+    where = (f"dataset.root={tmp_path / 'data'}", f"run.root={tmp_path / 'runs'}")
+    size = ("dataset.image_size=[32,32]", "dataset.resize=[32,32]", "train.batch_size=4", "train.epochs=1")
+    words = ("backbone=test_vit", "dataset=image_folder", "optimizer.schedule.warmup_epochs=0", "train.workers=0")
+    run_command("train", *words, *where, *size, "name=money", "train.precision=fp32", "wandb.mode=disabled")
+    (result,) = tmp_path.glob("runs/money/*/seed=0/result.json")
+    assert result.with_name("examples.png").is_file()
+    images = f"images={tmp_path / 'data' / 'test' / name}"
+    run_command("explain", f"run={result.parent}", images, f"out={tmp_path / 'maps'}")
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == 2

@@ -17,6 +17,7 @@ from dcal.dataset.data import Data
 from dcal.dataset.files import file_facts, first_alike
 from dcal.dataset.readers.fgvc import read_csv
 from dcal.dataset.record import Catalog, DataError, Record
+from dcal.run.data_digest import data_digest
 
 OPTIONS: dict[str, Any] = {"image_size": [16, 16], "resize": [16, 16], "augment": {"flip": 0.5, "pad": 0, "erase": 0.0}}
 
@@ -73,6 +74,7 @@ def test_a_pipe_a_device_or_a_folder_is_refused_and_not_opened(catalog: Catalog,
     for name in (tmp_path / "pipe.png", tmp_path / "folder.png", Path("/dev/zero")):
         with pytest.raises(DataError, match=rf"{name}: is a folder, a device or a pipe"):
             notes(with_test(catalog, Record(name, 0)), skip_missing=True)
+        assert len(data_digest(with_test(catalog, Record(name, 0))).sha256) == 64, "of the run, before the checks"
 
 
 def test_training_images_in_the_test_are_counted_however_they_got_there(catalog: Catalog, tmp_path: Path) -> None:

@@ -224,6 +224,22 @@ def test_a_disk_that_is_full_is_an_error_before_anything_is_written(
     assert not list((tmp_path / "c").glob("*.npy")) and not list((tmp_path / "c").glob("*.part"))
 
 
+def test_a_disk_that_knows_no_locks_or_may_not_be_written_is_named(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"dataset\.cache='disk': .*XDG_CACHE_HOME"):
+        cached_on_disk(catalog, tmp_path / "file" / "below")
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(UserError, match=r"dataset\.cache='disk': .*No locks available"):
+        cached_on_disk(catalog, tmp_path / "c")
+
+
 def test_space_is_reserved_where_the_system_has_no_call_for_it(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

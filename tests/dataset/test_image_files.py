@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,8 @@ def test_nothing_found_is_one_clear_error(folder: Path, spec: str, message: str)
 
 def test_loader_goes_on_without_damaged_files(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [folder / "missing.jpg", *find_images(folder), folder / "Thumbs.db"]
+    os.mkfifo(folder / "pipe.jpg")  # reading it would never end
+    never = [folder / "pipe.jpg", folder / "a null \0 byte.jpg", Path("/dev/zero")]
     loader = image_loader(paths, (16, 8), (20, 10), batch_size=2)
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
@@ -88,6 +91,8 @@ def test_loader_goes_on_without_damaged_files(folder: Path, caplog: pytest.LogCa
     assert list(loader.skipped) == [str(folder / "missing.jpg"), str(folder / "Thumbs.db")]
     assert "Thumbs.db: is no image" in caplog.messages[1]
     assert "on_bad_image" not in caplog.text  # no remedy that a command on loose images does not have
+    odd = image_loader([folder / "a.jpg", *never], (16, 8), (20, 10), batch_size=2)
+    assert sum(len(batch["index"]) for batch in odd) == 1 and list(odd.skipped) == list(map(str, never))
     with pytest.raises(DataError, match=r"Thumbs.db: is no image.*all the others"):
         list(image_loader([folder / "Thumbs.db"], (16, 8), (20, 10), batch_size=2))
     (batch,) = image_loader([Record(folder / "a.jpg", 3, camera=5)], (16, 8), (20, 10), batch_size=2)

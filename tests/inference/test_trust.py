@@ -143,7 +143,7 @@ def own_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, l
                 picture = Image.effect_noise((40, 40), 40 + 50 * number + index + 7 * (split == "test"))
                 picture.convert("RGB").save(tmp_path / "moths" / split / name / f"{index}.png")
     (tmp_path / "mothlib.py").write_text(OWN, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # where it is found, behind all that is installed
     (tmp_path / "conf" / "dataset").mkdir(parents=True)
     (tmp_path / "conf" / "dataset" / "moths.yaml").write_text(
         "defaults: [/_dataset, _self_]\nreader: {_target_: mothlib.read_moths}\nimage_size: [32, 32]\n"
@@ -161,7 +161,10 @@ def own_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, l
 
 
 def test_a_run_on_ones_own_reader(
-    own_reader: tuple[Path, list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    own_reader: tuple[Path, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run, config_dir = own_reader
     image = next((tmp_path / "moths" / "test").rglob("*.png"))
@@ -175,6 +178,11 @@ def test_a_run_on_ones_own_reader(
     for word in (*config_dir, "trust=true"):
         run_command("evaluate", f"run={run}", word)
         assert "= result.json" in capfd.readouterr().out
+        sys.modules.pop("mothlib")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    said = refused("evaluate", f"run={run}", "trust=true", capfd=capfd)
+    assert "mothlib" in said and "must be installed, in the current folder or in PYTHONPATH" in said
 
 
 def test_a_model_of_ones_own_code_is_not_exported(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from run_command import killed, refused, run_command
 
@@ -192,6 +193,23 @@ def test_one_flipped_bit_in_the_weights_is_refused(tmp_path: Path, capfd: pytest
     with pytest.raises(SystemExit) as ended:
         run_command("doctor", f"run={weights.parent}")
     assert ended.value.code == 1 and "last.safetensors is damaged" in capfd.readouterr().out
+    command(tmp_path)
+    said = capfd.readouterr().out
+    assert "finished before" in said and "last.safetensors is damaged" in said and "run.fresh=true" in said
+
+
+def test_outcomes_of_another_run_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command(tmp_path)
+    items = only_run(tmp_path) / "items.npz"
+    with np.load(items) as arrays:
+        others = dict(arrays)
+    others["index"] = others["index"][::-1]  # as good a result, but of other images
+    np.savez(items, **others)
+    with pytest.raises(SystemExit):
+        run_command("doctor", f"run={items.parent}")
+    assert "items.npz is damaged" in capfd.readouterr().out
+    run_command("results", f"runs={tmp_path}", f"out={tmp_path / 'records'}")
+    assert "items.npz is damaged" in capfd.readouterr().err
 
 
 def test_lost_files_are_named_with_a_remedy_that_works(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""A process without a home directory."""
+"""A process without a home directory, and what others have left in its environment."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dcal.utils.paths import cache_home, ensure_home
+from dcal.utils.paths import cache_home, ensure_home, tidy_wandb_environment
 
 
 def test_without_a_home_a_temporary_one_is_made_and_said(
@@ -33,3 +33,16 @@ def test_a_home_that_is_there_is_left_alone(capsys: pytest.CaptureFixture[str]) 
     before = os.environ.get("HOME")
     ensure_home()
     assert os.environ.get("HOME") == before and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("", None), ("dryrun", "offline"), ("run", "online"), ("offlin", "offlin")]
+)
+def test_what_is_left_of_wandb_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", given)
+    monkeypatch.setenv("WANDB_PROJECT", "")
+    monkeypatch.delenv("WANDB_ENTITY", raising=False)
+    tidy_wandb_environment()
+    assert os.environ.get("WANDB_MODE") == read and "WANDB_PROJECT" not in os.environ

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
@@ -19,11 +19,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
+from dcal.run.identity import flatten
 from dcal.utils.errors import UserError, nearest
 from dcal.utils.paths import config_dir, experiments_dir
 
 FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
 """Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
+
+NULL_IS_NONE = frozenset({"picture", "threads"})
+"""Keys of the commands other than `dcal-train` that have a default and may be null."""
 
 NAMES_AND_PATHS = frozenset(
     {
@@ -63,9 +67,11 @@ def has_groups(config_name: str) -> bool:
 def config_folders(arguments: Sequence[str]) -> list[Path]:
     """The user's own folder of YAML files, which `--config-dir DIR` puts beside `conf/`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd", type=Path)
+    parser.add_argument("--config-dir", "-cd")
     given = parser.parse_known_args(list(arguments))[0].config_dir
-    return [] if given is None else [given.absolute()]
+    if given == "":
+        raise UserError("--config-dir: the folder's name is empty (a shell variable that is not set?)")
+    return [] if given is None else [Path(given).absolute()]
 
 
 def group_options(group: str, folders: Sequence[Path] = ()) -> list[str]:
@@ -119,6 +125,18 @@ def text_keys(config_name: str) -> frozenset[str]:
 
 
 @cache
+def required_keys(config_name: str) -> frozenset[str]:
+    """Keys for which null is no value."""
+    if config_name == "train":
+        types = key_types(schema.Config, "")
+        return frozenset(key for key, kind in types if kind is not Any and type(None) not in get_args(kind))
+    own = OmegaConf.load(config_file(config_name))
+    plain: Any = OmegaConf.to_container(own)
+    values = dict(flatten({key: value for key, value in plain.items() if key not in ("defaults", "hydra")}))
+    return frozenset(key for key, value in values.items() if value is not None) - NULL_IS_NONE
+
+
+@cache
 def list_keys(config_name: str) -> frozenset[str]:
     """Keys of `dcal-train` whose value is a list; the other commands take a single value as it is."""
     if config_name != "train":
@@ -149,15 +167,21 @@ def check_words(arguments: Sequence[str], config_name: str = "train") -> None:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
-    overrides = [_parse(word) for word in arguments if word[:1] == "~" or ("=" in word and word[0] != "-")]
+    required = required_keys(config_name)
+    overrides = [_parse(word) for word in arguments if is_override(word)]
     keys = known_keys(config_name)
     for override in overrides:
         options = group_options(override.key_or_group, folders) if has_groups(config_name) else []
-        _check_value(override)
+        _check_value(override, override.key_or_group in required)
         if options:
             _check_option(override, options)
         elif not override.key_or_group.startswith(FREE) and override.key_or_group not in keys:
             raise UserError(f"{override.key_or_group}: no such key; {_similar_key(override.key_or_group, keys)}")
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is a `key=value` or removes a key, and no flag nor what belongs to one."""
+    return word[:1] == "~" or ("=" in word and word[0] != "-")
 
 
 def _parse(word: str) -> Override:
@@ -167,13 +191,17 @@ def _parse(word: str) -> Override:
         raise UserError(f"{word}: this is no key=value that can be read ({str(error).splitlines()[0]})") from None
 
 
-def _check_value(override: Override) -> None:
+def _check_value(override: Override, required: bool) -> None:
+    """Refuses a value that cannot be meant; `required`: null is none for this key."""
     key, word = override.key_or_group, override.input_line
     if override.is_delete() and not key.startswith(FREE):
         switch = {"wandb": "; wandb.mode=disabled switches it off", "attention": "; attention=none is the plain ViT"}
         raise UserError(f"{word}: no part of the configuration can be removed{switch.get(key.split('.')[0], '')}")
     if not override.is_delete() and override.value() == "" and not key.startswith(FREE):
-        raise UserError(f"{word}: the value is empty (a shell variable that is not set?); {key}=null is none")
+        none = "" if required else f"; {key}=null is none"
+        raise UserError(f"{word}: the value is empty (a shell variable that is not set?){none}")
+    if required and not override.is_delete() and override.value() is None:
+        raise UserError(f"{word}: must have a value; --help explains each key")
     if key == "ablation" and override.is_sweep_override():
         raise UserError(
             f"{word}: an ablation is a sweep of its own, and Hydra would leave out its parameters; give one command "

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dcal.commands.words.keys import config_file, config_folders, list_keys, text_keys
+from dcal.commands.words.keys import config_file, config_folders, is_override, list_keys, text_keys
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
@@ -31,11 +31,13 @@ WORDS = re.compile(r"[\w.+-]+(,[\w.+-]+)*")
 def prepare(arguments: Sequence[str], config_name: str) -> list[str]:
     """The words of a command line as Hydra takes them: paths and names are text, a list may be written as one item.
 
+    Flags come first: Hydra's parser takes no overrides on both sides of one.
+
     Args:
         arguments: as the user has typed them.
         config_name: of the command.
     """
-    words = [quoted(expand_home(argument)) for argument in arguments]
+    words = [quoted(expand_home(argument)) for argument in sorted(arguments, key=is_override)]
     return [as_list(keep_text(word, text_keys(config_name)), list_keys(config_name)) for word in words]
 
 

@@ -80,9 +80,11 @@ class FGVC(TaskOptions):
             "label": seen.labels,
             "prediction": predictions,
             "confidence": scores.exp().gather(1, predictions[:, None]).squeeze(1),
+            "nll": -scores.gather(1, seen.labels[:, None]).squeeze(1).clamp(min=torch.finfo(torch.float32).min),
             **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
         }
-        return Evaluation(metrics, items)
+        names = data.names(split)
+        return Evaluation(metrics, items, [names[position] for position in seen.index])
 
     def show(
         self,

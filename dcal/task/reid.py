@@ -122,7 +122,9 @@ class ReID(TaskOptions):
             sides.query_pictures,
             sides.gallery_pictures[rows],
         )
-        return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
+        items |= {**asked, "nearest": gallery.index[rows], "nearest_mark": marks}
+        names = data.names(self.splits(split)[0])
+        return Evaluation(metrics, items, [names[position] for position in query.index])
 
     def show(
         self,

@@ -38,8 +38,11 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
     from dcal.inference.images import check_sides, data_title, is_data_of_run, open_data
     from dcal.inference.restore import read_result
+    from dcal.report.compare.predictions import write_predictions
     from dcal.run.files import write_atomically
 
+    if config.save_items and Path(config.save_items).suffix not in (".npz", ".csv"):
+        raise UserError(f"save_items={config.save_items}: its suffix must be .npz or .csv")
     restored = open_run(config)
     data = open_data(restored, config.dataset)
     result = read_result(restored.directory)
@@ -65,7 +68,11 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         }
         write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
     if config.save_items:
-        evaluation.save(with_folder(config.save_items))
+        file = with_folder(config.save_items)
+        if file.suffix == ".csv":
+            write_predictions(evaluation, file, restored.class_names)
+        else:
+            evaluation.save(file)
     return evaluation.metrics
 
 

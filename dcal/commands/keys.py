@@ -27,7 +27,7 @@ FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
 
 NAMES_AND_PATHS = frozenset(
     {"run", "runs", "images", "image", "index", "out", "picture", "report", "tables", "figures", "html", "repo"}
-    | {"root", "dataset.root"}
+    | {"root", "dataset.root", "list", "compare", "best", "where"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
 

@@ -1,8 +1,7 @@
-"""`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
+"""`dcal-results`: from finished runs to tables, comparisons, lists and choices, with intervals and paired tests.
 
-It prints the tables of the runs that it finds and writes nothing; `write=true` writes records, tables, figures and
-pages. These are functions of the JSON files alone, so that a reader can make them again. With `report=DIR` it writes
-one page about the runs in a folder instead, from all that they keep.
+It prints, and writes nothing; `write=true` writes records, tables, figures and pages, which are functions of the JSON
+files alone, so that a reader can make them again.
 """
 
 from __future__ import annotations
@@ -10,11 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.app import hydra_command, report_errors, typed_overrides
-from dcal.report.format import markdown
+from dcal.report import best, listing
+from dcal.report.compare import text
+from dcal.report.compare.pair import compare_sides
+from dcal.report.compare.sides import read_side
+from dcal.report.format import grid_of, markdown
+from dcal.report.grid import FORMATS, render, render_all
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
@@ -22,8 +27,19 @@ from dcal.report.plot import draw
 from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 from dcal.utils.paths import experiments_dir
+
+TABLE_KEYS = ("runs", "out", "device", "tables", "format", "write", "pages", "figures", "html")
+KEYS = {
+    "list": ("where", "sort", "metric", "format"),
+    "compare": ("metric", "margin", "power", "format"),
+    "best": ("metric", "where", "format"),
+    "report": ("device",),
+}
+"""What is asked for → the other keys that count then; without any of them it is the tables, with TABLE_KEYS."""
+WRITE_KEYS = ("pages", "figures", "html")
+"""Where files go; without `write=true` there are none."""
 
 
 def main() -> None:
@@ -32,27 +48,60 @@ def main() -> None:
 
 
 def typed_job(config: DictConfig) -> None:
-    """The job of a command line, on which nothing may stand that a report would not listen to."""
+    """The job of a command line; refuses words that would have no effect."""
     report_errors(lambda: check_keys(config))
     report_errors(lambda: job(config))
 
 
 def check_keys(config: DictConfig) -> None:
-    """Raises a UserError if a key was typed that has no effect on a report, or none without `write=true`."""
-    typed = list(typed_overrides())
-    idle = [word for word, key in typed if key not in REPORT_KEYS]
-    if idle and config.report is not None:
-        raise UserError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
-    unwritten = [word for word, key in typed if key in WRITE_KEYS]
-    if unwritten and not config.write and config.report is None:
-        raise UserError(f"{unwritten[0]}: has no effect unless files are written; add write=true or leave it out")
+    """Raises a UserError if two things are asked for, or if a key was typed that has no effect on what is."""
+    asked = [key for key in KEYS if config[key] is not None]
+    if len(asked) > 1:
+        raise UserError(f"{asked[0]}=, {asked[1]}=: give one of {', '.join(f'{key}=' for key in KEYS)} at a time")
+    known = (asked[0], *KEYS[asked[0]]) if asked else TABLE_KEYS
+    what = f"{asked[0]}={config[asked[0]]}" if asked else f"the tables, only with {', '.join(KEYS)}"
+    for word, key in typed_overrides():
+        if key not in known and not key.startswith("hydra"):
+            raise UserError(f"{word}: has no effect on {what}; leave it out")
+        if key in WRITE_KEYS and not config.write:
+            raise UserError(f"{word}: has no effect unless files are written; add write=true or leave it out")
 
 
 def job(config: DictConfig) -> None:
-    """Collects the runs and prints their tables, and writes all that is made of them if asked to; or one report."""
+    """Does the one thing that is asked for; prints the tables if it is none of `KEYS`."""
+    kind = choose("format", config.format, FORMATS)
     if config.report is not None:
         write_report(Path(config.report).expanduser(), config)
-        return
+    elif config.list is not None:
+        root = Path(config.list).expanduser()
+        print(render(listing.listing(root, words(config.where), config.sort, config.metric), kind))
+    elif config.compare is not None:
+        compare(words(config.compare), config, kind)
+    elif config.best is not None:
+        choice = best.choose_best(Path(config.best).expanduser(), config.metric, words(config.where))
+        print(best.text_of(choice) if kind == "markdown" else render(best.grid_of(choice), kind))
+    else:
+        tables(config, kind)
+
+
+def words(value: Any) -> list[str]:
+    """A key that holds one word or a list of words."""
+    return [] if value is None else [str(word) for word in (value if isinstance(value, ListConfig) else [value])]
+
+
+def compare(names: list[str], config: DictConfig, kind: str) -> None:
+    """Prints the comparison of two sides."""
+    if len(names) != 2:
+        raise UserError(f"compare=[{','.join(names)}]: give two, compare=[A,B]")
+    if config.margin is not None and not config.margin > 0:
+        raise UserError(f"margin={config.margin}: points, above 0")
+    first, second = map(read_side, names)
+    pair = compare_sides(first, second, config.metric, config.margin)
+    print(text.text_of(pair, config.power) if kind == "markdown" else render(text.grid_of(pair, config.power), kind))
+
+
+def tables(config: DictConfig, kind: str) -> None:
+    """Collects the runs and prints their tables, and writes all that is made of them if asked to."""
     out = Path(config.out)
     found = collected(out, Path(config.runs), config.device)
     if config.write:
@@ -63,25 +112,28 @@ def job(config: DictConfig) -> None:
     if config.tables and not path.is_file():
         raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
-    tables = [table for spec in listed if (table := described(spec, results)) is not None]
-    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
+    known = [table for spec in listed if (table := described(spec, results)) is not None]
+    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in known}}
     # what has just been collected is worth a look before anybody has described a table for it
-    unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
+    unlisted = [name for name in names if not any(table.spec.takes(name) for table in known)]
     own = [make_table(Spec(name, [name]), results) for name in unlisted]
     if config.write:
         for page in map(Path, config.pages):
             rewrite(page, texts)
-        for table in tables:
+        for table in known:
             publish(table, Path(config.figures), Path(config.html))
         for table in own:
             publish(table, Path(config.html), Path(config.html))
-    for table in [*tables, *own]:
-        if any(table.spec.takes(name) for name in names):
+    shown = [table for table in [*known, *own] if any(table.spec.takes(name) for name in names)]
+    if kind == "markdown":
+        for table in shown:
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    else:
+        print(render_all([grid_of(table) for table in shown if table.rows], kind))
     if not names:
-        print(f"runs={config.runs}: no finished run was read; name another folder by runs=", file=sys.stderr)
+        tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:
-        print(f"\nNothing was written; write=true writes records to {out}, and tables, figures and pages.")
+        tell(f"Nothing was written; write=true writes records to {out}, and tables, figures and pages.")
 
 
 def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
@@ -89,14 +141,8 @@ def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
     try:
         return make_table(spec, results)
     except ValueError as problem:
-        print(f"left as it is: {problem}", file=sys.stderr)
+        tell(f"left as it is: {problem}")
         return None
-
-
-REPORT_KEYS = ("report", "device")
-"""What a report listens to."""
-WRITE_KEYS = ("pages", "figures", "html")
-"""Where files go; without `write=true` there are none."""
 
 
 def write_report(root: Path, config: DictConfig) -> None:
@@ -107,7 +153,7 @@ def write_report(root: Path, config: DictConfig) -> None:
     """
     folder = read_folder(root, config.device)
     for problem in folder.problems:
-        print(problem, file=sys.stderr)
+        tell(problem)
     file = root / "report.html"
     write_atomically(file, document(folder))
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
@@ -117,7 +163,7 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
     """The runs below a folder merged with the records in `out`, by the name of their file there without `.json`."""
     found, problems = collect(runs)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        tell(f"left out: {problem}")
     merged = {}
     for name, records in found.items():
         for record in records:
@@ -125,7 +171,7 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
         file = out / f"{name.replace('/', '-')}.json"
         old = load(file)["runs"] if file.is_file() else []
         merged[file.stem] = merge(name, old, records)
-        print(f"{name}: {len(records)} runs collected")
+        tell(f"{name}: {len(records)} runs collected")
     return merged
 
 
@@ -135,18 +181,27 @@ def write_records(out: Path, found: Mapping[str, Results]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.json"
         save(results, file)
-        print(f"{file}: written")
+        tell(f"{file}: written")
 
 
 def publish(table: Table, figures: Path, pages: Path) -> None:
-    """Writes figure and page of a table that has runs."""
+    """Writes the figure of a table that has runs, and beside its page what a paper takes: LaTeX, CSV, figure as PDF."""
     if not table.rows:
         return
     figures.mkdir(parents=True, exist_ok=True)
     pages.mkdir(parents=True, exist_ok=True)
-    picture = figures / f"{table.spec.name}.png"
+    name = table.spec.name
+    picture = figures / f"{name}.png"
     draw(table, picture)
-    write_atomically(pages / f"{table.spec.name}.html", html(table, picture))
+    draw(table, pages / f"{name}.pdf")
+    write_atomically(pages / f"{name}.html", html(table, picture))
+    for suffix, kind in (("tex", "latex"), ("csv", "csv")):
+        write_atomically(pages / f"{name}.{suffix}", f"{render(grid_of(table), kind)}\n")
+
+
+def tell(text: str) -> None:
+    """Prints what is no result, so that the results alone can go to a file."""
+    print(text, file=sys.stderr)
 
 
 def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
@@ -156,7 +211,7 @@ def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
         new = fill(old, texts)
         if new != old:
             write_atomically(page, new)
-            print(f"{page}: written anew")
+            tell(f"{page}: written anew")
 
 
 if __name__ == "__main__":

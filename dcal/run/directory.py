@@ -38,7 +38,7 @@ from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
-HISTORY_FILE, WANDB_ID_FILE = "history.jsonl", "wandb_id"
+HISTORY_FILE, WANDB_ID_FILE, FAILURE_FILE = "history.jsonl", "wandb_id", "failure.txt"
 CHECKED = ("last.safetensors", "best.safetensors", "items.npz")
 """Files of which the result keeps a checksum."""
 WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
@@ -146,7 +146,7 @@ class Run:
     @property
     def failure_file(self) -> Path:
         """The traceback of the last attempt, if that failed; gone when the next one begins."""
-        return self.directory / "failure.txt"
+        return self.directory / FAILURE_FILE
 
     @property
     def result_file(self) -> Path:

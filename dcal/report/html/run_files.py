@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.report.typed import read_overrides
 from dcal.run.copies import finished_runs
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
@@ -116,10 +117,10 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
-    card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
+    card = optional(directory / "model.json")
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
-    typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed), problems
+    overrides = read_overrides(directory)
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, overrides), problems
 
 
 def optional(path: Path) -> Any:

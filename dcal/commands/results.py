@@ -59,7 +59,7 @@ def check_keys(config: DictConfig) -> None:
     if len(asked) > 1:
         raise UserError(f"{asked[0]}=, {asked[1]}=: give one of {', '.join(f'{key}=' for key in KEYS)} at a time")
     known = (asked[0], *KEYS[asked[0]]) if asked else TABLE_KEYS
-    what = f"{asked[0]}={config[asked[0]]}" if asked else f"the tables, only with {', '.join(KEYS)}"
+    what = f"{asked[0]}=" if asked else "the tables"
     for word, key in typed_overrides():
         if key not in known and not key.startswith("hydra"):
             raise UserError(f"{word}: has no effect on {what}; leave it out")

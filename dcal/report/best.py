@@ -19,6 +19,7 @@ from dcal.report.records import Record, read_run, with_defaults
 from dcal.report.table import differing, label_of, matches, show
 from dcal.report.typed import read_overrides, train_command, without
 from dcal.run.copies import finished_runs
+from dcal.run.identity import is_idle
 from dcal.utils.errors import UserError, choose
 
 HELD_OUT = ("dataset.val_fraction", "dataset.val_ids")
@@ -245,6 +246,11 @@ def number(metric: str, value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}" if lower_is_better(metric) else f"{100 * value:{sign}.2f}"
 
 
+def settings_text(choice: Choice, one: Candidate) -> str:
+    """What sets a candidate apart, as it is typed; options that decide nothing left out."""
+    return " ".join(f"{key}={show(one.config.get(key))}" for key in choice.by if not is_idle(key, one.config)) or "all"
+
+
 def text_of(choice: Choice) -> str:
     """The choice for a reader."""
     best = choice.candidates[0]
@@ -253,7 +259,11 @@ def text_of(choice: Choice) -> str:
         for one, difference in zip(choice.candidates, choice.behind, strict=True)
         if difference is not None and difference.p > ALPHA
     ]
-    lines = [render(grid_of(choice), "markdown"), "", f"Best: {best.label}, by {title_of(choice.criterion)}."]
+    lines = [
+        render(grid_of(choice), "markdown"),
+        "",
+        f"Best: {settings_text(choice, best)}, by {title_of(choice.criterion)}.",
+    ]
     if alike:
         lines.append(f"Not told apart from it: {'; '.join(alike)}.")
     lines += [f"Warning: {warning}." for warning in choice.warnings]

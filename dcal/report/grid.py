@@ -51,7 +51,11 @@ def render(grid: Grid, kind: str) -> str:
         return text.getvalue().rstrip("\n")
     if kind == "json":
         return json.dumps(objects(grid), indent=1, ensure_ascii=False)
-    return "\n".join([*markdown_rows(grid.header, grid.rows), *(["", grid.note] if grid.note else [])])
+    widths = [max(3, *map(len, column)) for column in zip(grid.header, *grid.rows, strict=True)]
+    header, *rows = (
+        [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)] for row in (grid.header, *grid.rows)
+    )
+    return "\n".join([*markdown_rows(header, rows), *(["", grid.note] if grid.note else [])])
 
 
 def render_all(grids: Sequence[Grid], kind: str) -> str:
@@ -68,7 +72,7 @@ def objects(grid: Grid) -> list[dict[str, Any]]:
 
 def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
-    return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+    return ["| " + " | ".join(line) + " |" for line in (header, ["-" * max(3, len(cell)) for cell in header], *rows)]
 
 
 def latex(grid: Grid) -> str:

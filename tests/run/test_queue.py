@@ -14,8 +14,8 @@ from run_command import run_command
 from dcal.commands import queue as command
 from dcal.commands.queue import Queued, locate, main, parse, work
 from dcal.run.directory import CONFIG_FILE, Run
-from dcal.run.lock import acquire_lock
 from dcal.run.listing import state_of
+from dcal.run.lock import acquire_lock
 from dcal.run.queue import Job, jobs_of, read_queue, state_table
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir

@@ -109,12 +109,13 @@ def seeds_for(pair: Pair, points: float) -> int | None:
 def power_text(pair: Pair, points: float) -> str:
     """How many seeds would find a true difference, in a sentence."""
     seeds = seeds_for(pair, points)
+    size = f"{points:g} point{'s' * (points != 1)}"
     if seeds is None:
         return (
-            f"No number of seeds finds a true difference of {points:g} points in {POWER:.0%} of repetitions: it takes "
+            f"No number of seeds finds a true difference of {size} in {POWER:.0%} of repetitions: it takes "
             f"more items than {pair.comparison.items}."
         )
     return (
-        f"{seeds} seeds find a true difference of {points:g} points in {POWER:.0%} of repetitions, if seeds and items "
+        f"{seeds} seeds find a true difference of {size} in {POWER:.0%} of repetitions, if seeds and items "
         f"spread as in these {pair.comparison.seeds}."
     )

@@ -19,9 +19,8 @@ from dcal.bench import pipeline
 from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
-from dcal.commands.app import hydra_command, report_errors
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 PARTS = ("cells", "figure", "rollout", "pipeline")
 
@@ -58,8 +57,7 @@ def choose_device(options: Config) -> torch.device:
     Raises:
         UserError: no such clock or device, or the clock of one thread for several.
     """
-    if options["clock"] not in CLOCKS:
-        raise UserError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
+    choose("clock", options["clock"], CLOCKS)
     if options["clock"] == "cpu" and options["threads"] != 1:
         raise UserError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:
@@ -100,7 +98,7 @@ def run(options: Config) -> Config:
     return report
 
 
-def job(config: DictConfig) -> None:
+def bench(config: DictConfig) -> None:
     """Measures, prints the tables, writes the JSON file and the figure."""
     options: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = Path(options["out"])
@@ -120,12 +118,3 @@ def job(config: DictConfig) -> None:
         draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
-
-
-def main() -> None:
-    """Entry point of `dcal-bench`."""
-    hydra_command(lambda config: report_errors(lambda: job(config)), "bench")
-
-
-if __name__ == "__main__":
-    main()

@@ -26,8 +26,8 @@ FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
 """Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
 
 NAMES_AND_PATHS = frozenset(
-    {"run", "runs", "images", "image", "index", "out", "picture", "report", "tables", "figures", "html", "repo"}
-    | {"root", "dataset.root", "list", "compare", "best", "where"}
+    {"run", "runs", "images", "image", "index", "out", "picture", "tables", "figures", "html", "repo", "root"}
+    | {"report", "verdicts", "list", "compare", "best", "where", "dataset.root"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
 

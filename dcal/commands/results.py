@@ -7,13 +7,14 @@ files alone, so that a reader can make them again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from hydra import compose
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
+from dcal.commands.overrides import typed_overrides
 from dcal.report import best, listing
 from dcal.report.compare import text
 from dcal.report.compare.pair import compare_sides
@@ -24,9 +25,20 @@ from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
-from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
+from dcal.report.protocol import (
+    Planned,
+    contrasts,
+    contrasts_text,
+    draw_map,
+    predictions_text,
+    read_protocol,
+    sort_records,
+    state_text,
+)
+from dcal.report.records import Results, collect, flat, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
+from dcal.run.queue import jobs_of
 from dcal.utils.errors import UserError, choose
 from dcal.utils.paths import experiments_dir
 
@@ -36,21 +48,11 @@ KEYS = {
     "compare": ("metric", "margin", "power", "format"),
     "best": ("metric", "where", "format"),
     "report": ("device",),
+    "verdicts": ("runs", "out", "device", "write", "figures"),
 }
 """What is asked for → the other keys that count then; without any of them it is the tables, with TABLE_KEYS."""
 WRITE_KEYS = ("pages", "figures", "html")
 """Where files go; without `write=true` there are none."""
-
-
-def main() -> None:
-    """Entry point of `dcal-results`."""
-    hydra_command(typed_job, "results")
-
-
-def typed_job(config: DictConfig) -> None:
-    """The job of a command line; refuses words that would have no effect."""
-    report_errors(lambda: check_keys(config))
-    report_errors(lambda: job(config))
 
 
 def check_keys(config: DictConfig) -> None:
@@ -67,8 +69,9 @@ def check_keys(config: DictConfig) -> None:
             raise UserError(f"{word}: has no effect unless files are written; add write=true or leave it out")
 
 
-def job(config: DictConfig) -> None:
+def results(config: DictConfig) -> None:
     """Does the one thing that is asked for; prints the tables if it is none of `KEYS`."""
+    check_keys(config)
     kind = choose("format", config.format, FORMATS)
     if config.report is not None:
         write_report(Path(config.report).expanduser(), config)
@@ -81,7 +84,7 @@ def job(config: DictConfig) -> None:
         choice = best.choose_best(Path(config.best).expanduser(), config.metric, words(config.where))
         print(best.text_of(choice) if kind == "markdown" else render(best.grid_of(choice), kind))
     else:
-        tables(config, kind)
+        tabulate(config)
 
 
 def words(value: Any) -> list[str]:
@@ -100,7 +103,7 @@ def compare(names: list[str], config: DictConfig, kind: str) -> None:
     print(text.text_of(pair, config.power) if kind == "markdown" else render(text.grid_of(pair, config.power), kind))
 
 
-def tables(config: DictConfig, kind: str) -> None:
+def tabulate(config: DictConfig) -> None:
     """Collects the runs and prints their tables, and writes all that is made of them if asked to."""
     out = Path(config.out)
     found = collected(out, Path(config.runs), config.device)
@@ -108,9 +111,12 @@ def tables(config: DictConfig, kind: str) -> None:
         write_records(out, found)
     names = list(found)
     results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
+    if config.verdicts is not None:
+        report_protocol(Path(config.verdicts).expanduser(), results, config)
+        return
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
     if config.tables and not path.is_file():
-        raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
+        raise UserError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
     known = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in known}}
@@ -125,11 +131,11 @@ def tables(config: DictConfig, kind: str) -> None:
         for table in own:
             publish(table, Path(config.html), Path(config.html))
     shown = [table for table in [*known, *own] if any(table.spec.takes(name) for name in names)]
-    if kind == "markdown":
+    if config.format == "markdown":
         for table in shown:
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
     else:
-        print(render_all([grid_of(table) for table in shown if table.rows], kind))
+        print(render_all([grid_of(table) for table in shown if table.rows], config.format))
     if not names:
         tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:
@@ -140,7 +146,7 @@ def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
     """The table of a description; None, with a word about it, where the runs do not fit the description any more."""
     try:
         return make_table(spec, results)
-    except ValueError as problem:
+    except UserError as problem:
         tell(f"left as it is: {problem}")
         return None
 
@@ -149,7 +155,7 @@ def write_report(root: Path, config: DictConfig) -> None:
     """Writes `report.html` into a run directory or a folder of runs.
 
     Raises:
-        ValueError: no finished run is there.
+        UserError: no finished run is there.
     """
     folder = read_folder(root, config.device)
     for problem in folder.problems:
@@ -157,6 +163,36 @@ def write_report(root: Path, config: DictConfig) -> None:
     file = root / "report.html"
     write_atomically(file, document(folder))
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def report_protocol(path: Path, results: Mapping[str, Results], config: DictConfig) -> None:
+    """Prints what a protocol says of its runs; with `write=true` also the page beside it, and the map."""
+    protocol = read_protocol(path)
+    name = str(protocol["name"])
+    cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
+    finished, strangers = sort_records(list(plan(protocol, cells)), results, name)
+    for stranger in strangers:
+        tell(f"left out: {stranger}")
+    found = contrasts(protocol, finished)
+    texts: dict[str, str | None] = {
+        f"{name}-state": state_text(protocol, finished),
+        f"{name}-contrasts": contrasts_text(found),
+        f"{name}-predictions": predictions_text(protocol, found),
+    }
+    print("\n\n".join(filter(None, texts.values())))
+    if config.write:
+        figures = Path(config.figures)
+        figures.mkdir(parents=True, exist_ok=True)
+        draw_map(protocol, found, figures / f"{name}.png")
+        rewrite(path.with_name("README.md"), texts)
+
+
+def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[Planned]:
+    """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
+    jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)} if cells else {}
+    for (cell, arm, point), words in jobs.items():
+        config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)  # by the Hydra that runs this
+        yield Planned(cell, arm, point, flat(config))
 
 
 def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
@@ -212,7 +248,3 @@ def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
         if new != old:
             write_atomically(page, new)
             tell(f"{page}: written anew")
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,8 @@ class Evaluation(NamedTuple):
     """One row per item: predictions (fgvc), or average precision and rank of the first match (reid)."""
     names: Sequence[str] = ()
     """Of the items, see `Data.names`: by them other programs' predictions are paired with these."""
+    reliability: dict[str, Any] | None = None
+    """See `dcal.task.reliability`; None where it was not asked for."""
 
     @rank_zero_only
     def save(self, path: Path) -> None:

@@ -14,7 +14,6 @@ from commands.test_results import ITEMS, write_run
 from omegaconf import OmegaConf
 from run_command import composed_command, refused, run_command
 
-from dcal.commands.results import main
 from dcal.report.best import beyond_edge, choose_best
 
 GRID = {1e-4: (9, 10), 2e-4: (4, 3), 4e-4: (5, 4)}
@@ -48,7 +47,7 @@ def search(tmp_path: Path) -> Path:
 
 def said(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     capfd.readouterr()
-    run_command(main, *words)
+    run_command("results", *words)
     return capfd.readouterr().out
 
 
@@ -85,12 +84,12 @@ def test_at_the_edge_of_the_grid_it_says_how_to_go_on(search: Path, capfd: pytes
 
 def test_a_choice_on_test_data_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_trial(tmp_path, 1e-4, 0, 9, 1.0, split="test")
-    assert "all runs were judged on the test split" in refused(main, f"best={tmp_path}", capfd=capfd)
+    assert "all runs were judged on the test split" in refused("results", f"best={tmp_path}", capfd=capfd)
     write_trial(tmp_path, 2e-4, 0, 9, 1.0)
     assert [one.label for one in choose_best(tmp_path).candidates] == ["all"], "the other is no candidate"
-    assert "no finished run is there" in refused(main, f"best={tmp_path / 'x'}", capfd=capfd)
+    assert "no finished run is there" in refused("results", f"best={tmp_path / 'x'}", capfd=capfd)
     assert "with where=optimizer.lr=3 is there" in refused(
-        main, f"best={tmp_path}", "where=optimizer.lr=3", capfd=capfd
+        "results", f"best={tmp_path}", "where=optimizer.lr=3", capfd=capfd
     )
 
 
@@ -105,7 +104,7 @@ def test_different_items_are_not_compared(search: Path, capfd: pytest.CaptureFix
     run = write_trial(search, 8e-4, 0, 3, 1.0)
     with np.load(run / "items.npz") as items:
         np.savez(run / "items.npz", **{**items, "index": items["index"] + 1})
-    assert "judged on different validation items" in refused(main, f"best={search}", capfd=capfd)
+    assert "judged on different validation items" in refused("results", f"best={search}", capfd=capfd)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ import pytest
 from commands.test_results import ITEMS, write_queries, write_run
 from run_command import refused, run_command
 
-from dcal.commands.evaluate import main as evaluate
-from dcal.commands.results import main
 from dcal.metric.statistics import paired_comparison
 from dcal.report.compare.pair import compare_sides
 from dcal.report.compare.predictions import read_predictions
@@ -58,7 +56,7 @@ def write_csv(path: Path, rows: list[Row]) -> Path:
 
 def said(capfd: pytest.CaptureFixture[str], *words: object) -> str:
     capfd.readouterr()
-    run_command(main, *map(str, words))
+    run_command("results", *map(str, words))
     return capfd.readouterr().out
 
 
@@ -99,7 +97,7 @@ def test_one_training_each_has_no_verdict(runs: Path, capfd: pytest.CaptureFixtu
     pair = f"compare=[{runs / 'id-dcal' / 'seed=0'},{runs / 'id-none' / 'seed=3' / 'items.npz'}]"
     text = said(capfd, pair)
     assert "One training each does not tell which method is better: A minus B is +30.00 [" in text
-    assert "power=1: one seed shows no spread" in refused(main, pair, "power=1", capfd=capfd)
+    assert "power=1: one seed shows no spread" in refused("results", pair, "power=1", capfd=capfd)
 
 
 def test_seeds_of_one_side_are_left_out_aloud(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +159,7 @@ def test_other_items_labels_and_seeds_are_refused(
 ) -> None:
     rows = change([row for row in rows_of(runs / "id-none") if row["seed"] == "0"])
     theirs = write_csv(runs / "theirs.csv", rows)
-    told = refused(main, f"compare=[{runs / 'id-dcal'},{theirs}]", capfd=capfd)
+    told = refused("results", f"compare=[{runs / 'id-dcal'},{theirs}]", capfd=capfd)
     assert re.search(message, told), told
 
 
@@ -191,7 +189,7 @@ def test_another_split_data_set_protocol_or_set_of_images_is_refused(
 ) -> None:
     edit(runs / "id-dcal", "result.json", '"split"', '"judged": "fedcba9876543210", "split"')
     edit(runs / "id-none", file, old, new)
-    told = refused(main, f"compare=[{runs / 'id-dcal'},{runs / 'id-none'}]", capfd=capfd)
+    told = refused("results", f"compare=[{runs / 'id-dcal'},{runs / 'id-none'}]", capfd=capfd)
     assert re.search(message, told), told
 
 
@@ -199,7 +197,7 @@ def test_other_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixtur
     dcal = runs / "id-dcal"
 
     def told(*words: str) -> str:
-        return refused(main, *words, capfd=capfd)
+        return refused("results", *words, capfd=capfd)
 
     assert "2 configurations; name one of" in told(f"compare=[{dcal},{runs}]")
     assert "no such file or folder; give a run directory" in told(f"compare=[{dcal},{runs / 'nowhere'}]")
@@ -244,8 +242,8 @@ def test_evaluate_writes_the_csv_of_a_run(
 ) -> None:
     """What was trained, evaluated to a CSV, is the run itself: the difference is 0 on every item."""
     run, file = request.getfixturevalue(f"{task}_run"), tmp_path / "items.csv"
-    assert "its suffix must be .npz or .csv" in refused(evaluate, f"run={run}", "save_items=items.txt", capfd=capfd)
-    run_command(evaluate, f"run={run}", f"save_items={file}")
+    assert "its suffix must be .npz or .csv" in refused("evaluate", f"run={run}", "save_items=items.txt", capfd=capfd)
+    run_command("evaluate", f"run={run}", f"save_items={file}")
     pair = compare_sides(read_side(str(run)), read_side(str(file)))
     assert pair.comparison.mean == pair.comparison.low == pair.comparison.high == 0
     assert pair.values[0] == pair.values[1]

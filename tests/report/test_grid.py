@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands.test_results import configure, write_run
 
-from dcal.commands.results import job
+from dcal.commands.results import tabulate
 from dcal.report.format import grid_of, markdown, split
 from dcal.report.grid import FORMATS, Grid, escape, render
 from dcal.report.records import load_all
@@ -27,7 +27,7 @@ def written(tmp_path: Path) -> Path:
     for seed, (plain, dcal) in enumerate([(8, 4), (9, 5), (8, 6)]):
         write_run(tmp_path / "runs", seed, plain, "none")
         write_run(tmp_path / "runs", seed, dcal)
-    job(configure(tmp_path))
+    tabulate(configure(tmp_path))
     return tmp_path
 
 
@@ -109,14 +109,14 @@ def test_a_paper_finds_its_files_beside_the_page(written: Path) -> None:
     files = {name: (written / "html" / name).read_bytes() for name in ("birds.tex", "birds.csv", "birds.pdf")}
     assert files["birds.pdf"].startswith(b"%PDF") and (written / "figures" / "birds.png").is_file()
     assert b"\\toprule" in files["birds.tex"] and files["birds.csv"].startswith(b"attention,top1,")
-    job(configure(written))
+    tabulate(configure(written))
     assert {name: (written / "html" / name).read_bytes() for name in files} == files
 
 
 def test_the_terminal_prints_any_format(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind in FORMATS:
         capsys.readouterr()
-        job(configure(written, write=False, format=kind))
+        tabulate(configure(written, write=False, format=kind))
         printed = capsys.readouterr()
         assert "87.5" in printed.out and "Nothing was written" in printed.err
         if kind == "json":

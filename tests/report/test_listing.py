@@ -11,7 +11,6 @@ import pytest
 from commands.test_results import write_run
 from run_command import refused, run_command
 
-from dcal.commands.results import main
 from dcal.report.listing import age_text, list_runs, listing, settings_of
 from dcal.run.lock import acquire_lock
 
@@ -38,7 +37,7 @@ def runs(tmp_path: Path) -> Path:
 
 def test_every_state_has_its_line(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lock = acquire_lock(runs / "birds" / "id-none" / "seed=0")
-    run_command(main, f"list={runs}", "sort=state")
+    run_command("results", f"list={runs}", "sort=state")
     lock.release()
     text = capfd.readouterr().out
     lines = [" ".join(line.split()) for line in text.splitlines() if str(runs) in line and line[0] == "|"]
@@ -53,7 +52,7 @@ def test_every_state_has_its_line(runs: Path, capfd: pytest.CaptureFixture[str])
 def test_filter_order_and_formats(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def rows(*words: str) -> list[dict[str, object]]:
         capfd.readouterr()
-        run_command(main, f"list={runs}", "format=json", *words)
+        run_command("results", f"list={runs}", "format=json", *words)
         found: list[dict[str, object]] = json.loads(capfd.readouterr().out)
         return found
 
@@ -75,8 +74,8 @@ def test_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixture[str]
         (["format=html"], "format='html'"),
         (["write=true"], "write=true: has no effect on list="),
     ):
-        assert message in refused(main, f"list={runs}", *words, capfd=capfd)
-    assert "no such folder" in refused(main, f"list={runs / 'nowhere'}", capfd=capfd)
+        assert message in refused("results", f"list={runs}", *words, capfd=capfd)
+    assert "no such folder" in refused("results", f"list={runs / 'nowhere'}", capfd=capfd)
 
 
 def test_settings_are_those_of_the_tables(fgvc_run: Path) -> None:

@@ -15,6 +15,7 @@ from dcal.output import Branches, Output
 from dcal.task.inference import combined_scores, infer
 from dcal.training.build import check_train, make
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 
@@ -26,6 +27,7 @@ from dcal.utils.paths import config_dir
         ("fgvc", {"side_information": "camera"}, r"task\.side_information=camera .* needs task=reid"),
         ("fgvc", {"triplet": {"weight": 1.0}}, r"task\.triplet\.weight .* set task\.instances=2"),
         ("fgvc", {"mixup": -0.5}, r"task\.mixup=-0\.5: must be 0 \(off\) or more"),
+        ("fgvc", {"instances": 0}, r"task\.instances=0: must be at least 1"),
         ("fgvc", {"inference": ["pwca"]}, r"task\.inference=\['pwca'\]: choose from sa, glca"),
         ("fgvc", {"inference": ["sa", "sa"]}, r"task\.inference=\['sa', 'sa'\]: names a branch twice"),
         ("reid", {"cutmix": 1.0}, r"task\.mixup and task\.cutmix .* need task=fgvc"),
@@ -37,7 +39,7 @@ def test_options_without_effect_are_refused(task: str, options: dict[str, Any], 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose(f"task/{task}").task
     make(config)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make(OmegaConf.merge(config, options))
 
 
@@ -72,5 +74,5 @@ def test_mixup_needs_pairs() -> None:
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", ["name=test", "task.cutmix=1.0", "train.batch_size=15"])
-    with pytest.raises(ValueError, match=r"train\.batch_size=15: task\.mixup and task\.cutmix blend pairs"):
+    with pytest.raises(UserError, match=r"train\.batch_size=15: task\.mixup and task\.cutmix blend pairs"):
         check_train(config)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
 from dcal.report.typed import read_overrides
 from dcal.run.copies import finished_runs
+from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
+from dcal.visualize.reliability import FILE as RELIABILITY
 
 
 class RunFiles(NamedTuple):
@@ -37,6 +39,8 @@ class RunFiles(NamedTuple):
     """None where the run keeps no pictures."""
     overrides: list[str]
     """What was typed."""
+    reliability: dict[str, Any]
+    """What `dcal-evaluate reliability=true` has found; empty where it was not asked."""
 
 
 class Folder(NamedTuple):
@@ -58,7 +62,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         device: names the hardware of runs that do not say it themselves.
 
     Raises:
-        ValueError: no finished run is there; the message says what is.
+        UserError: no finished run is there; the message says what is.
     """
     runs: list[RunFiles] = []
     directories, copies = finished_runs(root)
@@ -78,7 +82,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         found = (
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
         )
-        raise ValueError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
+        raise UserError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
     return Folder(root, runs, problems, unfinished, plain_beside(runs))
 
 
@@ -111,7 +115,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     try:
         if (directory / gallery.FILE).is_file():
             pictures = gallery.load(directory / gallery.FILE)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
     lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
@@ -120,7 +124,9 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     card = optional(directory / "model.json")
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
     overrides = read_overrides(directory)
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, overrides), problems
+    found = optional(directory / RELIABILITY)
+    reliability = found if isinstance(found, dict) else {}
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, overrides, reliability), problems
 
 
 def optional(path: Path) -> Any:

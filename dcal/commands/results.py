@@ -96,11 +96,21 @@ def compare(names: list[str], config: DictConfig, kind: str) -> None:
     """Prints the comparison of two sides."""
     if len(names) != 2:
         raise UserError(f"compare=[{','.join(names)}]: give two, compare=[A,B]")
-    if config.margin is not None and not config.margin > 0:
-        raise UserError(f"margin={config.margin}: points, above 0")
+    margin, power = (points(key, config[key]) for key in ("margin", "power"))
     first, second = map(read_side, names)
-    pair = compare_sides(first, second, config.metric, config.margin)
-    print(text.text_of(pair, config.power) if kind == "markdown" else render(text.grid_of(pair, config.power), kind))
+    pair = compare_sides(first, second, config.metric, margin)
+    print(text.text_of(pair, power) if kind == "markdown" else render(text.grid_of(pair, power), kind))
+
+
+def points(key: str, value: Any) -> float | None:
+    """The value of a key in points.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
+    if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        raise UserError(f"{key}={value}: points, a number above 0")
+    return value
 
 
 def tabulate(config: DictConfig) -> None:

@@ -97,10 +97,8 @@ def seeds_for(pair: Pair, points: float) -> int | None:
     """Seeds that find a true difference of so many points in `POWER` of all repetitions; None if the items limit it.
 
     Raises:
-        UserError: the points are not above 0, or one seed was compared, which shows no spread.
+        UserError: one seed was compared, which shows no spread.
     """
-    if not points > 0:
-        raise UserError(f"power={points:g}: points of a true difference, above 0")
     if pair.comparison.seeds == 1:
         raise UserError(f"power={points:g}: one seed shows no spread between seeds; compare two sides of two or more")
     return pair.comparison.seeds_needed(points / 100, POWER)

@@ -72,7 +72,7 @@ def objects(grid: Grid) -> list[dict[str, Any]]:
 
 def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
-    return ["| " + " | ".join(line) + " |" for line in (header, ["-" * max(3, len(cell)) for cell in header], *rows)]
+    return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
 
 
 def latex(grid: Grid) -> str:

@@ -23,9 +23,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import run
-from dcal.commands.keys import check_words, config_folders
-from dcal.commands.overrides import follow_image_size, prepare
 from dcal.commands.queue import parse
+from dcal.commands.words.keys import check_words, config_folders
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.queue import jobs_of, read_queue
 from dcal.training import trainer as engine
@@ -103,7 +103,7 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
         options = parse(arguments)
         queue = read_queue(experiments_dir().parent / options.file)
         return composed_command(["dcal-train", *jobs_of(queue, options.cells, options.common)[0].words])
-    name = program.removeprefix("dcal-")
+    name = "train" if program == "dcal-doctor" else program.removeprefix("dcal-")  # which checks a run's settings
     folder = config_dir() if (config_dir() / f"{name}.yaml").is_file() else config_dir() / name
     register()
     arguments = prepare(arguments, name)

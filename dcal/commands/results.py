@@ -14,7 +14,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.overrides import typed_overrides
+from dcal.commands.words.overrides import typed_overrides
 from dcal.report import best, listing
 from dcal.report.compare import text
 from dcal.report.compare.pair import compare_sides

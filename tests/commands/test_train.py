@@ -206,7 +206,7 @@ def test_two_processes_do_not_share_a_run_and_a_stopped_one_is_saved(
         while not list(tmp_path.glob("tiny/*/*/metrics.jsonl")):
             assert first.poll() is None and time.monotonic() < deadline, "no epoch was finished"
             time.sleep(0.05)
-        words = command(folder, tmp_path, "train.epochs=99999", "train.workers=1")[3:]
+        words = command(folder, tmp_path, "train.epochs=99999", "train.workers=1")[4:]
         assert f"process {first.pid}" in refused("train", *words, capfd=capfd)
     finally:
         os.killpg(first.pid, signal.SIGTERM)  # as a batch system does: the data workers get it, too

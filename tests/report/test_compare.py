@@ -83,7 +83,7 @@ def test_runs_and_a_permuted_csv_give_the_same_digits(runs: Path, capfd: pytest.
 
 
 def test_the_text_says_the_verdict_and_what_differs(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    text = said(capfd, f"compare=[{runs / 'id-none'},{runs / 'id-dcal'}]", "power=1")
+    text = said(capfd, f"compare=[{runs / 'id-none'},{runs / 'id-dcal'}]", "power=20")
     assert re.search(
         r"^A is worse than B: A minus B is −\d+\.\d\d \[−\d+\.\d\d, −\d+\.\d\d\] points of top-1\.$", text, re.M
     )

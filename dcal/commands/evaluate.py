@@ -28,6 +28,7 @@ from dcal.inference.images import (
 )
 from dcal.inference.restore import Restored, drop_none, read_result
 from dcal.metric.decision.calibration import unknown_detection
+from dcal.report.compare.predictions import write_predictions
 from dcal.run.copies import finished_runs
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
@@ -60,6 +61,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if config.picture is not None:
         raise UserError("picture: draws the table of datasets=[...]; name some, or leave it out")
     wanted = config.reliability or config.unknown is not None
+    if config.save_items and Path(config.save_items).suffix not in (".npz", ".csv"):
+        raise UserError(f"save_items={config.save_items}: its suffix must be .npz or .csv")
     restored = open_run(config)
     if config.unknown is not None and restored.task.name != "fgvc":
         raise UserError(
@@ -98,7 +101,11 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         }
         write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
     if config.save_items:
-        evaluation.save(with_folder(config.save_items))
+        file = with_folder(config.save_items)
+        if file.suffix == ".csv":
+            write_predictions(evaluation, file, restored.class_names)
+        else:
+            evaluation.save(file)
     return evaluation.metrics
 
 

@@ -35,7 +35,8 @@ from dcal.distributed.env import module_command
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
 from dcal.run.identity import Identity, identify
-from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
+from dcal.run.listing import state_of
+from dcal.run.queue import Job, jobs_of, read_queue, state_table
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 from dcal.utils.signals import Stop, stop_requests
@@ -129,7 +130,7 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
 
 def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:
     """The state of each run."""
-    return ((job, state_of(run)) for job, run in queued)
+    return ((job, state_of(run.directory)) for job, run in queued)
 
 
 def write_table(queue: Mapping[str, Any], queued: Sequence[Queued]) -> None:
@@ -157,11 +158,11 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
     changed()
     while (waiting and not stop) or running:
         while waiting and len(running) < at_a_time and not stop:
-            chosen = next((one for one in waiting if state_of(one.run) != "running"), None)
+            chosen = next((one for one in waiting if state_of(one.run.directory) != "running"), None)
             if chosen is None:  # all that is left is being worked on elsewhere
                 break
             waiting.remove(chosen)
-            if state_of(chosen.run) != "done":
+            if state_of(chosen.run.directory) != "finished":
                 print(f"{time.strftime('%H:%M:%S')} {chosen.job}: starts in {chosen.run.directory}", flush=True)
                 running[start(chosen, at_a_time)] = chosen
         if stop:
@@ -174,9 +175,9 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         for process in ended:
             one = running.pop(process)
             log = one.run.directory / "queue.log"
-            state = state_of(one.run)
+            state = state_of(one.run.directory)
             print(f"{time.strftime('%H:%M:%S')} {one.job}: {state}, see {log}", flush=True)
-            failed += state != "done" and not stop
+            failed += state != "finished" and not stop
         if ended:
             changed()
         elif not stop:

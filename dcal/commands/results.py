@@ -1,8 +1,7 @@
-"""`dcal-results`: from finished runs to the tables of the READMEs, with intervals and paired tests.
+"""`dcal-results`: from finished runs to tables, comparisons, lists and choices, with intervals and paired tests.
 
-It prints the tables of the runs that it finds and writes nothing; `write=true` writes records, tables, figures and
-pages. These are functions of the JSON files alone, so that a reader can make them again. With `report=DIR` it writes
-one page about the runs in a folder instead, from all that they keep.
+It prints, and writes nothing; `write=true` writes records, tables, figures and pages, which are functions of the JSON
+files alone, so that a reader can make them again.
 """
 
 from __future__ import annotations
@@ -13,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.words.overrides import typed_overrides
+from dcal.report import best, listing
+from dcal.report.compare import text
+from dcal.report.compare.pair import compare_sides
+from dcal.report.compare.sides import read_side
 from dcal.report.dashboard import Page
 from dcal.report.dashboard import publish as publish_dashboard
-from dcal.report.format import markdown
+from dcal.report.format import grid_of, markdown
+from dcal.report.grid import FORMATS, render, render_all
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
@@ -38,15 +42,50 @@ from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import explain_write_errors, write_atomically
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import jobs_of
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 from dcal.utils.paths import experiments_dir
+
+TABLE_KEYS = ("runs", "out", "device", "tables", "format", "wandb", "write", "pages", "figures", "html")
+KEYS = {
+    "list": ("where", "sort", "metric", "format"),
+    "compare": ("metric", "margin", "power", "format"),
+    "best": ("metric", "where", "format"),
+    "report": ("device",),
+    "verdicts": ("runs", "out", "device", "write", "figures"),
+}
+"""What is asked for → the other keys that count then; without any of them it is the tables, with TABLE_KEYS."""
+WRITE_KEYS = ("pages", "figures", "html")
+"""Where files go; without `write=true` there are none."""
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raises a UserError if two things are asked for, or if a key was typed that has no effect on what is."""
+    asked = [key for key in KEYS if config[key] is not None]
+    if len(asked) > 1:
+        raise UserError(f"{asked[0]}=, {asked[1]}=: give one of {', '.join(f'{key}=' for key in KEYS)} at a time")
+    known = (asked[0], *KEYS[asked[0]]) if asked else TABLE_KEYS
+    what = f"{asked[0]}=" if asked else "the tables"
+    for word, key in typed_overrides():
+        if key not in known and not key.startswith("hydra"):
+            raise UserError(f"{word}: has no effect on {what}; leave it out")
+        if key in WRITE_KEYS and not config.write:
+            raise UserError(f"{word}: has no effect unless files are written; add write=true or leave it out")
 
 
 def results(config: DictConfig) -> None:
-    """Checks the command line, then reports or tabulates."""
+    """Does the one thing that is asked for; prints the tables if it is none of `KEYS`."""
     check_keys(config)
+    kind = choose("format", config.format, FORMATS)
     if config.report is not None:
         write_report(Path(config.report).expanduser(), config)
+    elif config.list is not None:
+        root = Path(config.list).expanduser()
+        print(render(listing.listing(root, words(config.where), config.sort, config.metric), kind))
+    elif config.compare is not None:
+        compare(words(config.compare), config, kind)
+    elif config.best is not None:
+        choice = best.choose_best(Path(config.best).expanduser(), config.metric, words(config.where))
+        print(best.text_of(choice) if kind == "markdown" else render(best.grid_of(choice), kind))
     elif not config.write:
         tabulate(config)
     else:
@@ -56,15 +95,30 @@ def results(config: DictConfig) -> None:
             tabulate(config)
 
 
-def check_keys(config: DictConfig) -> None:
-    """Raises a UserError if a key was typed that has no effect on a report, or none without `write=true`."""
-    typed = list(typed_overrides())
-    idle = [word for word, key in typed if key not in REPORT_KEYS]
-    if idle and config.report is not None:
-        raise UserError(f"{idle[0]}: has no effect on report={config.report}; leave it out")
-    unwritten = [word for word, key in typed if key in WRITE_KEYS]
-    if unwritten and not config.write and config.report is None:
-        raise UserError(f"{unwritten[0]}: has no effect unless files are written; add write=true or leave it out")
+def words(value: Any) -> list[str]:
+    """A key that holds one word or a list of words."""
+    return [] if value is None else [str(word) for word in (value if isinstance(value, ListConfig) else [value])]
+
+
+def compare(names: list[str], config: DictConfig, kind: str) -> None:
+    """Prints the comparison of two sides."""
+    if len(names) != 2:
+        raise UserError(f"compare=[{','.join(names)}]: give two, compare=[A,B]")
+    margin, power = (points(key, config[key]) for key in ("margin", "power"))
+    first, second = map(read_side, names)
+    pair = compare_sides(first, second, config.metric, margin)
+    print(text.text_of(pair, power) if kind == "markdown" else render(text.grid_of(pair, power), kind))
+
+
+def points(key: str, value: Any) -> float | None:
+    """The value of a key in points.
+
+    Raises:
+        UserError: it is no number above 0.
+    """
+    if value is not None and not (isinstance(value, (int, float)) and value > 0):
+        raise UserError(f"{key}={value}: points, a number above 0")
+    return value
 
 
 def tabulate(config: DictConfig) -> None:
@@ -82,28 +136,31 @@ def tabulate(config: DictConfig) -> None:
     if config.tables and not path.is_file():
         raise UserError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
-    tables = [table for spec in listed if (table := described(spec, results)) is not None]
-    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
+    known = [table for spec in listed if (table := described(spec, results)) is not None]
+    texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in known}}
     # what has just been collected is worth a look before anybody has described a table for it
-    unlisted = [name for name in names if not any(table.spec.takes(name) for table in tables)]
+    unlisted = [name for name in names if not any(table.spec.takes(name) for table in known)]
     own = [make_table(Spec(name, [name]), results) for name in unlisted]
     if config.write:
         for page in map(Path, config.pages):
             rewrite(page, texts)
-        for table in tables:
+        for table in known:
             publish(table, Path(config.figures), Path(config.html))
         for table in own:
             publish(table, Path(config.html), Path(config.html))
-    shown = [table for table in (*tables, *own) if any(table.spec.takes(name) for name in names)]
-    for table in shown:
-        print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    shown = [table for table in [*known, *own] if any(table.spec.takes(name) for name in names)]
+    if config.format == "markdown":
+        for table in shown:
+            print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    else:
+        print(render_all([grid_of(table) for table in shown if table.rows], config.format))
     if config.wandb is not None:
-        told = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
-        print(f"\nworkspace  {told.workspace}\nreport     {told.report}")
+        written = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
+        tell(f"workspace  {written.workspace}\nreport     {written.report}")
     if not names:
-        print(f"runs={config.runs}: no finished run was read; name another folder by runs=", file=sys.stderr)
+        tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:
-        print(f"\nNothing was written; write=true writes records to {out}, and tables, figures and pages.")
+        tell(f"Nothing was written; write=true writes records to {out}, and tables, figures and pages.")
 
 
 def dashboard_page(table: Table, results: Mapping[str, Results]) -> Page:
@@ -119,14 +176,8 @@ def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
     try:
         return make_table(spec, results)
     except UserError as problem:
-        print(f"left as it is: {problem}", file=sys.stderr)
+        tell(f"left as it is: {problem}")
         return None
-
-
-REPORT_KEYS = ("report", "device")
-"""What a report listens to."""
-WRITE_KEYS = ("pages", "figures", "html")
-"""Where files go; without `write=true` there are none."""
 
 
 def write_report(root: Path, config: DictConfig) -> None:
@@ -137,7 +188,7 @@ def write_report(root: Path, config: DictConfig) -> None:
     """
     folder = read_folder(root, config.device)
     for problem in folder.problems:
-        print(problem, file=sys.stderr)
+        tell(problem)
     file = root / "report.html"
     write_atomically(file, document(folder))
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
@@ -150,7 +201,7 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
     cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
     finished, strangers = sort_records(list(plan(protocol, cells)), results, name)
     for stranger in strangers:
-        print(f"left out: {stranger}", file=sys.stderr)
+        tell(f"left out: {stranger}")
     found = contrasts(protocol, finished)
     texts: dict[str, str | None] = {
         f"{name}-state": state_text(protocol, finished),
@@ -177,7 +228,7 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
     """The runs below a folder merged with the records in `out`, by the name of their file there without `.json`."""
     found, problems = collect(runs)
     for problem in problems:
-        print(f"left out: {problem}", file=sys.stderr)
+        tell(f"left out: {problem}")
     merged = {}
     for name, records in found.items():
         for record in records:
@@ -185,7 +236,7 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
         file = out / f"{name.replace('/', '-')}.json"
         old = load(file)["runs"] if file.is_file() else []
         merged[file.stem] = merge(name, old, records)
-        print(f"{name}: {len(records)} runs collected")
+        tell(f"{name}: {len(records)} runs collected")
     return merged
 
 
@@ -195,18 +246,27 @@ def write_records(out: Path, found: Mapping[str, Results]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.json"
         save(results, file)
-        print(f"{file}: written")
+        tell(f"{file}: written")
 
 
 def publish(table: Table, figures: Path, pages: Path) -> None:
-    """Writes figure and page of a table that has runs."""
+    """Writes the figure of a table that has runs, and beside its page what a paper takes: LaTeX, CSV, figure as PDF."""
     if not table.rows:
         return
     figures.mkdir(parents=True, exist_ok=True)
     pages.mkdir(parents=True, exist_ok=True)
-    picture = figures / f"{table.spec.name}.png"
+    name = table.spec.name
+    picture = figures / f"{name}.png"
     draw(table, picture)
-    write_atomically(pages / f"{table.spec.name}.html", html(table, picture))
+    draw(table, pages / f"{name}.pdf")
+    write_atomically(pages / f"{name}.html", html(table, picture))
+    for suffix, kind in (("tex", "latex"), ("csv", "csv")):
+        write_atomically(pages / f"{name}.{suffix}", f"{render(grid_of(table), kind)}\n")
+
+
+def tell(text: str) -> None:
+    """Prints what is no result, so that the results alone can go to a file."""
+    print(text, file=sys.stderr)
 
 
 def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
@@ -216,4 +276,4 @@ def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
         new = fill(old, texts)
         if new != old:
             write_atomically(page, new)
-            print(f"{page}: written anew")
+            tell(f"{page}: written anew")

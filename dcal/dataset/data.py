@@ -13,6 +13,7 @@ import torch
 from dcal.dataset.cache import CACHES, check_room
 from dcal.dataset.checks import check_catalog
 from dcal.dataset.decode import DECODES
+from dcal.dataset.files import common_folder, name_below
 from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record
@@ -138,6 +139,16 @@ class Data:
             split: as for `records`.
         """
         return [self._pictures[record.path] for record in self.records(split)]
+
+    def names(self, split: str) -> list[str]:
+        """The path of each image below the folder that all images of the set share: the same on every machine.
+
+        Args:
+            split: as for `records`.
+        """
+        every = [record.path for records in self.source.splits.values() for record in records]
+        folder = common_folder(every)
+        return [name_below(folder, record.path) for record in self.records(split)]
 
     def train_loader(
         self,

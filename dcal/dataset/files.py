@@ -156,6 +156,11 @@ def common_folder(paths: Iterable[Path]) -> Path:
     return Path(os.path.commonpath({os.path.dirname(os.path.normpath(path)) for path in paths}))
 
 
+def name_below(folder: Path, path: Path) -> str:
+    """The path of a file in this folder as `common_folder` gives it, relative to it and with slashes."""
+    return os.path.normpath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
+
+
 def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer]:
     """The answer for each path, in order; with a progress bar if there are many."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-from dcal.dataset.files import common_folder, file_facts
+from dcal.dataset.files import common_folder, file_facts, name_below
 from dcal.dataset.record import Catalog, Record
 
 _MISSING = -1
@@ -36,11 +35,11 @@ def catalog_digest(catalog: Catalog) -> str:
     paths = [record.path for _, records in splits for record in records]
     recipe = catalog.protocol.get("recipe")
     sizes = iter([0] * len(paths) if recipe else _sizes(paths))
-    start = f"{common_folder(paths)}{os.sep}" if paths else ""
+    folder = common_folder(paths) if paths else Path()
     digest = hashlib.sha256(json.dumps([catalog.class_names, recipe]).encode())
     for split, records in splits:
         digest.update(f"\n{json.dumps(split)} {len(records)}\n".encode())
-        lines = (_line(record, next(sizes), start) for record in records)
+        lines = (_line(record, next(sizes), folder) for record in records)
         digest.update("\0".join(lines).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -71,9 +70,8 @@ def _sizes(paths: list[Path]) -> list[int]:
     return [_MISSING if facts is None else facts.size for facts in file_facts(paths)]
 
 
-def _line(record: Record, size: int, start: str) -> str:
-    relative = os.path.normpath(record.path).removeprefix(start).replace(os.sep, "/")
-    return f"{record.label} {record.camera} {record.view} {size} {relative}"
+def _line(record: Record, size: int, folder: Path) -> str:
+    return f"{record.label} {record.camera} {record.view} {size} {name_below(folder, record.path)}"
 
 
 def _thousands(number: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, median, stdev
 
 from dcal.metric.interval import Interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
+from dcal.report.grid import Grid, markdown_rows
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record
 from dcal.report.table import Row, Spec, Table, show
@@ -54,10 +56,10 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     columns = list(table.rows[0].values)
     header = [", ".join(key.rpartition(".")[2] for key in spec.by or ["configuration"])]
     header += [key.rpartition(".")[2] for key in spec.show]
-    header += [TITLES.get(columns[0], columns[0]), "95 % interval"]
+    header += [title_of(columns[0]), "95 % interval"]
     if spec.against:
         header += [f"against {', '.join(map(show, spec.against.values()))}", *DIFFERENCE[1:]]
-    header += [TITLES.get(key, key) for key in columns[1:]] + ["seeds", "min/run"]
+    header += [title_of(key) for key in columns[1:]] + ["seeds", "min/run"]
     header += ["paper"] if spec.paper else []
     return header, [row_cells(spec, row, columns) for row in table.rows]
 
@@ -71,6 +73,35 @@ def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
     texts += [spread(row.values[key]) for key in columns[1:]]
     texts += [str(len(row.records)), f"{median(record['train_seconds'] for record in row.records) / 60:.1f}"]
     return texts + ([show(spec.paper.get(row.label, "–"))] if spec.paper else [])
+
+
+def grid_of(table: Table) -> Grid:
+    """A table that has rows, for every format; its numbers for programs are the digits of its cells."""
+    spec, columns = table.spec, list(table.rows[0].values)
+    header, rows = cells(table)
+    names = [[text] for text in header[: 1 + len(spec.show)]]
+    names += [[columns[0], f"{columns[0]}_sd"], ["low", "high"]]
+    if spec.against:
+        names += [["difference", "difference_low", "difference_high"], ["p"], ["sign_flip_p"], ["verdict"]]
+    names += [[key, f"{key}_sd"] for key in columns[1:]] + [["seeds"], ["minutes_per_run"]]
+    names += [["paper"]] if spec.paper else []
+    return Grid(
+        spec.name,
+        spec.title or spec.name,
+        header,
+        rows,
+        footnote(table),
+        [name for own in names for name in own],
+        [[text for cell, own in zip(row, names, strict=True) for text in split(cell, len(own))] for row in rows],
+    )
+
+
+def split(cell: str, count: int) -> list[str]:
+    """The numbers of a cell, such as `87.50 ± 2.50`, one by one; empty texts for those that it lacks."""
+    if count == 1:
+        return ["" if cell == "–" else cell]
+    found = re.findall(r"[+-]?[\d.]+", cell.replace("−", "-"))
+    return [*found, *[""] * (count - len(found))]
 
 
 def percents(interval: Interval) -> str:
@@ -107,7 +138,7 @@ def markdown(table: Table) -> str:
     lines = []
     if table.rows:
         header, rows = cells(table)
-        lines += ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+        lines += markdown_rows(header, rows)
         lines += ["", footnote(table)]
     else:
         lines += ["No runs yet."]
@@ -151,13 +182,19 @@ def intervals_note(table: Table) -> str:
     return text + ("; over the items alone where there is one seed." if 1 in seeds else ".")
 
 
-def comparisons_note(spec: Spec, compared: Sequence[PairedComparison]) -> str:
-    """How the verdicts of a table came about."""
+def differences_note(compared: Sequence[PairedComparison]) -> str:
+    """How the verdicts of comparisons with one margin came about."""
     margin = compared[0].margin
     text = "Differences in points, paired by seed and item"
     text += "." if margin is None else f"; within ±{100 * margin:g} they count as equivalent."
     if any(1 < difference.seeds < FEWEST_SEEDS for difference in compared):
         text += f" With fewer than {FEWEST_SEEDS} seeds the sign-flip p cannot go below 0.05: no verdict."
+    return text
+
+
+def comparisons_note(spec: Spec, compared: Sequence[PairedComparison]) -> str:
+    """How the verdicts of a table came about, and which of them were declared."""
+    text = differences_note(compared)
     if spec.primary:
         return f"{text} Declared before the runs, verdicts after Holm's correction: {'; '.join(spec.primary)}."
     return f"{text} No comparison was declared before the runs: all are exploratory."
@@ -172,6 +209,11 @@ def commit_of(record: Record) -> str:
     return (git.get("commit") or "unknown")[:8] + (" (changed)" if git.get("dirty") else "")
 
 
+def title_of(key: str) -> str:
+    """The title of a metric's column."""
+    return TITLES.get(key, key)
+
+
 def metric_title(key: str) -> str:
     """The title of a metric without a branch."""
     return METRICS.get(key, key)
@@ -183,8 +225,22 @@ def split_metric(key: str) -> tuple[str, str]:
     return (name, last) if name and last in VARIANTS else (key, "")
 
 
+def seeds_text(seeds: Sequence[int | None]) -> str:
+    """Seeds in few words: `0–2, 5`."""
+    known = sorted(seed for seed in seeds if seed is not None)
+    starts = [seed for seed in known if seed - 1 not in known]
+    ends = [seed for seed in known if seed + 1 not in known]
+    ranges = [f"{low}–{high}" if low < high else str(low) for low, high in zip(starts, ends, strict=True)]
+    return ", ".join(ranges) or "not recorded"
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is a loss."""
+    return split_metric(metric)[0] == "nll"
+
+
 def metric_values(name: str, values: Sequence[float]) -> str:
     """Mean ± standard deviation over seeds as a table shows it: shares in percent, others as they are."""
-    if name != "nll":
+    if not lower_is_better(name):
         return spread(values)
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -6,14 +6,14 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from dcal.report.format import TITLES
+from dcal.report.format import title_of
 from dcal.report.table import Row, Table, axis_range
 
 HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
 
 
 def draw(table: Table, path: Path) -> None:
-    """Draws a table that has rows; the same table gives the same file.
+    """Draws a table that has rows, as PNG or PDF by the suffix; the same table gives the same file.
 
     Panels: the first metric of every row with its interval and the seeds as dots; the same against the time
     of a training image; where losses were weighed, the weights by epoch.
@@ -28,12 +28,13 @@ def draw(table: Table, path: Path) -> None:
     height = 1.4 + 0.32 * max(5, len(table.rows))
     figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, height), layout="constrained")
     metric = next(iter(table.rows[0].values))
-    draw_rows(axes[0], table, TITLES.get(metric, metric))
-    draw_cost(axes[1], table, TITLES.get(metric, metric))
+    draw_rows(axes[0], table, title_of(metric))
+    draw_cost(axes[1], table, title_of(metric))
     if weighed:
         draw_weights(axes[2], weighed[-1])
     figure.suptitle(table.spec.title or table.spec.name, fontsize=10, parse_math=False)  # a `$` is no formula
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    clock = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}  # nothing that differs next time
+    figure.savefig(path, dpi=110, metadata=clock)
     pyplot.close(figure)
 
 

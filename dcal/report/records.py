@@ -17,7 +17,6 @@ the same identity; in memory every record has its own, as `items: {group}`.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -29,8 +28,8 @@ from yaml import YAMLError
 
 from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.report.epochs import curve, renamed, speed
+from dcal.report.items import read_items
 from dcal.run.copies import finished_runs
-from dcal.run.digest import check_digest
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 from dcal.utils.errors import UserError
@@ -97,7 +96,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
             "device": result.get("device"),
             **speed(lines, config["train.batch_size"]),
             "curve": curve(lines, f"{result['split']}/{result['headline']}"),
-            "items": read_items(directory / "items.npz"),
+            "items": read_outcomes(directory / "items.npz"),
         }
         if "judged" in result:
             record["items"]["images"] = str(result["judged"])
@@ -166,39 +165,20 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key.rstrip("."): value for key, value in sorted(found.items())}
 
 
-def read_items(path: Path) -> dict[str, Any]:
+def read_outcomes(path: Path) -> dict[str, Any]:
     """The outcome of every test item, by metric.
 
     Raises:
         BadRun: the file is missing, torn, not the one that the run wrote, or lacks an array.
     """
     try:
-        check_digest(path)
-        with np.load(path, allow_pickle=False) as arrays:
-            table = dict(arrays)
-        if "average_precision" in table:
-            kept = table["valid"].astype(bool)  # queries without a match count nowhere
-            outcomes = {"rank1": table["first_rank"] == 1}
-            for key in [key for key in table if key.startswith("average_precision")]:
-                outcomes["mAP" + key.removeprefix("average_precision")] = table[key]
-        else:
-            kept = np.ones(len(table["label"]), dtype=bool)
-            outcomes = {
-                "top1" + key.removeprefix("prediction"): value == table["label"]
-                for key, value in table.items()
-                if key.startswith("prediction")
-            }
-        order = np.flatnonzero(kept)[np.argsort(table["index"][kept], kind="stable")]
-        index = np.ascontiguousarray(table["index"][order], dtype="<i8")
-        group = {"group": encode_groups(table["label"][order])} if "average_precision" in table else {}
-        return {
-            "count": len(order),
-            "digest": digest(index, group.get("group", "")),
-            **group,
-            **{key: encode(values[order]) for key, values in sorted(outcomes.items()) if len(order)},
-        }
-    except (OSError, UserError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise BadRun(f"{path}: cannot be read ({error})") from None
+        items = read_items(path)
+    except UserError as error:
+        raise BadRun(str(error)) from None
+    index = np.ascontiguousarray(items.positions, dtype="<i8")
+    group = {} if items.groups is None else {"group": encode_groups(items.groups)}
+    outcomes = {key: encode(values) for key, values in sorted(items.outcomes.items()) if len(index)}
+    return {"count": len(index), "digest": digest(index, group.get("group", "")), **group, **outcomes}
 
 
 def load(path: Path) -> Results:

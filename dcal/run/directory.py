@@ -48,7 +48,7 @@ from dcal.utils.signals import Interrupted
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
 HISTORY_FILE, LABEL_FILE, DIFF_FILE = "history.jsonl", "label.txt", "code.diff"
-LAST_WEIGHTS = "last.safetensors"
+LAST_WEIGHTS, FAILURE_FILE = "last.safetensors", "failure.txt"
 CHECKED = (LAST_WEIGHTS, "best.safetensors", "items.npz")
 """Files of which the result keeps a checksum."""
 WHOLE = (LAST_WEIGHTS, "items.npz", "model.json", "metrics.jsonl")
@@ -172,7 +172,7 @@ class Run:
     @property
     def failure_file(self) -> Path:
         """The traceback of the last attempt, if that failed; gone when the next one begins."""
-        return self.directory / "failure.txt"
+        return self.directory / FAILURE_FILE
 
     @property
     def result_file(self) -> Path:

@@ -29,11 +29,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.run.directory import Run
-from dcal.run.lock import lock_holder
+from dcal.run.listing import STATES
 from dcal.utils.errors import UserError, choose
-
-STATES = ("done", "running", "failed", "begun", "not yet")
 
 
 class Job(NamedTuple):
@@ -122,17 +119,6 @@ def _jobs_of_cell(queue: Mapping[str, Any], name: str, common: Sequence[str]) ->
 def _grid(grid: Mapping[str, Sequence[Any]]) -> Iterator[list[str]]:
     for values in itertools.product(*grid.values()):
         yield [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
-
-
-def state_of(run: Run) -> str:
-    """How far a run is, one of `STATES`."""
-    if run.result_file.is_file():
-        return "done"
-    if lock_holder(run.directory):
-        return "running"
-    if run.failure_file.is_file():
-        return "failed"
-    return "begun" if (run.directory / "checkpoints").is_dir() else "not yet"
 
 
 def state_table(queue: Mapping[str, Any], states: Iterable[tuple[Job, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     items: dict[str, Tensor]
     """One row per item: predictions (fgvc), or average precision and rank of the first match (reid)."""
+    names: Sequence[str] = ()
+    """Of the items, see `Data.names`: by them other programs' predictions are paired with these."""
     reliability: dict[str, Any] | None = None
     """See `dcal.task.reliability`; None where it was not asked for."""
 
@@ -25,5 +28,7 @@ class Evaluation(NamedTuple):
     def save(self, path: Path) -> None:
         """Writes the items as .npz (no pickle), for paired tests between runs."""
         arrays: dict[str, Any] = {key: value.cpu().numpy() for key, value in self.items.items()}
+        if self.names:
+            arrays["name"] = np.array(self.names)
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -97,6 +97,7 @@ class FGVC(TaskOptions):
             "label": seen.labels,
             "prediction": predictions,
             "confidence": scores.exp().gather(1, predictions[:, None]).squeeze(1),
+            "nll": -scores.gather(1, seen.labels[:, None]).squeeze(1).clamp(min=torch.finfo(torch.float32).min),
             **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
         }
         found = None
@@ -106,7 +107,8 @@ class FGVC(TaskOptions):
                 held_out = inferred("val")
                 validation = combined_scores(held_out.logits, self.inference), held_out.labels
             found = classifier_reliability(scores, seen.labels, validation)
-        return Evaluation(metrics, items, found)
+        names = data.names(split)
+        return Evaluation(metrics, items, [names[position] for position in seen.index], found)
 
     def show(
         self,

@@ -130,7 +130,9 @@ class ReID(TaskOptions):
             sides.gallery_pictures[rows],
         )
         items = {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items}
-        return Evaluation(metrics, items, self._verify(q, g, sides, device) if reliability else None)
+        names = data.names(self.splits(split)[0])
+        found = self._verify(q, g, sides, device) if reliability else None
+        return Evaluation(metrics, items, [names[position] for position in query.index], found)
 
     def show(
         self,

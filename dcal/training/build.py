@@ -98,7 +98,7 @@ def build(config: DictConfig) -> TrainState:
         ema,
         build_mixup(task, data.num_classes),
         eval_model,
-        lora,
+        lora=lora,
     )
     check_splits(state)
     return state

@@ -74,7 +74,8 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
     order = np.random.default_rng(seed).permutation(ITEMS)
     label = order % 5
     prediction = np.where(order >= ITEMS - wrong, label + 1, label)
-    np.savez(folder / "items.npz", index=order, label=label, prediction=prediction)
+    names = np.array([f"bird/{number:02}.jpg" for number in order])
+    np.savez(folder / "items.npz", index=order, label=label, prediction=prediction, name=names)
     return folder
 
 
@@ -95,6 +96,17 @@ def test_older_runs_called_every_evaluation_val(tmp_path: Path) -> None:
     assert today["curve"]["test/top1"] == [None, 0.9]
 
 
+NOTHING_ELSE = {
+    "list": None,
+    "compare": None,
+    "best": None,
+    "report": None,
+    "verdicts": None,
+    "wandb": None,
+    "format": "markdown",
+}
+
+
 def configure(folder: Path, **more: Any) -> Any:
     tables = folder / "tables.yaml"
     entry = {"runs": "fgvc-birds", "by": ["attention"], "against": {"attention": "none"}, "order": ["none"]}
@@ -103,17 +115,7 @@ def configure(folder: Path, **more: Any) -> Any:
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
     return OmegaConf.create(
-        {
-            **paths,
-            "pages": pages,
-            "tables": str(tables),
-            "device": None,
-            "report": None,
-            "verdicts": None,
-            "wandb": None,
-            "write": True,
-            **more,
-        }
+        {**NOTHING_ELSE, **paths, "pages": pages, "tables": str(tables), "device": None, "write": True, **more}
     )
 
 
@@ -189,6 +191,7 @@ def write_queries(root: Path, attention: str, values: np.ndarray, labels: np.nda
     result = json.loads((folder / "result.json").read_text()) | {"headline": "mAP", "metrics": metrics}
     (folder / "result.json").write_text(json.dumps(result))
     every = {"index": np.arange(len(values)), "label": labels, "valid": np.ones(len(values), dtype=bool)}
+    every["name"] = np.array([f"query/{number}.jpg" for number in every["index"]])
     np.savez(folder / "items.npz", average_precision=values, first_rank=np.full(len(values), 2), **every)
 
 
@@ -306,9 +309,9 @@ def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.Captu
     before = contents(folder)
     capsys.readouterr()
     tabulate(configure(folder, write=False))
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert contents(folder) == before
-    assert "| dcal | 89.17 ± 5.20 |" in printed and "Nothing was written; write=true" in printed
+    assert "| dcal | 89.17 ± 5.20 |" in printed and "Nothing was written; write=true" in told
     tabulate(configure(folder, write=True))
     (row,) = [line for line in printed.splitlines() if line.startswith("| dcal |")]
     assert row in capsys.readouterr().out and row in (folder / "README.md").read_text()

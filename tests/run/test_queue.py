@@ -13,9 +13,10 @@ from run_command import run_command
 
 from dcal.commands import queue as command
 from dcal.commands.queue import Queued, locate, parse, work
-from dcal.run.directory import Run
+from dcal.run.directory import CONFIG_FILE, Run
+from dcal.run.listing import state_of
 from dcal.run.lock import acquire_lock
-from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
+from dcal.run.queue import Job, jobs_of, read_queue, state_table
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 from dcal.utils.signals import Stop
@@ -124,16 +125,17 @@ def test_own_words_and_overrides_are_told_apart() -> None:
 def test_the_state_of_a_run_is_read_from_its_directory(tmp_path: Path) -> None:
     queue = read_queue(written(tmp_path))
     ((job, run), *_) = queued = locate(jobs_of(queue, ["few"], [f"run.root={tmp_path}"]))
-    assert state_of(run) == "not yet"
-    (run.directory / "checkpoints").mkdir(parents=True)
-    assert state_of(run) == "begun"
+    assert state_of(run.directory) == "not yet"
+    run.directory.mkdir(parents=True)
+    (run.directory / CONFIG_FILE).touch()
+    assert state_of(run.directory) == "interrupted"
     run.failure_file.write_text("a traceback")
-    assert state_of(run) == "failed"
+    assert state_of(run.directory) == "failed"
     lock = acquire_lock(run.directory)
-    assert state_of(run) == "running"
+    assert state_of(run.directory) == "running"
     lock.release()
     run.result_file.write_text("{}")
-    assert state_of(run) == "done"
+    assert state_of(run.directory) == "finished"
     lines = state_table(queue, command.states(queued)).splitlines()
     assert lines[2] == "| few | few | 1 |  |  |  | 3 |" and lines[3] == "|  | plain: the plain ViT | 1 |  |  |  | 1 |"
     assert job.seed == 3

@@ -30,22 +30,8 @@ NULL_IS_NONE = frozenset({"picture", "threads"})
 """Keys of the commands other than `dcal-train` that have a default and may be null."""
 
 NAMES_AND_PATHS = frozenset(
-    {
-        "run",
-        "runs",
-        "images",
-        "image",
-        "index",
-        "out",
-        "picture",
-        "report",
-        "verdicts",
-        "tables",
-        "figures",
-        "html",
-        "repo",
-    }
-    | {"root", "dataset.root", "backbone.name", "backbone.checkpoint"}
+    {"run", "runs", "images", "image", "index", "out", "picture", "tables", "figures", "html", "repo", "root"}
+    | {"report", "verdicts", "list", "compare", "best", "where", "dataset.root", "backbone.name", "backbone.checkpoint"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
 

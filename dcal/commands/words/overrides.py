@@ -21,8 +21,8 @@ from dcal.commands.words.keys import config_file, config_folders, is_override, l
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
-TEXT = re.compile(r"[/\\]|.\[|\.[A-Za-z]\w*(,|]|$)")
-"""A path, a regular expression, a glob or a file name: nothing of these is Hydra's grammar."""
+TEXT = re.compile(r"[/\\=]|.\[|\.[A-Za-z]\w*(,|]|$)")
+"""A path, a regular expression, a glob, a file name or `key=value`: nothing of these is Hydra's grammar."""
 
 WORDS = re.compile(r"[\w.+-]+(,[\w.+-]+)*")
 """One word or several, separated by commas: no quotes, no brackets, no function of Hydra's grammar."""

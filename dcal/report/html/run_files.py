@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_metrics, read_run, read_yaml
+from dcal.report.typed import read_overrides
 from dcal.run.copies import finished_runs
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
@@ -123,13 +124,14 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     lines = read_metrics(directory, record["split"])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
-    card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
+    card = optional(directory / "model.json")
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
-    typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
+    overrides = read_overrides(directory)
     found, elsewhere = (optional(directory / file) for file in (RELIABILITY, CROSS_DOMAIN))
     reliability = found if isinstance(found, dict) else {}
     cells = elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed, reliability, cells), problems
+    run = RunFiles(directory, name, record, config, lines, items, names, pictures, overrides, reliability, cells)
+    return run, problems
 
 
 def optional(path: Path) -> Any:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any, NamedTuple
 
 from dcal.report.format import commit_of, distinct
 from dcal.report.html.experiment import Experiment, Variant
 from dcal.report.records import common
 from dcal.report.table import show
+from dcal.report.typed import train_command
 
 NOT_SETTINGS = ("seed", "name", "wandb.", "run.")
 """What names a run or says where it goes."""
@@ -57,6 +57,4 @@ def shown(value: Any) -> str:
 
 def command(variant: Variant) -> str:
     """What was typed, with the seeds of all runs in one command."""
-    words = [word for word in variant.runs[0].overrides if not word.startswith("seed=")]
-    seeds = ",".join(str(record["seed"]) for record in variant.row.records)
-    return " ".join(["dcal-train", *(["-m"] if "," in seeds else []), *map(shlex.quote, words), f"seed={seeds}"])
+    return train_command(variant.runs[0].overrides, [record["seed"] for record in variant.row.records])

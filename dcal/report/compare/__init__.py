@@ -1,0 +1,1 @@
+"""Two runs, groups of runs, or files of predictions, compared on the same test items."""

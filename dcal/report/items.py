@@ -1,0 +1,94 @@
+"""What a model did on each test item, as `items.npz` and the predictions of other programs hold it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcal.report.encoding import decode, encode
+from dcal.run.digest import check_digest
+from dcal.utils.errors import UserError
+
+Array = NDArray[Any]
+
+
+class Items(NamedTuple):
+    """N test items; rows in an order of their own."""
+
+    task: str
+    """`fgvc` or `reid`."""
+    positions: Array | None
+    """(N,) In the split; None where another program made the predictions."""
+    names: Array | None
+    """(N,) What the items are called; None in files of older versions."""
+    labels: Array
+    """(N,) Classes or identities, as numbers or names."""
+    groups: Array | None
+    """(N,) Items with the same value belong together; None where every item stands for itself."""
+    outcomes: dict[str, Array]
+    """By metric, (N,): whether the item was right, or its average precision."""
+    losses: Array | None = None
+    """(N,) Negative log-likelihood of the right class; None in re-identification and where it was not kept."""
+
+    def take(self, order: Array) -> Items:
+        """The items at these positions, in this order."""
+
+        def taken(array: Array | None) -> Array | None:
+            return None if array is None else array[order]
+
+        return Items(
+            self.task,
+            taken(self.positions),
+            taken(self.names),
+            self.labels[order],
+            taken(self.groups),
+            {metric: values[order] for metric, values in self.outcomes.items()},
+            taken(self.losses),
+        )
+
+    def values(self, metric: str) -> NDArray[np.float64]:
+        """(N,) The outcomes of a metric to the four decimals that tables are made of, so that all digits agree."""
+        return decode(encode(self.outcomes[metric]))
+
+
+def read_items(path: Path) -> Items:
+    """The items of an `items.npz`, by their index.
+
+    Raises:
+        UserError: the file is missing, torn, not the one that its run wrote, or lacks an array.
+    """
+    try:
+        check_digest(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            table = dict(arrays)
+        items = _of_retrieval(table) if "average_precision" in table else _of_classification(table)
+    except (OSError, UserError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    assert items.positions is not None
+    return items.take(np.argsort(items.positions, kind="stable"))
+
+
+def _of_classification(table: Mapping[str, Array]) -> Items:
+    right = {
+        "top1" + key.removeprefix("prediction"): value == table["label"]
+        for key, value in sorted(table.items())
+        if key.startswith("prediction")
+    }
+    return Items("fgvc", table["index"], table.get("name"), table["label"], None, right, table.get("nll"))
+
+
+def _of_retrieval(table: Mapping[str, Array]) -> Items:
+    found = {
+        "mAP" + key.removeprefix("average_precision"): value
+        for key, value in sorted(table.items())
+        if key.startswith("average_precision")
+    }
+    found["rank1"] = table["first_rank"] == 1
+    labels = table["label"]
+    items = Items("reid", table["index"], table.get("name"), labels, labels, found)
+    return items.take(np.flatnonzero(table["valid"]))  # queries without a match count nowhere

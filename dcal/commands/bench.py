@@ -20,6 +20,7 @@ from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
 from dcal.commands.app import hydra_command, report_errors
+from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 
@@ -36,7 +37,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def environment(device: torch.device) -> Config:
     """What the numbers were measured with."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": cpu_name() if device.type == "cpu" else device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,

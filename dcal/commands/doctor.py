@@ -146,12 +146,14 @@ def device(config: DictConfig) -> Iterator[Finding]:
     """The hardware that a run would use."""
     import torch
 
+    from dcal.utils.accelerator import device_memory, device_name
     from dcal.utils.device import Device
 
     where = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3).torch
-    if where.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        yield Finding(OK, "device", f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free")
+    if where.type != "cpu":
+        memory = device_memory(where)
+        room = f", {memory.free / GIB:.0f} of {memory.total / GIB:.0f} GiB free" if memory else ""
+        yield Finding(OK, "device", f"{device_name(where)}{room}")
         return
     yield Finding(OK, "device", f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if torch.version.cuda is None and shutil.which("nvidia-smi"):

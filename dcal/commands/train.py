@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +26,9 @@ from dcal.run.directory import Run
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 from dcal.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def check_gpus(config: DictConfig) -> None:
     """Raises a UserError if there are fewer GPUs than processes that want one."""
     import torch
 
-    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    gpus = torch.accelerator.device_count() if config.device != "cpu" else 0
     if 0 < gpus < config.launch.processes:
         raise UserError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
 
@@ -106,7 +109,7 @@ def train(run: Run) -> dict[str, Any]:
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
             state = build(config)
             write_card(run.directory, state)
-            device = hardware(state.device.torch.type)
+            device = hardware(state.device.torch)
             run.note_start(device)
             evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
@@ -133,13 +136,13 @@ def train(run: Run) -> dict[str, Any]:
     return result
 
 
-def hardware(device: str) -> str:
+def hardware(device: torch.device) -> str:
     """What the run computed on, for the cost of a table."""
-    import torch
+    from dcal.utils.accelerator import device_name
 
-    if device != "cuda":
+    if device.type == "cpu":
         return f"{os.cpu_count()} CPU cores"
-    name = torch.cuda.get_device_name()
+    name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} × {name}"
 
 

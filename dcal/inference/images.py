@@ -69,8 +69,8 @@ def open_images(restored: Restored, images: Sequence[Path | Record], batch_size:
     own, train = restored.config.dataset, restored.config.train
     size = batch_size or train.eval_batch_size
     workers = train.workers if len(images) > size else 0  # not worth starting for one batch
-    on_gpu = restored.device.torch.type == "cuda"
-    return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
+    pins = restored.device.pins_memory
+    return image_loader(images, own.image_size, own.resize, size, workers, pins, own.decode)
 
 
 def check_sides(restored: Restored, images: Sequence[Path | Record]) -> None:

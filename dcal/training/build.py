@@ -51,7 +51,7 @@ def build(config: DictConfig) -> TrainState:
         cfg.train.workers,
         rank,
         processes,
-        pin_memory=device.torch.type == "cuda",
+        pin_memory=device.pins_memory,
     )
     sharded = processes > 1 and cfg.launch.strategy == "fsdp"
     ema, eval_model = None, None

@@ -50,7 +50,7 @@ def save(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
         "parts": state.accumulate,
         "ema": full_state_dict(state.ema.module.state_dict()) if state.ema is not None else None,
         "meter": meter.state(),
-        "rng": all_gather_object(rng_state()),
+        "rng": all_gather_object(rng_state(state.device.torch)),
         "metrics_size": run.metrics_size(),
     }
     save_checkpoint(run.directory / "checkpoints", at.step, weights, saved)
@@ -78,5 +78,6 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     run.forget_metrics_after(saved["metrics_size"])
     (rank, _), states = rank_and_world_size(), saved["rng"]
     # a process that there was not before shares what all share; torch's random numbers are its own
-    restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state()})
+    device = state.device.torch
+    restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state(device)}, device)
     log.info("continuing at epoch %d, step %d", at.epoch + 1, at.step)

@@ -25,6 +25,7 @@ from dcal.task.objective import Losses
 from dcal.training.accumulation import MicroBatch, split_batch
 from dcal.training.parallel import gradients_averaged
 from dcal.training.state import TrainState
+from dcal.utils.accelerator import empty_cache
 from dcal.utils.memory import is_out_of_memory, out_of_memory_names
 from dcal.utils.rng import restore_rng_state, restore_torch_state, rng_state, torch_state
 
@@ -72,7 +73,7 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
     """
     if not state.train.auto_accumulate:
         return differentiate(state, batch, progress)
-    random_numbers = rng_state()
+    random_numbers = rng_state(state.device.torch)
     buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
     while True:
         try:
@@ -83,11 +84,10 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
         # not in the handler: there the error still holds the tensors of the attempt that failed
         state.accumulate = min(2 * state.accumulate, len(batch["label"]))
         log.warning("out of memory: from this step on every batch is split into %d micro-batches", state.accumulate)
-        restore_rng_state(random_numbers)
+        restore_rng_state(random_numbers, state.device.torch)
         for name, buffer in state.model.named_buffers():
             buffer.copy_(buffers[name])
-        if state.device.torch.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(state.device.torch)
 
 
 def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
     """For a loss that looks at the batch as a whole: features first, gradients after."""
     random_states, pieces = [], []
     for micro in micro_batches:
-        random_states.append(torch_state())
+        random_states.append(torch_state(state.device.torch))
         with torch.no_grad(), state.device.autocast():
             features = features_of(state, whole, micro)
         pieces.append(map_branches(lambda branch: branch.clone().requires_grad_(), features))
@@ -157,7 +157,7 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
     for micro, random_state, piece in zip(micro_batches, random_states, pieces, strict=True):
         if whole.heads_only:
             break
-        restore_torch_state(random_state)
+        restore_torch_state(random_state, state.device.torch)
         with gradients_averaged(state.network, now=micro is micro_batches[-1]):
             with state.device.autocast():
                 again = [branch for branch in features_of(state, whole, micro) if branch is not None]

@@ -8,8 +8,9 @@ import pytest
 import timm
 from pages import ROOT
 
+from dcal import config as schema
 from dcal.commands.keys import group_options
-from docs.generate import datasets
+from docs.generate import configuration, datasets
 from docs.generate.__main__ import PAGES as GENERATED
 
 
@@ -32,3 +33,19 @@ def test_comments_and_readers_agree(name: str) -> None:
     rows = datasets.PROTOCOLS.get(name, {}).values()
     wanted = [*datasets.IMAGES.get(name, {}).values(), *(row.images for row in rows)]
     assert all(datasets.spaced(number) in text for number in wanted), f"{name}: {wanted} are not all in its comment"
+
+
+def test_every_key_of_a_run_is_on_the_page_and_explained() -> None:
+    keys = [key for section in configuration.train_keys().values() for key in section]
+    assert [key.name for key in keys if not key.comment] == []
+    expected = {name for name, _ in configuration.key_types(schema.Config, "") if not configuration.internal(name)}
+    assert {key.name for key in keys} == expected
+
+
+def test_comments_behind_below_and_above_a_value_are_read() -> None:
+    text = "# of the file\na: 1 # behind\nb:\n  # above\n  c: [x, y]\n  d: null # behind, and\n    # below\n"
+    assert configuration.settings(text, "p.") == [
+        ("p.a", "1", "behind"),
+        ("p.b.c", "[x, y]", "above"),
+        ("p.b.d", "null", "behind, and below"),
+    ]

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -20,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 WHERE = "from dcal.utils import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
 
 
-def python(code: str, *flags: str, cwd: Path, path: tuple[Path, ...] = ()) -> str:
+def python(
+    code: str, *flags: str, cwd: Path, path: tuple[Path, ...] = (), interpreter: str | Path = sys.executable
+) -> str:
     """Output of `code` in a fresh interpreter that finds first what is on `path`.
 
     With the flag -S it finds the standard library besides and nothing else, installed or not.
     """
-    command = [sys.executable, *flags, "-c", code]
+    command = [str(interpreter), *flags, "-c", code]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -70,7 +73,7 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
         carried = {file.relative_to(site / "dcal") for file in (site / "dcal" / name).rglob("*.yaml")}
         assert carried == there
     assert (site / "dcal" / "py.typed").is_file()
-    template = Path("dcal", "report", "template")
+    template = Path("dcal", "report", "html", "template")
     assert {f.name for f in (site / template).iterdir()} == {f.name for f in (ROOT / template).iterdir()}
     assert list(site.glob("dcal-*.dist-info/**/LICENSE"))
     assert {entry.name for entry in site.iterdir() if entry.suffix != ".dist-info"} == {"dcal"}
@@ -80,18 +83,33 @@ def test_wheel_carries_the_yaml_files(checkout: Path, tmp_path: Path) -> None:
     assert (Path(conf), Path(experiments)) == (site / "dcal" / "conf", site / "dcal" / "experiments")
 
 
-def test_editable_install_runs_from_the_checkout(checkout: Path, tmp_path: Path) -> None:
-    python(f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})", cwd=checkout)
-    (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
+@pytest.fixture(scope="module")
+def editable(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a virtual environment with an editable install of the checkout, and nothing else."""
+    built = tmp_path_factory.mktemp("editable")
+    python(f"from setuptools.build_meta import build_editable; build_editable({str(built)!r})", cwd=checkout)
+    venv.create(built / "venv", with_pip=False)
+    (site,) = (built / "venv" / "lib").glob("python*/site-packages")
+    (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    return built / "venv" / "bin" / "python"
 
-    # the finder is registered by a .pth file, which only site folders run
-    code = f"import site; site.addsitedir({str(site)!r}); {WHERE}"
-    module, conf, experiments = python(code, "-S", cwd=tmp_path).splitlines()
+
+def test_editable_install_runs_from_the_checkout(checkout: Path, editable: Path, tmp_path: Path) -> None:
+    module, conf, experiments = python(WHERE, cwd=tmp_path, interpreter=editable).splitlines()
     assert Path(module) == checkout / "dcal" / "utils" / "paths.py"
     assert (Path(conf), Path(experiments)) == (checkout / "conf", checkout / "experiments")
+
+
+def test_mypy_sees_an_editable_install(editable: Path, tmp_path: Path) -> None:
+    """With its types: the wrong one of the last line is an error, and the only one."""
+    lines = ["import dcal", "version: str = dcal.__version__", "dcal.create_dcal_model(224, num_classes=3)"]
+    (tmp_path / "mine.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(editable), "--cache-dir", os.devnull, "mine.py"]
+    environment = {**os.environ, "PYTHONPATH": ""}  # mypy asks the interpreter where its modules are
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "mine.py:3: error: Argument 1" in done.stdout and "Found 1 error" in done.stdout, done.stdout
 
 
 def test_every_package_is_listed() -> None:

@@ -101,7 +101,7 @@ def text_keys(config_name: str) -> frozenset[str]:
     """Keys whose value is text, or a list of texts, whatever it looks like."""
     if config_name != "train":
         return NAMES_AND_PATHS & set(known_keys(config_name))
-    return frozenset(key for key, kind in _types(schema.Config, "") if kind in (str, str | None, list[str]))
+    return frozenset(key for key, kind in key_types(schema.Config, "") if kind in (str, str | None, list[str]))
 
 
 @cache
@@ -109,13 +109,14 @@ def list_keys(config_name: str) -> frozenset[str]:
     """Keys of `dcal-train` whose value is a list; the other commands take a single value as it is."""
     if config_name != "train":
         return frozenset()
-    return frozenset(key for key, kind in _types(schema.Config, "") if kind in (list[str], list[int]))
+    return frozenset(key for key, kind in key_types(schema.Config, "") if kind in (list[str], list[int]))
 
 
-def _types(node: type, prefix: str) -> Iterator[tuple[str, Any]]:
+def key_types(node: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """The keys of a dataclass of the schema and of those in it, in dotted form, each with its annotated type."""
     for name, kind in get_type_hints(node).items():
         if is_dataclass(kind):
-            yield from _types(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            yield from key_types(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
         else:
             yield prefix + name, kind
 

@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.report.format import markdown
-from dcal.report.html_report import document
+from dcal.report.html.document import document
+from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
 from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
-from dcal.report.run_files import read_folder
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
 from dcal.utils.errors import UserError

@@ -93,6 +93,7 @@ def train(run: Run) -> dict[str, Any]:
     """Trains a run and returns what its `result.json` holds."""
     from dcal.distributed.collectives import all_gather_object
     from dcal.inference.restore import write_card
+    from dcal.run.data_digest import judged_digest
     from dcal.training.build import build
     from dcal.training.checkpoint import keep_newest
     from dcal.training.trainer import fit
@@ -126,7 +127,11 @@ def train(run: Run) -> dict[str, Any]:
                 )
             tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             result = run.prepare_result(
-                evaluation.metrics, headline=state.task.headline, split=state.validation, device=device
+                evaluation.metrics,
+                headline=state.task.headline,
+                split=state.validation,
+                judged=judged_digest(state.data.catalog, state.task.splits(state.validation)),
+                device=device,
             )
             rank_zero_only(keep_artifact)(run, tracker)
         # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated

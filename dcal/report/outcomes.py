@@ -19,13 +19,19 @@ class Outcomes(NamedTuple):
     seeds: list[int]
     values_SN: Floats
     digest: str
-    """Tells which items these are."""
+    """Of their positions in the split, and of their groups."""
+    images: str | None
+    """Tells which images these are; None where no run has recorded it, as older ones."""
     groups: NDArray[np.int64] | None
     """(N,) Items with the same number belong together: in re-identification, the queries of one identity."""
 
     def of(self, seeds: Sequence[int]) -> Floats:
         """The rows of these seeds."""
         return self.values_SN[[self.seeds.index(seed) for seed in seeds]]
+
+    def same_items(self, other: Outcomes) -> bool:
+        """Whether both are of the same items, so that each has its partner; of older runs, as far as is known."""
+        return self.digest == other.digest and (self.images == other.images or None in (self.images, other.images))
 
 
 def outcomes(records: Sequence[Record], metric: str) -> Outcomes | None:
@@ -36,7 +42,8 @@ def outcomes(records: Sequence[Record], metric: str) -> Outcomes | None:
         interval, and where an older record does not say which queries belong to one identity.
     """
     items = [record["items"] for record in records]
-    if not all(metric in own for own in items) or len({own["digest"] for own in items}) > 1:
+    images = {own["images"] for own in items if "images" in own}
+    if not all(metric in own for own in items) or len({own["digest"] for own in items}) > 1 or len(images) > 1:
         return None
     code = items[0].get("group")
     if code is None and records[0]["config"]["task"] == "reid":
@@ -45,4 +52,5 @@ def outcomes(records: Sequence[Record], metric: str) -> Outcomes | None:
     if (items[0]["count"] if groups is None else len(np.unique(groups))) < 2:
         return None
     values_SN = np.stack([decode(own[metric]) for own in items])
-    return Outcomes([int(record["seed"]) for record in records], values_SN, items[0]["digest"], groups)
+    seeds = [int(record["seed"]) for record in records]
+    return Outcomes(seeds, values_SN, items[0]["digest"], next(iter(images), None), groups)

@@ -5,12 +5,13 @@ One file per run name holds a record per run, keyed by (cfg_id, seed):
     name, task, headline; config: what all runs share; groups: {digest: group of every test item}; runs: [{
         cfg_id, seed, config: what differs, split, metrics, git, versions, device, train_seconds,
         images_per_second, curve: {epoch, loss weights and losses by epoch},
-        items: {count, digest, <metric>: outcome of every test item}}]
+        items: {count, digest, images, <metric>: outcome of every test item}}]
 
 Configurations are flat (`optimizer.lr`) and hold what decides the numbers, neither paths nor speed. Outcomes
 of items, sorted by the item's index, are base64: `bits:` of right and wrong, or `u16:` little-endian in units
-of 1e-4 (average precisions). `digest` tells whether two runs judged the same items. `groups`, of re-identification
-alone, tells which queries show the same identity; in memory every record has its own, as `items: {group}`.
+of 1e-4 (average precisions). `digest`, of their positions, and `images`, of what is there, tell whether two runs were
+judged on the same items; older runs have no `images`. `groups`, of re-identification alone, tells which queries show
+the same identity; in memory every record has its own, as `items: {group}`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from yaml import YAMLError
 
 from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.run.copies import finished_runs
+from dcal.run.digest import check_digest
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
 from dcal.utils.errors import UserError
@@ -39,7 +41,7 @@ Results = dict[str, Any]
 """What a file holds, the records with their full configuration."""
 
 
-NOT_METRICS = ("count", "digest", "group")
+NOT_METRICS = ("count", "digest", "images", "group")
 """What the items of a record hold besides outcomes."""
 TIES = 5e-3
 """Half-precision logits tie, and a metric may break ties otherwise than the recorded predictions do."""
@@ -98,6 +100,8 @@ def read_run(directory: Path) -> tuple[str, Record]:
             "curve": curve(lines, result["headline"]),
             "items": read_items(directory / "items.npz"),
         }
+        if "judged" in result:
+            record["items"]["images"] = str(result["judged"])
         name = str(result["name"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRun(f"{directory / 'result.json'}: {error!r} is missing or of the wrong kind") from None
@@ -183,9 +187,10 @@ def read_items(path: Path) -> dict[str, Any]:
     """The outcome of every test item, by metric.
 
     Raises:
-        BadRun: the file is missing, torn, or lacks an array.
+        BadRun: the file is missing, torn, not the one that the run wrote, or lacks an array.
     """
     try:
+        check_digest(path)
         with np.load(path, allow_pickle=False) as arrays:
             table = dict(arrays)
         if "average_precision" in table:
@@ -209,7 +214,7 @@ def read_items(path: Path) -> dict[str, Any]:
             **group,
             **{key: encode(values[order]) for key, values in sorted(outcomes.items()) if len(order)},
         }
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, UserError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise BadRun(f"{path}: cannot be read ({error})") from None
 
 

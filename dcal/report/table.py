@@ -245,7 +245,7 @@ def compare(
     for label, records in groups.items():
         reference = label_of({**records[0], "config": {**records[0]["config"], **spec.against}}, by)
         own, other = judged[label], judged.get(reference)
-        if label == reference or own is None or other is None or own.digest != other.digest:
+        if label == reference or own is None or other is None or not own.same_items(other):
             continue
         seeds = sorted(set(own.seeds) & set(other.seeds))
         if seeds:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dcal.dataset.files import common_folder
@@ -39,6 +40,19 @@ def data_digest(catalog: Catalog) -> DataDigest:
     images = {split: len(records) for split, records in catalog.splits.items()}
     folder = str(common_folder(paths)) if paths else ""
     return DataDigest(digest.hexdigest(), folder, catalog.class_names, images)
+
+
+def judged_digest(catalog: Catalog, splits: Iterable[str]) -> str:
+    """Sixteen digits that tell which images, with which labels, runs were judged on, whatever they were trained on.
+
+    Args:
+        catalog: of the run, with the validation split if there is one.
+        splits: that the evaluation reads.
+    """
+    # the classes of a re-identification set are the identities of its training split
+    names = [] if "query" in catalog.splits else catalog.class_names
+    judged = {split: catalog.splits[split] for split in splits}
+    return data_digest(replace(catalog, splits=judged, class_names=names)).sha256[:16]
 
 
 def _content(path: Path) -> bytes:

@@ -54,7 +54,7 @@ def file_digest(path: Path) -> str:
 
 
 def check_digest(file: Path) -> None:
-    """Compares a weight file with the checksum that its run kept, in `result.json` or in a checkpoint's manifest.
+    """Compares a file with the checksum that its run kept, in `result.json` or in a checkpoint's manifest.
 
     A file of which none was kept (of an older run, or of one that is not finished) passes.
 

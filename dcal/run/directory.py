@@ -39,7 +39,8 @@ from dcal.utils.signals import Interrupted
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
 HISTORY_FILE, WANDB_ID_FILE = "history.jsonl", "wandb_id"
-WEIGHTS = ("last.safetensors", "best.safetensors")
+CHECKED = ("last.safetensors", "best.safetensors", "items.npz")
+"""Files of which the result keeps a checksum."""
 WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
 """What every finished run has."""
 
@@ -248,7 +249,7 @@ class Run:
             "seed": self.seed,
             "metrics": metrics,
             "git": trained_by(history) if history else self._code or git_state(),
-            "sha256": {name: sha256(self.directory / name) for name in WEIGHTS if (self.directory / name).is_file()},
+            "sha256": {name: sha256(self.directory / name) for name in CHECKED if (self.directory / name).is_file()},
             **more,
         }
         write_atomically(self.prepared_file, json.dumps(result, indent=1) + "\n")

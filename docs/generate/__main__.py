@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1]
-PAGES = ("api", "datasets", "families", "security", "weights")
+PAGES = ("api", "configuration", "datasets", "families", "security", "weights")
 """Each has a module here, whose `page()` returns the whole text of `docs/<name>.md`."""
 
 

@@ -14,8 +14,8 @@ import pytest
 from commands.test_results import write_run
 from report.test_html_report import as_reid, complete
 
-from dcal.report.html_report import document
-from dcal.report.run_files import read_folder
+from dcal.report.html.document import document
+from dcal.report.html.run_files import read_folder
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -13,10 +13,10 @@ from commands.test_results import write_run
 from omegaconf import OmegaConf
 
 from dcal.commands.results import write_report
-from dcal.report.charts import Point, Series, chart, over_seeds, ticks
-from dcal.report.comparison import experiments, verdict
-from dcal.report.html_report import document
-from dcal.report.run_files import read_folder
+from dcal.report.html.charts import Point, Series, chart, over_seeds, ticks
+from dcal.report.html.document import document
+from dcal.report.html.experiment import experiments, verdict
+from dcal.report.html.run_files import read_folder
 from dcal.visualize.gallery import FILE, Gallery, encode, save
 
 NAMES = ["000.Ant_<b>", "001.Bee", "002.Cow", "003.Dog", "004.Eel", "005.Fox"]
@@ -165,6 +165,51 @@ def test_without_a_plain_run_the_best_is_the_reference(tmp_path: Path) -> None:
     assert [(v.label, v.is_reference) for v in experiment.variants] == [("0.1", True), ("0.5", False)]
     said = verdict(experiment)
     assert said.head == "Best of 2: 0.1" and any("flattered" in line for line in said.details)
+
+
+def judge_branches(folder: Path, wrong_sa: int, wrong_glca: int) -> None:
+    """Gives a run the outcomes of its branches, of which the last so many items are wrong."""
+    with np.load(folder / "items.npz") as arrays:
+        items = dict(arrays)
+    result = json.loads((folder / "result.json").read_text())
+    for branch, wrong in (("sa", wrong_sa), ("glca", wrong_glca)):
+        items[f"prediction_{branch}"] = np.where(items["index"] >= 40 - wrong, items["label"] + 1, items["label"])
+        result["metrics"][f"top1_{branch}"] = 1 - wrong / 40
+    np.savez(folder / "items.npz", **items)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_a_branch_that_beats_the_other_is_no_good_news_behind_the_plain_vit(tmp_path: Path) -> None:
+    dcal = [write_run(tmp_path, seed, 10) for seed in range(8)]
+    for seed, folder in enumerate(dcal):
+        judge_branches(folder, wrong_sa=18 - seed % 2, wrong_glca=20)
+    (alone,) = experiments(read_folder(dcal[0].parent))
+    said = verdict(alone)
+    assert said.kind == "open" and "no plain ViT to compare with" in said.head
+    assert any("attention=none" in line for line in said.details)
+
+    for seed in range(8):
+        write_run(tmp_path, seed, 2 + seed % 2, "none")
+    for root in (tmp_path, dcal[0].parent):  # all of them, and the report of DCAL's runs alone
+        (found,) = experiments(read_folder(root))
+        said = verdict(found)
+        assert (said.kind, said.head) == ("bad", "Nothing here is better than none")
+        assert any(line.startswith("Worse: dcal by") for line in said.details)
+    assert any(line.startswith("Combined minus SA: +") for line in said.details)
+    assert said.details[-1] == "The plain ViT: fgvc/birds/id-none" and "do better" not in page(dcal[0].parent)
+
+
+def test_a_plain_vit_of_another_name_counts_if_it_has_the_same_settings(tmp_path: Path) -> None:
+    for seed in range(8):
+        judge_branches(write_run(tmp_path, seed, 8 + seed % 2, name="mine"), 16, 20)
+        write_run(tmp_path, seed, 2, "none", name="plain")
+    found = {experiment.name: experiment for experiment in experiments(read_folder(tmp_path))}
+    assert verdict(found["mine"]).head == "Nothing here is better than none"
+    assert len(found["mine"].variants) == 1, "the table is still of one name"
+    for config in tmp_path.glob("plain/*/*/config_resolved.yaml"):
+        config.write_text(config.read_text().replace("lr: 0.0001", "lr: 0.1"))
+    found = {experiment.name: experiment for experiment in experiments(read_folder(tmp_path))}
+    assert "no plain ViT" in verdict(found["mine"]).head
 
 
 def test_charts_cover_their_values() -> None:

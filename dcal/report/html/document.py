@@ -9,10 +9,6 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dcal.report.charts import Chart, Strip, strips
-from dcal.report.closeup import Breakdown, Closeup, by_camera, by_class, closeup
-from dcal.report.comparison import Experiment, Variant, Verdict, experiments, verdict, verdict_of
-from dcal.report.curves import LINES, charts
 from dcal.report.format import (
     DIFFERENCE,
     METRICS,
@@ -27,8 +23,12 @@ from dcal.report.format import (
     split_metric,
     spread,
 )
-from dcal.report.run_files import Folder
-from dcal.report.settings import Settings, settings
+from dcal.report.html.charts import Chart, Strip, strips
+from dcal.report.html.closeup import Breakdown, Closeup, by_camera, by_class, closeup
+from dcal.report.html.curves import LINES, charts
+from dcal.report.html.experiment import Experiment, Variant, Verdict, experiments, verdict, verdict_of
+from dcal.report.html.run_files import Folder
+from dcal.report.html.settings import Settings, settings
 
 CLOSEUPS = 6
 """Configurations whose pictures are shown, so that the report of a large sweep stays small."""
@@ -86,7 +86,7 @@ def document(folder: Folder) -> str:
     """The page."""
     views = [view(experiment, folder) for experiment in experiments(folder)]
     environment = Environment(
-        loader=PackageLoader("dcal.report", "template"),
+        loader=PackageLoader("dcal.report.html", "template"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

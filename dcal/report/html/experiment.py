@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
 from dcal.report.format import difference_cells
+from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record, merge
-from dcal.report.run_files import Folder, RunFiles
 from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
+from dcal.run.identity import is_idle, recorded_defaults
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
 TITLES = {
@@ -47,6 +48,8 @@ class Experiment(NamedTuple):
     headline: str
     table: Table
     variants: list[Variant]
+    plain: list[RunFiles]
+    """Runs of the plain ViT for the verdict, where there is none among the variants."""
 
     @property
     def reference(self) -> Variant | None:
@@ -72,11 +75,36 @@ def experiments(folder: Folder) -> list[Experiment]:
     names: dict[str, list[RunFiles]] = {}
     for run in folder.runs:
         names.setdefault(run.name, []).append(run)
-    return [experiment(name, runs) for name, runs in sorted(names.items())]
+    return [experiment(name, runs, plain_for(runs, folder)) for name, runs in sorted(names.items())]
 
 
-def experiment(name: str, runs: Sequence[RunFiles]) -> Experiment:
-    """Orders the runs of one name by configuration and seed, and compares them."""
+def plain_for(runs: Sequence[RunFiles], folder: Folder) -> list[RunFiles]:
+    """The plain ViT's runs for the verdict on the runs of one name, if none is among them.
+
+    Those of the same name that are next to the folder, or those in it that have another name and the same settings.
+    """
+    if any(is_plain(run.record) for run in runs):
+        return []
+    beside = [run for run in folder.plain if run.name == runs[0].name]
+    others = [run for run in folder.runs if is_plain(run.record)]
+    return beside or [plain for plain in others if any(same_but_attention(plain, run) for run in runs)]
+
+
+def same_but_attention(plain: RunFiles, run: RunFiles) -> bool:
+    """Whether a run of the plain ViT differs from another run in nothing but the branches and what they need."""
+    configs = [{**recorded_defaults(), **of.record["config"]} for of in (plain, run)]
+    return all(
+        key.startswith("attention") or is_idle(key, configs[0]) or configs[0].get(key) == configs[1].get(key)
+        for key in {**configs[0], **configs[1]}
+    )
+
+
+def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = ()) -> Experiment:
+    """Orders the runs of one name by configuration and seed, and compares them.
+
+    Args:
+        plain: runs of the plain ViT that are not among them, and that the verdict compares with.
+    """
     results = merge(name, [], (run.record for run in runs))
     records: list[Record] = results["runs"]
     headline = records[0]["headline"]
@@ -95,7 +123,7 @@ def experiment(name: str, runs: Sequence[RunFiles]) -> Experiment:
         )
         for row in table.rows
     ]
-    return Experiment(name, results["task"], headline, table, variants)
+    return Experiment(name, results["task"], headline, table, variants, list(plain))
 
 
 def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -> tuple[dict[str, Any], str | None]:
@@ -107,7 +135,7 @@ def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -
     labels = {label_of(record, by): record for record in records}
     if len(labels) == 1:
         return {}, None
-    plain = [label for label, record in labels.items() if record["config"]["attention"] == "none"]
+    plain = [label for label, record in labels.items() if is_plain(record)]
     if len(plain) > 1 and len(plain) < len(labels):
         return {"attention": "none"}, None
     values: dict[str, list[float]] = {label: [] for label in labels}
@@ -134,10 +162,22 @@ def place(key: str, value: Any) -> tuple[int, float, str]:
     return (0, float(number), "") if isinstance(number, (int, float)) else (1, 0.0, str(value))
 
 
-def verdict(experiment: Experiment) -> Verdict:
-    """Which configurations are ahead of the reference beyond chance; for a single one, what GLCA adds to SA."""
-    if len(experiment.variants) == 1:
-        return single_verdict(experiment)
+def verdict(found: Experiment) -> Verdict:
+    """Which configurations are ahead of the plain ViT beyond chance, or of the best if nobody has trained a plain ViT.
+
+    For a single configuration without a plain ViT: what GLCA adds to SA, which is no good news as yet.
+    """
+    if found.plain:
+        whole = experiment(found.name, [*(run for variant in found.variants for run in variant.runs), *found.plain])
+        with_plain = compared_verdict(whole)
+        ids = dict.fromkeys(f"{run.name}/{run.record['cfg_id']}" for run in found.plain)
+        within = single_verdict(found).details[:1] if len(found.variants) == 1 else []
+        return with_plain._replace(details=[*with_plain.details, *within, f"The plain ViT: {', '.join(ids)}"])
+    return single_verdict(found) if len(found.variants) == 1 else compared_verdict(found)
+
+
+def compared_verdict(experiment: Experiment) -> Verdict:
+    """The verdict on several configurations."""
     compared = [variant for variant in experiment.variants if variant.row.difference is not None]
     if not compared:
         return Verdict("open", "The configurations cannot be compared: they share no seed, or judged other items.", [])
@@ -146,7 +186,7 @@ def verdict(experiment: Experiment) -> Verdict:
         groups[verdict_of(variant)].append(variant)
     reference = experiment.reference
     name = reference.label if reference else "the plain ViT with the same settings"
-    if reference is not None and reference is experiment.best and not is_plain(reference):
+    if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
         kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
     elif groups["better"]:
         best = max(groups["better"], key=lambda variant: variant.row.headline)
@@ -164,10 +204,6 @@ def verdict_of(variant: Variant) -> str:
     return variant.row.difference.verdict
 
 
-def is_plain(variant: Variant) -> bool:
-    return bool(variant.row.records[0]["config"]["attention"] == "none")
-
-
 def told(variant: Variant) -> str:
     assert variant.row.difference is not None
     return f"{variant.label} by {difference_cells(variant.row.difference)[0]} points"
@@ -181,7 +217,7 @@ def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
         notes.append("One seed: how much another training would differ is not in the intervals.")
     elif seeds < FEWEST_SEEDS:
         notes.append(f"{seeds} seeds: fewer than {FEWEST_SEEDS} decide nothing, however clear their interval.")
-    if experiment.reference is experiment.best and not is_plain(experiment.best):
+    if experiment.reference is experiment.best and not is_plain(experiment.best.row.records[0]):
         notes.append("The best row was chosen on the items that judge it: its lead is flattered.")
     return notes
 
@@ -193,19 +229,20 @@ def single_verdict(experiment: Experiment) -> Verdict:
     both, sa, glca = (outcomes(records, f"{metric}{branch}") for branch in ("", "_sa", "_glca"))
     if both is None or sa is None or glca is None:
         head = f"{variant.label}: one branch at test time, nothing to compare within the run"
-        return Verdict("open", head, ["Train other settings under the same name to compare them."])
+        others = "other settings" if is_plain(records[0]) else "attention=none"
+        return Verdict("open", head, [f"Train {others} under the same name to compare."])
     margin = experiment.table.spec.margin_of(metric)
     difference = paired_comparison(both.values_SN, sa.values_SN, None if margin is None else margin / 100, both.groups)
     kind, head = SINGLE[difference.verdict]
     points, p, _, found = difference_cells(difference)
     details = [f"Combined minus SA: {points} points, p {p if p.startswith('<') else f'= {p}'}, {found}"]
     details.append(f"Paired over {difference.items} items, by seed.")
-    details.append("Both branches were trained together: what GLCA does to the backbone itself takes a run without it.")
+    details.append("Both branches were trained together: attention=none under the same name tells what DCAL is worth.")
     return Verdict(kind, head, details)
 
 
 SINGLE = {
-    "better": ("good", "At test time, SA and GLCA together do better than SA alone"),
+    "better": ("open", "At test time, SA and GLCA together do better than SA alone; no plain ViT to compare with"),
     "worse": ("bad", "At test time, SA alone does better than with GLCA"),
     "equivalent": ("open", "At test time, GLCA adds nothing to SA that matters"),
     "undecided": ("open", "Whether GLCA adds to SA at test time is undecided"),

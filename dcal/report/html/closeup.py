@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcal.metric.classes import class_accuracies, class_title, confusion_matrix, examples_of, most_confused
-from dcal.report.comparison import Experiment, Variant
-from dcal.report.picture import Matrix, Picture, matrix, picture
-from dcal.report.run_files import RunFiles
+from dcal.report.html.experiment import Experiment, Variant
+from dcal.report.html.picture import Matrix, Picture, matrix, picture
+from dcal.report.html.run_files import RunFiles
 from dcal.visualize.gallery import Gallery
 
 EXAMPLES = 24

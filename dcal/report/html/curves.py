@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dcal.report.charts import Chart, Point, Series, chart, over_seeds
-from dcal.report.comparison import Experiment, Variant
 from dcal.report.format import BRANCHES, metric_title
-from dcal.report.run_files import RunFiles
+from dcal.report.html.charts import Chart, Point, Series, chart, over_seeds
+from dcal.report.html.experiment import Experiment, Variant
+from dcal.report.html.run_files import RunFiles
 
 LINES = 8
 """Colours that can be told apart."""

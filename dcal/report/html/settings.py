@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any, NamedTuple
 
-from dcal.report.comparison import Experiment, Variant
 from dcal.report.format import commit_of, distinct
+from dcal.report.html.experiment import Experiment, Variant
 from dcal.report.records import common
 from dcal.report.table import show
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class Folder(NamedTuple):
     problems: list[str]
     """A sentence for each file that cannot be used."""
     unfinished: list[Path]
+    plain: list[RunFiles]
+    """Runs of the plain ViT under the same names that are next to the folder, and not in the report."""
 
 
 def read_folder(root: Path, device: str | None = None) -> Folder:
@@ -75,7 +78,24 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
         )
         raise ValueError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
-    return Folder(root, runs, problems, unfinished)
+    return Folder(root, runs, problems, unfinished, plain_beside(runs))
+
+
+def plain_beside(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """The plain ViT's finished runs in the folders of these runs' names, `<name>/<cfg_id>/seed=<seed>`."""
+    known = {run.directory.resolve() for run in runs}
+    found = []
+    for folder in sorted({directory.parents[1] for directory in known}):
+        for directory in finished_runs(folder)[0]:
+            with suppress(BadRun):  # whose report it is hears of it
+                if directory not in known and is_plain(read_run(directory)[1]):
+                    found.append(read_files(directory)[0])
+    return found
+
+
+def is_plain(record: Record) -> bool:
+    """Whether a run is one of the plain ViT."""
+    return bool(record["config"]["attention"] == "none")
 
 
 def read_files(directory: Path) -> tuple[RunFiles, list[str]]:

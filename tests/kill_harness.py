@@ -75,6 +75,7 @@ CONFIGURATIONS = {
         "attention.pwca.pairing=curriculum",
         "attention.pwca.curriculum=[easiest,natural,gaussian]",
     ],
+    "few-checkpoints": [*BIRDS, "train.precision=bf16", "train.ema_decay=0.9", "train.checkpoint_minutes=0.02"],
     "reid-accumulated": [*PEOPLE, "task.bnneck=true", "train.accumulate=3", "train.ema_decay=0.9"],
 }
 KINDS = ("step", "evaluation", "checkpoint", "result", "start")

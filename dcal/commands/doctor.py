@@ -146,6 +146,7 @@ def device(config: DictConfig) -> Iterator[Finding]:
     """The hardware that a run would use."""
     import torch
 
+    from dcal.training.execution import execution_mode
     from dcal.utils.accelerator import device_memory, device_name
     from dcal.utils.device import Device
 
@@ -158,8 +159,11 @@ def device(config: DictConfig) -> Iterator[Finding]:
     yield Finding(OK, "device", f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         yield Finding(WARN, "device", "there is a GPU, but this torch is built for the CPU", "install a CUDA torch")
-    if config.train.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        yield Finding(FAIL, "device", "train.compile=true needs a C++ compiler", "install g++, or train.compile=false")
+    compiled = execution_mode(config.train.compile, where) == "compile"
+    if compiled and not shutil.which(os.environ.get("CXX", "g++")):
+        yield Finding(
+            FAIL, "device", "train.compile=compile needs a C++ compiler", "install g++, or train.compile=none"
+        )
 
 
 def precision(config: DictConfig) -> Iterator[Finding]:

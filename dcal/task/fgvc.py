@@ -65,7 +65,7 @@ class FGVC(TaskOptions):
         They are those of `classification_metrics`; with GLCA and annotated parts or boxes also those of
         `judge_selection`.
         """
-        loader = data.eval_loader(split, batch_size, workers, *rank_and_world_size())
+        loader = data.eval_loader(split, batch_size, workers, *rank_and_world_size(), device.pins_memory)
         seen = infer(model, loader, device, self.flip_test)
         scores = combined_scores(seen.logits, self.inference)
         metrics = classification_metrics(scores, seen.labels)

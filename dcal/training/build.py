@@ -19,6 +19,7 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
+from dcal.training.execution import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
@@ -71,7 +72,8 @@ def build(config: DictConfig) -> TrainState:
         head_steps=round(cfg.train.head_epochs * len(loader)),
     )
     features = model.features
-    if cfg.train.compile:  # parts of a batch differ in size
+    obstacle = obstacle_to_recording(cfg, device.torch, processes, optimization.optimizer)
+    if compiles(cfg, device.torch, obstacle):  # parts of a batch differ in size
         features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
     network: nn.Module = model
     if processes > 1 and not sharded and trunk_learns(model):
@@ -95,6 +97,7 @@ def build(config: DictConfig) -> TrainState:
         eval_model,
     )
     check_splits(state)
+    record_steps(state, cfg, obstacle)
     return state
 
 
@@ -182,6 +185,7 @@ def check_train(cfg: Config) -> None:
     Raises:
         ValueError: naming the key.
     """
+    execution_mode(cfg.train.compile, torch.device("cpu"))
     if cfg.seed < 0:
         raise ValueError(f"seed={cfg.seed}: must be at least 0")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):

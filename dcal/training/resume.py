@@ -10,7 +10,7 @@ from dcal.distributed.collectives import all_gather_object, rank_and_world_size
 from dcal.run.directory import Run
 from dcal.training.checkpoint import load_latest, save_checkpoint
 from dcal.training.meter import BadLoss, Meter
-from dcal.training.parallel import full_state_dict, load_optimizer, load_weights
+from dcal.training.parallel import full_state_dict, load_optimizer, load_weights, optimizer_state
 from dcal.training.state import TrainState
 from dcal.utils.rng import restore_rng_state, rng_state, torch_state
 
@@ -43,7 +43,7 @@ def save(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     at.seconds = meter.seconds()
     saved = {
         "position": vars(at),
-        "optimizer": full_state_dict(state.optimization.optimizer.state_dict()),
+        "optimizer": optimizer_state(state.optimization.optimizer),
         "schedule": state.optimization.schedule.last_epoch,
         "objective": state.objective.state_dict(),
         "scaler": state.scaler.state_dict(),

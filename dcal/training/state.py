@@ -80,6 +80,8 @@ class TrainState:
     mixup: Mixup | None = None
     eval_model: DCAL | None = None
     """Under FSDP, a model of the same build that is not sharded."""
+    graph: Callable[[Any], dict[str, Tensor]] | None = None
+    """`take_step` of a `Batch` as a CUDA graph, where `train.compile` says so."""
 
     def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.

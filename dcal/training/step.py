@@ -1,4 +1,8 @@
-"""One optimizer step on one batch: forward, loss, backward, clipping, schedule, moving average.
+"""One optimizer step on one batch: forward, loss, backward, clipping, optimizer; then schedule and moving average.
+
+What is drawn on the CPU (partners, blended images) is drawn first, by `prepare`. The rest, `take_step`, is a function
+of its `Batch` and the state, in which nothing waits for the device and all shapes are those of the batch before: so
+`dcal.training.graph` can record it once and repeat it without Python.
 
 A batch may be split into micro-batches that follow one another (`train.accumulate`). The result is that of the whole
 batch: pairs are drawn and blended images made before the split, and where the loss or BNNeck looks at the whole batch,
@@ -19,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.attention.pairing import Partners, may_use_features
 from dcal.distributed.collectives import all_gather, average_gradients, rank_and_world_size
 from dcal.output import Branches
 from dcal.task.objective import Losses
@@ -33,22 +38,23 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A whole batch on the device."""
+    """A whole batch on the device, with all that a step reads."""
 
     images: Tensor
-    """Normalised, blended if mixup is on: (B, 3, H, W)."""
+    """As they were loaded, uint8; normalised and blended if mixup is on: (B, 3, H, W)."""
     targets: Tensor
     """What the classifiers learn: labels (B,), or class probabilities (B, C) under mixup."""
     labels: Tensor
     side: Tensor | None
     """Index of the side embedding, (B,)."""
+    partners: Partners | None
+    """Drawn over the whole batch; None where PWCA is off, or off in this step."""
     heads_only: bool = False
     """The trunk does not learn in this step: its features are computed without a graph."""
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, and the
-    shares of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`.
+    """One optimizer step on one batch; returns what `take_step` does, for the log.
 
     Args:
         progress: share of the training that is done, in [0, 1].
@@ -61,23 +67,39 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
         f"train.accumulate={2 * state.accumulate} (the same result in smaller pieces; train.auto_accumulate=true "
         "finds the number), train.activation_checkpointing=true, a smaller train.batch_size or dataset.image_size"
     ):
-        losses = compute_gradients(state, batch, progress)
-        apply_gradients(state)
+        if state.train.auto_accumulate:
+            losses = differentiate_in_memory(state, batch, progress)
+            apply_gradients(state)
+        elif state.graph is not None:
+            losses = state.graph(prepare(state, batch, progress))
+        else:
+            losses = take_step(state, prepare(state, batch, progress))
+        advance(state)
     return losses
 
 
-def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """`differentiate`, in twice as many micro-batches whenever memory runs out, if `train.auto_accumulate` says so.
+def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """What a step computes on the device: new weights, buffers and optimizer state, in place.
+
+    Returns:
+        the detached losses, `loss` and one per branch, and the shares of self-pairs and same-class pairs, `pairs_self`
+        and `pairs_same_class`; scalars on the device.
+    """
+    losses = differentiate(state, batch)
+    apply_gradients(state)
+    return losses
+
+
+def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    """`differentiate`, in twice as many micro-batches whenever memory runs out: `train.auto_accumulate`.
 
     Every attempt starts from the same random numbers and buffers. The number of micro-batches stays.
     """
-    if not state.train.auto_accumulate:
-        return differentiate(state, batch, progress)
     random_numbers = rng_state(state.device.torch)
     buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
     while True:
         try:
-            return differentiate(state, batch, progress)
+            return differentiate(state, prepare(state, batch, progress))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or state.accumulate == len(batch["label"]):
                 raise
@@ -90,38 +112,38 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
         empty_cache(state.device.torch)
 
 
-def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
+def differentiate(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """Leaves the gradients of the batch's loss in the parameters; returns what `take_step` does."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
-    # images and targets
-    heads_only = progress < state.train.head_epochs / state.train.epochs
-    whole = prepare(state, batch)._replace(heads_only=heads_only)
-    # partners, drawn over the whole batch; an autocast of its own: weights that it has cast without a graph must not be
-    # those of the forward pass
-    with state.device.autocast():
-        drawn = state.model.draw_partners(whole.images, batch["label"], progress, whole.side, state.accumulate)
+    whole = batch if batch.images.is_floating_point() else batch._replace(images=state.device.normalise(batch.images))
     micro_batches = split_batch(
-        len(whole.images), state.accumulate, drawn, state.model.pwca.stream, rank_and_world_size()
+        len(whole.images), state.accumulate, whole.partners, state.model.pwca.stream, rank_and_world_size()
     )
     # losses and gradients
     together = state.objective.triplet_weight > 0 or state.task.bnneck
     passes = in_two_passes if together and len(micro_batches) > 1 else in_one_pass
     losses = passes(state, whole, micro_batches)
-    if drawn is not None:
-        losses |= {f"pairs_{kind}": share for kind, share in drawn.shares(whole.labels).items()}
+    if whole.partners is not None:
+        losses |= {f"pairs_{kind}": share for kind, share in whole.partners.shares(whole.labels).items()}
     average_gradients([*state.objective.parameters(), *(p for head in state.model.heads for p in head.parameters())])
     return losses
 
 
-def prepare(state: TrainState, batch: Mapping[str, Tensor]) -> Batch:
-    """The loader's batch on the device, normalised and blended."""
-    device = state.device
-    images, labels = device.normalise(batch["image"]), batch["label"].to(device.torch, non_blocking=True)
-    side = device.side_index(batch)
-    if state.mixup is None:
-        return Batch(images, labels, labels, side)
-    blended, targets = state.mixup(images, labels)
-    return Batch(blended, targets, labels, side)
+def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> Batch:
+    """The loader's batch on the device, blended if mixup is on, with its partners."""
+    device, model = state.device, state.model
+    images, labels = (batch[key].to(device.torch, non_blocking=True) for key in ("image", "label"))
+    targets, side = labels, device.side_index(batch)
+    if state.mixup is not None:
+        images, targets = state.mixup(device.normalise(images), labels)
+    seen = images
+    if may_use_features(model.pairing, progress) and not images.is_floating_point():
+        seen = device.normalise(images)
+    # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
+    with device.autocast():
+        partners = model.draw_partners(seen, batch["label"], progress, side, state.accumulate)
+    heads_only = progress < state.train.head_epochs / state.train.epochs
+    return Batch(images, targets, labels, side, partners, heads_only)
 
 
 def in_one_pass(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
@@ -188,13 +210,18 @@ def named(loss: Losses) -> dict[str, Tensor]:
 
 
 def apply_gradients(state: TrainState) -> None:
-    """Clips, steps the optimizer, the schedule and the moving average."""
-    optimizer, schedule = state.optimization
+    """Clips, and steps the optimizer."""
+    optimizer = state.optimization.optimizer
     if state.train.clip_grad is not None:
         state.scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.train.clip_grad)
     state.scaler.step(optimizer)
     state.scaler.update()
+
+
+def advance(state: TrainState) -> None:
+    """Steps the schedule and the moving average, whose factors are other numbers in every step."""
+    schedule = state.optimization.schedule
     schedule.step()
     if state.ema is not None:
         state.ema.update(state.model, schedule.last_epoch)  # without the step timm leaves its warm-up out

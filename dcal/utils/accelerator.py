@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Memory(NamedTuple):
@@ -73,6 +74,26 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     call()
     synchronize(device)
     return int(most(device) - before)
+
+
+class HostCopy:
+    """A scalar on its way to the CPU, as it is after the work that the device was given before.
+
+    `tensor.item()` would wait for all work, that which was given afterwards, too.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._value = tensor.detach().to("cpu", non_blocking=True)
+        self._event: Any = None
+        if tensor.device.type != "cpu":
+            self._event = torch.get_device_module(tensor.device).Event()
+            self._event.record()
+
+    def item(self) -> float:
+        """The value, once it has arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._value)
 
 
 def _memory_function(device: torch.device, name: str) -> Callable[..., Any] | None:

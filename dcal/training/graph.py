@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 3
 """Eager steps before one is recorded: they compile, choose kernels and make the optimizer's state."""
 
+T = TypeVar("T")
 Step = Callable[[Batch], dict[str, Tensor]]
 
 
@@ -92,11 +94,21 @@ class GraphStep:
     def record(self, batch: Batch) -> Recorded:
         """Records the step on copies of the batch's tensors; nothing is computed yet."""
         buffers = [tensor.clone() for tensor in tensors_of(batch)]
-        graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)  # gradients are to be of the graph's own memory
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            losses = self.step(with_tensors(batch, buffers))
+        graph, losses = record(partial(self.step, with_tensors(batch, buffers)), self.device)
         return Recorded(graph, buffers, losses)
+
+
+def record(call: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of what `call` does on the device, and the tensors that a replay writes its result to.
+
+    Raises:
+        RuntimeError: it asks for a value, or does something else that no graph can repeat.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        result = call()
+    return graph, result
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:

@@ -61,7 +61,10 @@ def empty_cache(device: torch.device) -> None:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Most bytes of an accelerator that `call` holds at once beyond what is there before; None if it does not say."""
+    """Most bytes of an accelerator that `call` holds at once beyond what is there before.
+
+    None, and no call, where the device does not say.
+    """
     reset, now, most = (
         _memory_function(device, name)
         for name in ("reset_peak_memory_stats", "memory_allocated", "max_memory_allocated")

@@ -48,7 +48,8 @@ def create_backbone(
         the model, a timm `VisionTransformer` or `Eva` with fused attention.
 
     Raises:
-        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights.
+        UserError: unknown name, image size that is not a multiple of the patch size, both sources of weights, or an
+            option out of its range.
         UnsupportedBackbone: a family the branches cannot use.
         CheckpointError: weights or a configuration that cannot be fetched, read or matched.
     """
@@ -59,6 +60,10 @@ def create_backbone(
         )
     if pretrained and checkpoint:
         raise UserError("backbone.pretrained=true and backbone.checkpoint are both set: choose one source of weights")
+    if not 0 <= drop_path_rate < 1:
+        raise UserError(f"backbone.drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
+    if patch_stride is not None and patch_stride < 1:
+        raise UserError(f"backbone.patch_stride={patch_stride}: must be at least 1 pixel; null is the patch size")
     name = _known(name)
     on_hub = pretrained or name.startswith("hf-hub:")
     with cache_without_internet() if on_hub else contextlib.nullcontext():

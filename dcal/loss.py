@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcal.utils.errors import choose
+from dcal.utils.errors import UserError, choose
 
 WEIGHTINGS = ("uncertainty", "uncertainty_always", "fixed", "equal")
 
@@ -33,13 +33,13 @@ class TripletLoss(nn.Module):
         margin: in units of the distance; None selects the soft margin.
 
     Raises:
-        ValueError: for a negative margin.
+        UserError: for a negative margin.
     """
 
     def __init__(self, margin: float | None = None) -> None:
         super().__init__()
         if margin is not None and margin < 0:
-            raise ValueError(f"task.triplet.margin={margin}: must be at least 0, or null for the soft margin")
+            raise UserError(f"task.triplet.margin={margin}: must be at least 0, or null for the soft margin")
         self.margin = margin
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from dcal.backbone import embed, final_norm
 from dcal.distributed.collectives import all_gather, broadcast, local_slice
 from dcal.heads import Head
 from dcal.output import Branches, Output
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding
 
@@ -46,7 +46,7 @@ class DCAL(nn.Module):
 
     Raises:
         UnsupportedBackbone: the branches cannot be attached to `vit`.
-        UserError, ValueError: an option out of its range; the message names its key.
+        UserError: an option out of its range; the message names its key.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class DCAL(nn.Module):
     ) -> None:
         super().__init__()
         check_supported(vit)
-        if head_fusion not in HEAD_FUSIONS:
-            raise ValueError(f"attention.head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
+        choose("attention.head_fusion", head_fusion, HEAD_FUSIONS)
         self.vit = vit
         self.depth, self.prefix, channels = len(vit.blocks), int(vit.num_prefix_tokens), int(vit.embed_dim)  # type: ignore
         self.pooling = pooling_of(vit) or CLASS_TOKEN

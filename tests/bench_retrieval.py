@@ -3,6 +3,7 @@
     python tests/bench_retrieval.py market   # against a loop over queries that sorts the gallery
     python tests/bench_retrieval.py msmt17
     python tests/bench_retrieval.py rerank   # the whole of Market-1501, junk included
+    python tests/bench_retrieval.py pairs    # verification and open sets at the size of MSMT17
 
 Extra memory is the process's peak less what it held with the features in memory, before the call
 (read from /proc, so on Linux).
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcal.metric.decision.verification import verification
 from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import evaluate_retrieval
 
@@ -77,14 +79,18 @@ def measured(what: str, call: Callable[[], T]) -> tuple[T, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("market", "msmt17", "rerank"))
+    parser.add_argument("what", choices=("market", "msmt17", "rerank", "pairs"))
     parser.add_argument("--noise", type=float, default=3.0, help="10 and more: features without any information")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    sides = random_set(SIZES["msmt17" if options.what == "msmt17" else "market"], options.noise)
+    sides = random_set(SIZES["msmt17" if options.what in ("msmt17", "pairs") else "market"], options.noise)
+    if options.what == "pairs":
+        found, _ = measured("verification", lambda: verification(*sides))
+        print(f"peak {memory('VmHWM'):.0f} MiB; {found['impostor']} impostors, {found['auc']}, {found['tpr']}")
+        return
     if options.what == "rerank":
         distances, _ = measured("k_reciprocal_rerank", lambda: k_reciprocal_rerank(sides[0], sides[3]))
         print(f"mAP {evaluate_retrieval(*sides, metric='euclidean')['mAP']:.4f} before, ", end="")

@@ -94,6 +94,12 @@ def test_what_cannot_be_built_says_so(name: str, size: tuple[int, int], message:
         create_backbone(name, size)
 
 
+@pytest.mark.parametrize("option", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.1}, {"patch_stride": 0}])
+def test_an_option_out_of_its_range_is_named(option: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=rf"^backbone\.{next(iter(option))}="):
+        create_backbone(DEIT, (64, 64), kwargs=SMALL, **option)
+
+
 # --- which models are supported
 # ---------------------------------------------------------------------------------------
 

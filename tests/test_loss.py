@@ -169,7 +169,7 @@ def test_faults_are_named() -> None:
         UncertaintyLoss(("sa",), "best")
     with pytest.raises(ValueError, match="pwca"):
         UncertaintyLoss(("sa", "pwca"))({"sa": torch.tensor(1.0)})
-    with pytest.raises(ValueError, match=r"^task.triplet.margin=-1"):
+    with pytest.raises(UserError, match=r"^task.triplet.margin=-1"):
         TripletLoss(-1.0)
     with pytest.raises(ValueError, match="labels"):
         TripletLoss()(torch.zeros(3, 2), torch.zeros(2))

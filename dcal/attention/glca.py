@@ -27,6 +27,7 @@ from dcal.attention.rollout import HEAD_FUSIONS, num_selected, rollout_row
 from dcal.attention.rows import gather_rows, project_keys_values, rope_rows, run_rows
 from dcal.attention.timm_blocks import Attend
 from dcal.attention.trace import Trace, attention
+from dcal.utils.errors import choose
 
 SELECTIONS = ("rollout", "last", "random", "all")
 READOUTS = ("cls", "mean", "cls_mean")
@@ -50,7 +51,7 @@ class GlobalLocalCrossAttention(nn.Module):
         attention_pool: the backbone's attention pool, where it is read by one; copied.
 
     Raises:
-        ValueError: an unknown option; the message names its key.
+        UserError: an unknown option; the message names its key.
     """
 
     def __init__(
@@ -74,8 +75,7 @@ class GlobalLocalCrossAttention(nn.Module):
             ("glca.init", init, INITS),
             ("head_fusion", head_fusion, HEAD_FUSIONS),
         ):
-            if value not in options:
-                raise ValueError(f"attention.{key}={value!r}: choose one of {', '.join(options)}")
+            choose(f"attention.{key}", value, options)
         num_selected(top_ratio, 1)
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks)
         self.norm = copy.deepcopy(norm)

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.utils.errors import UserError, choose
+
 POLICIES = (
     "natural",
     "different_class",
@@ -90,10 +92,10 @@ def derangement(size: int) -> Tensor:
         int64 (B,), on the CPU.
 
     Raises:
-        ValueError: fewer than two items.
+        UserError: fewer than two items.
     """
     if size < 2:
-        raise ValueError(
+        raise UserError(
             f"pair-wise cross-attention needs at least 2 images in a training batch, got {size}: raise "
             "train.batch_size (per process and accumulation step) or set attention.pwca.blocks=0"
         )
@@ -113,19 +115,16 @@ class Pairing:
         curriculum: under `curriculum`, the policies to go through, each for an equal share of the training.
 
     Raises:
-        ValueError: unknown policy, ratio outside [0, 1], or a curriculum of nothing or of itself.
+        UserError: unknown policy, ratio outside [0, 1], or a curriculum of nothing or of itself.
     """
 
     def __init__(self, policy: str = "natural", ratio: float = 0.5, curriculum: Sequence[str] = ()) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"attention.pwca.pairing={policy!r}: choose one of {', '.join(POLICIES)}")
+        choose("attention.pwca.pairing", policy, POLICIES)
         if not 0.0 <= ratio <= 1.0:
-            raise ValueError(f"attention.pwca.pairing_ratio={ratio}: a share between 0 and 1")
+            raise UserError(f"attention.pwca.pairing_ratio={ratio}: a share between 0 and 1")
         stages = tuple(curriculum)
         if policy == "curriculum" and (not stages or any(s not in POLICIES or s == "curriculum" for s in stages)):
-            raise ValueError(
-                f"attention.pwca.curriculum={list(stages)}: name one or more of the other pairing policies"
-            )
+            raise UserError(f"attention.pwca.curriculum={list(stages)}: name one or more of the other pairing policies")
         self.policy, self.ratio, self.stages = policy, ratio, stages
 
     def at(self, progress: float) -> str:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from dcal.attention.rows import project_keys_values, run_prefix
 from dcal.attention.timm_blocks import Attend
 from dcal.attention.trace import Trace, attention, attention_with_trace
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 STREAMS = ("clean", "symmetric", "figure")
 
@@ -76,14 +76,12 @@ class PairWiseCrossAttention(nn.Module):
         stream: `clean`, `symmetric` or `figure`, see the module's docstring.
 
     Raises:
-        ValueError: unknown stream.
+        UserError: unknown stream.
     """
 
     def __init__(self, stream: str = "clean") -> None:
         super().__init__()
-        if stream not in STREAMS:
-            raise ValueError(f"attention.pwca.stream={stream!r}: choose one of {', '.join(STREAMS)}")
-        self.stream = stream
+        self.stream = choose("attention.pwca.stream", stream, STREAMS)
 
     def start(self, x_SND: Tensor, partner_B: Tensor) -> Tensor:
         """Both streams where the distracted one parts from the backbone's: (S + B, N, D).

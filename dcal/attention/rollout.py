@@ -32,6 +32,7 @@ from dcal.attention.trace import (
     fuse_heads,
     row_times_attention,
 )
+from dcal.utils.errors import UserError, choose
 
 HEAD_FUSIONS = ("mean", "max", "min")
 
@@ -65,10 +66,10 @@ def num_selected(ratio: float, patches: int) -> int:
     """How many patches a ratio selects: `int(ratio · patches)`, at least one.
 
     Raises:
-        ValueError: the ratio is not in (0, 1].
+        UserError: the ratio is not in (0, 1].
     """
     if not 0.0 < ratio <= 1.0:
-        raise ValueError(f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]")
+        raise UserError(f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]")
     return max(1, math.floor(ratio * patches + 1e-9))  # 0.29 * 100 must be 29, not 28
 
 
@@ -90,15 +91,13 @@ class AttentionRollout:
         head_fusion: `mean` (as in the paper), `max` or `min` over heads.
 
     Raises:
-        ValueError: unknown fusion.
+        UserError: unknown fusion.
         dcal.attention.support.UnsupportedBackbone: the model's attention cannot be seen.
     """
 
     def __init__(self, vit: nn.Module, head_fusion: str = "mean") -> None:
         check_supported(vit)
-        if head_fusion not in HEAD_FUSIONS:
-            raise ValueError(f"head_fusion={head_fusion!r}: choose one of {', '.join(HEAD_FUSIONS)}")
-        self.head_fusion = head_fusion
+        self.head_fusion = choose("head_fusion", head_fusion, HEAD_FUSIONS)
         self.num_prefix_tokens = int(vit.num_prefix_tokens)  # type: ignore[arg-type]
         self._blocks = list(vit.blocks)  # type: ignore[arg-type]
         self._pool = getattr(vit, "attn_pool", None)
@@ -186,7 +185,7 @@ class AttentionRollout:
             ratio: share of the patches, in (0, 1].
 
         Raises:
-            ValueError: another ratio.
+            UserError: another ratio.
             RuntimeError: no forward pass was recorded.
         """
         attention_BP = self.cls_attention()

@@ -26,7 +26,7 @@ from dcal import config as schema
 from dcal.commands.keys import check_complete, check_words, config_file, group_options
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
-from dcal.utils.errors import USER_ERRORS, UserError
+from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
 from dcal.utils.paths import ensure_home, experiments_dir
 from dcal.utils.signals import Interrupted, hand_on
@@ -190,7 +190,7 @@ def raise_stopped(stopped: BaseException | None = None) -> NoReturn:
 
 
 def report_errors(job: Callable[[], Any], debug: bool = False) -> Any:
-    """Calls `job`; one of `USER_ERRORS` becomes a `JobError` of one sentence, unless `debug` asks for its stack.
+    """Calls `job`; an error for the user becomes a `JobError` of one sentence, unless `debug` asks for its stack.
 
     A request to stop ends the process, and with it a sweep, with the exit code that shells give to its signal.
     """
@@ -198,8 +198,8 @@ def report_errors(job: Callable[[], Any], debug: bool = False) -> Any:
         return job()
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise_stopped(stopped)
-    except USER_ERRORS as error:
-        if debug:
+    except Exception as error:
+        if debug or not is_for_user(error):
             raise
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
         raise JobError(str(error)) from None

@@ -23,7 +23,7 @@ from dcal.bench.processes import run_in_processes
 from dcal.commands.app import hydra_command, report_errors
 from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 PARTS = ("cells", "figure", "rollout", "pipeline", "speed")
 
@@ -60,8 +60,7 @@ def choose_device(options: Config) -> torch.device:
     Raises:
         UserError: no such clock or device, or the clock of one thread for several.
     """
-    if options["clock"] not in CLOCKS:
-        raise UserError(f"clock={options['clock']!r}: choose one of {', '.join(CLOCKS)}")
+    choose("clock", options["clock"], CLOCKS)
     if options["clock"] == "cpu" and options["threads"] != 1:
         raise UserError("clock=cpu adds up the time of all threads: set threads=1 with it")
     if options["threads"]:

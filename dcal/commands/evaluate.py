@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.commands.opened import open_run
 from dcal.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dcal.inference.restore import Restored
+    from dcal.task.evaluation import Evaluation
 
 
 def main() -> None:
@@ -39,21 +44,35 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     from dcal.inference.images import check_sides, data_title, is_data_of_run, open_data
     from dcal.inference.restore import read_result
     from dcal.run.files import write_atomically
+    from dcal.visualize.reliability import table, text
 
+    wanted = config.reliability or config.unknown is not None
     restored = open_run(config)
+    if config.unknown is not None and restored.task.name != "fgvc":
+        raise UserError(
+            "unknown: are images of no class of the run, but re-identification has no classes; leave it out"
+        )
     data = open_data(restored, config.dataset)
     result = read_result(restored.directory)
     split = config.split or (result["split"] if result and not config.dataset.get("reader") else "test")
     train, task = restored.config.train, restored.task
     for part in task.splits(split):
         check_sides(restored, data.records(part))
-    evaluation = task.evaluate(restored.model, data, split, train.eval_batch_size, train.workers, restored.device)
+    evaluation = task.evaluate(
+        restored.model, data, split, train.eval_batch_size, train.workers, restored.device, reliability=wanted
+    )
     comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
     print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
     if result and not comparable:
         print("result.json is about other images, and is not compared with")
+    found = evaluation.reliability
+    if found is not None:
+        if config.unknown is not None:
+            found["unknown"] = unknown_images(config, restored, evaluation)
+        print(text(table(found)))
+        keep(found, config, restored, split, comparable)
     if config.out:
         content = {
             "run": str(restored.directory),
@@ -62,11 +81,43 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             "root": None if data.root is None else str(data.root),
             "split": split,
             "metrics": evaluation.metrics,
+            **({} if found is None else {"reliability": found}),
         }
         write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
     if config.save_items:
         evaluation.save(with_folder(config.save_items))
     return evaluation.metrics
+
+
+def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
+    """How well low confidence tells the images of `unknown=` from those of the split."""
+    import torch
+
+    from dcal.dataset.image_files import find_images
+    from dcal.inference.images import open_images
+    from dcal.metric.decision.calibration import unknown_detection
+    from dcal.task.inference import combined_scores, infer
+
+    images = list(config.unknown) if isinstance(config.unknown, ListConfig) else config.unknown
+    task, loader = restored.task, open_images(restored, find_images(images, "unknown"))
+    seen = infer(restored.model, loader, restored.device, task.flip_test)
+    confidence: torch.Tensor = combined_scores(seen.logits, task.inference).exp().amax(1)
+    return unknown_detection(evaluation.items["confidence"].numpy(), confidence.numpy())
+
+
+def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: str, comparable: bool) -> None:
+    """Writes `reliability.json` where what was found is about the run's own data, weights and settings."""
+    from dcal.inference.restore import drop_none
+    from dcal.run.digest import sha256
+    from dcal.run.files import write_atomically
+    from dcal.task.reliability import FILE
+
+    if not comparable or config.weights != "last" or drop_none(config.task):
+        print(f"not kept in {FILE} of the run: the data, the weights or the settings are others than in its result")
+        return
+    content = {"weights": sha256(restored.weights), "split": split, **found}
+    write_atomically(restored.directory / FILE, json.dumps(content, indent=1) + "\n")
+    print(f"kept  {restored.directory / FILE}")
 
 
 def with_folder(file: str) -> Path:

@@ -116,10 +116,11 @@ def place(folder: Path, target: Path) -> Iterator[str]:
         a sentence for each file that is kept although the new export has its own: it was edited.
     """
     from dcal.run.digest import sha256
+    from dcal.run.files import read_json
 
     target.mkdir(exist_ok=True)
     manifest = target / MANIFEST
-    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    before = read_json(manifest) if manifest.is_file() else {}
     new = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
     for name in sorted(before.keys() - new.keys()):

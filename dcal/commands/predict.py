@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import end_incomplete, open_run, printable
 from dcal.run.files import atomic_write
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 if TYPE_CHECKING:
     from dcal.inference.restore import Restored
@@ -104,9 +104,7 @@ def chosen_format(name: str | None, out: str | None) -> str:
         name = Path(str(out)).suffix.removeprefix(".")
         if name not in FORMATS:
             raise UserError(f"out={out}: its suffix must be .csv or .jsonl, or say format={'|'.join(FORMATS)}")
-    if name not in FORMATS:
-        raise UserError(f"format={name}: choose one of {', '.join(FORMATS)}")
-    return name
+    return choose("format", name, FORMATS)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def job(config: DictConfig) -> None:
     results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
     if config.tables and not path.is_file():
-        raise ValueError(f"tables={path}: no such file; leave it out for the tables of the installation")
+        raise UserError(f"tables={path}: no such file; leave it out for the tables of the installation")
     listed = specs(parse(path, read_yaml)) if path.is_file() else []
     tables = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in tables}}
@@ -88,7 +88,7 @@ def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:
     """The table of a description; None, with a word about it, where the runs do not fit the description any more."""
     try:
         return make_table(spec, results)
-    except ValueError as problem:
+    except UserError as problem:
         print(f"left as it is: {problem}", file=sys.stderr)
         return None
 
@@ -103,7 +103,7 @@ def write_report(root: Path, config: DictConfig) -> None:
     """Writes `report.html` into a run directory or a folder of runs.
 
     Raises:
-        ValueError: no finished run is there.
+        UserError: no finished run is there.
     """
     folder = read_folder(root, config.device)
     for problem in folder.problems:

@@ -13,13 +13,14 @@ import torch
 from dcal.dataset.cache import CACHES, check_room
 from dcal.dataset.checks import check_catalog
 from dcal.dataset.decode import DECODES
-from dcal.dataset.images import POLICIES, ImageDataset, Loader, one_of
+from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record
 from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
 from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
 from dcal.distributed.env import local_rank, rank_zero_only, world_size
+from dcal.utils.errors import UserError, choose
 from dcal.utils.memory import available_memory
 
 __all__ = ["Data", "ImageDataset", "Loader"]
@@ -40,7 +41,7 @@ class Data:
         allow_mismatch: accept a copy that is not the official one, where the figures depend on it.
 
     Raises:
-        ValueError: an option has no valid value; the message starts with its key.
+        UserError: an option has no valid value; the message starts with its key.
         DataError: what `check_catalog` refuses.
     """
 
@@ -62,19 +63,19 @@ class Data:
         allow_mismatch: bool = False,
         test_fraction: float | None = None,
     ) -> None:
-        one_of("dataset.decode", decode, DECODES)
-        one_of("dataset.cache", cache, CACHES)
-        one_of("dataset.on_bad_image", on_bad_image, POLICIES)
+        choose("dataset.decode", decode, DECODES)
+        choose("dataset.cache", cache, CACHES)
+        choose("dataset.on_bad_image", on_bad_image, POLICIES)
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
+            raise UserError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
         if not 0 < train_fraction <= 1:
-            raise ValueError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
+            raise UserError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
         if not 0 <= label_noise < 1:
-            raise ValueError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
+            raise UserError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
         if val_ids < 0:
-            raise ValueError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+            raise UserError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
         if test_fraction != reader.protocol.get("test_fraction"):
-            raise ValueError(
+            raise UserError(
                 f"dataset.test_fraction={test_fraction}: only dataset=image_folder splits by it; {reader.name} has "
                 "splits of its own"
             )
@@ -124,10 +125,10 @@ class Data:
             split: `train`, `test`, `query`, ...; see `Catalog`.
 
         Raises:
-            ValueError: there is no such split.
+            UserError: there is no such split.
         """
         if split not in self.catalog.splits:
-            raise ValueError(f"no split {split!r}: {self.catalog.name} has {', '.join(self.catalog.splits)}")
+            raise UserError(f"no split {split!r}: {self.catalog.name} has {', '.join(self.catalog.splits)}")
         return self.catalog.splits[split]
 
     def pictures(self, split: str) -> list[int]:

@@ -16,6 +16,7 @@ from dcal.dataset.files import folders_below, images_below
 from dcal.dataset.images import ImageDataset, Loader
 from dcal.dataset.record import IMAGE_SUFFIXES, DataError, Record
 from dcal.dataset.transform import eval_transform
+from dcal.utils.errors import UserError
 
 UNKNOWN = -1
 Item = TypeVar("Item")
@@ -82,21 +83,21 @@ def numbers_in(paths: Sequence[Path], pattern: str, key: str, required: bool = T
         required: whether it is an error that it matches no path at all.
 
     Raises:
-        ValueError: it is no such expression, matches no path although required, or its group is no number.
+        UserError: it is no such expression, matches no path although required, or its group is no number.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{key}={pattern!r}: no regular expression ({error})") from None
+        raise UserError(f"{key}={pattern!r}: no regular expression ({error})") from None
     if compiled.groups != 1:
-        raise ValueError(f"{key}={pattern!r}: needs one group, the number, as in '_c(\\d+)'; has {compiled.groups}")
+        raise UserError(f"{key}={pattern!r}: needs one group, the number, as in '_c(\\d+)'; has {compiled.groups}")
     matches = [compiled.search(path.as_posix() if "/" in pattern else path.name) for path in paths]
     if required and not any(matches):
-        raise ValueError(f"{key}={pattern!r}: found in none of {len(paths)} paths, e.g. not in {paths[0]}")
+        raise UserError(f"{key}={pattern!r}: found in none of {len(paths)} paths, e.g. not in {paths[0]}")
     try:
         return [UNKNOWN if match is None else int(match[1]) for match in matches]
     except (TypeError, ValueError):
-        raise ValueError(f"{key}={pattern!r}: the group must hold a number wherever the pattern is found") from None
+        raise UserError(f"{key}={pattern!r}: the group must hold a number wherever the pattern is found") from None
 
 
 def _files(path: Path, key: str) -> list[Path]:

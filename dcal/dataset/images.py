@@ -6,7 +6,6 @@ A batch is a dict of stacked tensors: `image` (B, 3, H, W) uint8, not normalised
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from dcal.dataset.decode import DECODES, Pixels, read_image
 from dcal.dataset.record import DataError, Record
 from dcal.dataset.sampler import Draw
 from dcal.dataset.transform import seed_transform
+from dcal.utils.errors import choose
 from dcal.utils.paths import cache_home
 
 logger = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ class ImageDataset(Dataset[Item]):
         cache_dir: str | Path | None = None,
         on_bad_image: str = "error",
     ) -> None:
-        one_of("dataset.decode", decode, DECODES)
-        one_of("dataset.cache", cache, CACHES)
-        one_of("dataset.on_bad_image", on_bad_image, POLICIES)
+        choose("dataset.decode", decode, DECODES)
+        choose("dataset.cache", cache, CACHES)
+        choose("dataset.on_bad_image", on_bad_image, POLICIES)
         self.records = records
         self.transform = transform
         self.on_bad_image = on_bad_image
@@ -220,14 +220,6 @@ def worker_deaths() -> Iterator[None]:
             f"{str(error).rstrip('. ')}: memory may be short (try a smaller train.workers or dataset.cache=disk); the "
             "last checkpoint is kept, repeat the command to go on"
         ) from error
-
-
-def one_of(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raises a `ValueError` that names `key` and the nearest of `choices` unless `value` is one of them."""
-    if value not in choices:
-        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"{key}={value!r}: choose one of {', '.join(choices)}{hint}")
 
 
 def _init_worker(worker: int) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from dcal.utils.errors import UserError
+
 IntArray = NDArray[np.int64]
 
 
@@ -31,7 +33,7 @@ class _Batches(Sampler[list[Draw]]):
 
     def __init__(self, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         if batch_size < 1:
-            raise ValueError(f"train.batch_size={batch_size}: must be at least 1")
+            raise UserError(f"train.batch_size={batch_size}: must be at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size} processes")
         self.batch_size = batch_size
@@ -75,14 +77,14 @@ class ShuffleBatches(_Batches):
         rank, world_size: this process among all.
 
     Raises:
-        ValueError: the split is smaller than one global batch.
+        UserError: the split is smaller than one global batch.
     """
 
     def __init__(self, num_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(batch_size, seed, rank, world_size)
         self.num_items = num_items
         if len(self) == 0:
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size={batch_size}: {batch_size} images × {world_size} process(es) per batch, "
                 f"but only {num_items} training images"
             )
@@ -117,7 +119,7 @@ class IdentityBatches(_Batches):
         rank, world_size: this process among all.
 
     Raises:
-        ValueError: `batch_size` is no multiple of `instances`, or there are too few identities for a batch.
+        UserError: `batch_size` is no multiple of `instances`, or there are too few identities for a batch.
     """
 
     def __init__(
@@ -131,13 +133,13 @@ class IdentityBatches(_Batches):
     ) -> None:
         super().__init__(batch_size, seed, rank, world_size)
         if instances < 1 or batch_size % instances:
-            raise ValueError(f"train.batch_size={batch_size}: must be a multiple of task.instances={instances}")
+            raise UserError(f"train.batch_size={batch_size}: must be a multiple of task.instances={instances}")
         self.instances = instances
         self.identities_per_batch = batch_size // instances * world_size
         values, inverse = np.unique(np.asarray(labels), return_inverse=True)
         self._images = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
         if len(values) < self.identities_per_batch:
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size={batch_size}: a batch needs {self.identities_per_batch} identities "
                 f"({batch_size} / task.instances={instances} × {world_size} process(es)), the set has "
                 f"{len(values)}"

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from dcal.dataset.record import Catalog, Record
+from dcal.utils.errors import UserError
 
 _SEED = 2205
 
@@ -27,20 +28,18 @@ def hold_out_fraction(catalog: Catalog, fraction: float, split: str = "val") -> 
         split: name of the new split.
 
     Raises:
-        ValueError: the set has such a split already, is one for retrieval, or has no image to spare.
+        UserError: the set has such a split already, is one for retrieval, or has no image to spare.
     """
     if "query" in catalog.splits:
-        raise ValueError(
-            f"dataset.val_fraction={fraction}: would cut through identities; use dataset.val_ids for Re-ID"
-        )
+        raise UserError(f"dataset.val_fraction={fraction}: would cut through identities; use dataset.val_ids for Re-ID")
     if split in catalog.splits:
-        raise ValueError(f"dataset.val_fraction={fraction}: {catalog.name} brings a split '{split}'; set it to 0")
+        raise UserError(f"dataset.val_fraction={fraction}: {catalog.name} brings a split '{split}'; set it to 0")
     train = catalog.splits["train"]
     held = set()
     for order in _orders(train):
         held.update(order[: min(len(order) - 1, max(1, round(fraction * len(order))))])
     if not held:
-        raise ValueError(f"dataset.val_fraction={fraction}: every class of {catalog.name} has one training image only")
+        raise UserError(f"dataset.val_fraction={fraction}: every class of {catalog.name} has one training image only")
     splits = {
         **catalog.splits,
         "train": [record for index, record in enumerate(train) if index not in held],
@@ -65,11 +64,11 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
     labels; what stays is numbered afresh.
 
     Raises:
-        ValueError: too few identities qualify, none would be left for training, or the set is not one for
+        UserError: too few identities qualify, none would be left for training, or the set is not one for
         retrieval.
     """
     if "query" not in catalog.splits:
-        raise ValueError(f"dataset.val_ids={count}: {catalog.name} is no Re-ID set; use dataset.val_fraction")
+        raise UserError(f"dataset.val_ids={count}: {catalog.name} is no Re-ID set; use dataset.val_fraction")
     train = catalog.splits["train"]
     by_camera: dict[int, dict[int, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in train:
@@ -82,7 +81,7 @@ def hold_out_identities(catalog: Catalog, count: int) -> Catalog:
         if sum(len(v) > 1 for v in views.values()) > 1 or len(views.get(-1, ())) > 1
     ]
     if count > len(fit) or count >= len(by_camera):
-        raise ValueError(
+        raise UserError(
             f"dataset.val_ids={count}: only {len(fit)} of the {len(by_camera)} training identities of "
             f"{catalog.name} have two images under each of two cameras (or two of unknown cameras), and some must stay "
             "for training"
@@ -107,11 +106,11 @@ def relabel(catalog: Catalog, share: float) -> Catalog:
     a smaller share is wrong on a subset of the images, in the same way. Validation images have been held out before.
 
     Raises:
-        ValueError: there is one class only.
+        UserError: there is one class only.
     """
     train, classes = catalog.splits["train"], catalog.num_classes
     if classes < 2:
-        raise ValueError(f"dataset.label_noise={share}: {catalog.name} has one class only, so no label can be wrong")
+        raise UserError(f"dataset.label_noise={share}: {catalog.name} has one class only, so no label can be wrong")
     rng = np.random.default_rng((_SEED, classes))
     steps = rng.integers(1, classes, len(train))
     wrong = set(rng.permutation(len(train))[: round(share * len(train))].tolist())

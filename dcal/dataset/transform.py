@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dcal.utils.errors import UserError
+
 Image = NDArray[np.uint8]
 
 
@@ -78,14 +80,14 @@ def train_transform(image_size: Sequence[int], resize: Sequence[int], augment: M
         augment: `flip` and `erase`, probabilities; `pad`, pixels on each side.
 
     Raises:
-        ValueError: the crop is larger than the padded image, or a probability is none.
+        UserError: the crop is larger than the padded image, or a probability is none.
     """
     pad = augment["pad"]
     if pad < 0:
-        raise ValueError(f"dataset.augment.pad={pad}: must be 0 or more pixels")
+        raise UserError(f"dataset.augment.pad={pad}: must be 0 or more pixels")
     for key in ("flip", "erase"):
         if not 0 <= augment[key] <= 1:
-            raise ValueError(f"dataset.augment.{key}={augment[key]}: is a probability, between 0 and 1")
+            raise UserError(f"dataset.augment.{key}={augment[key]}: is a probability, between 0 and 1")
     _check_crop(image_size, [side + 2 * pad for side in resize], resize)
     steps = [
         Resize(*resize),
@@ -116,8 +118,8 @@ def seed_transform(transform: A.Compose, seed: int) -> None:
 def _check_crop(image_size: Sequence[int], available: Sequence[int], resize: Sequence[int]) -> None:
     for key, size in (("image_size", image_size), ("resize", resize)):
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"dataset.{key}={list(size)}: must be [height, width] in pixels")
+            raise UserError(f"dataset.{key}={list(size)}: must be [height, width] in pixels")
     if image_size[0] > available[0] or image_size[1] > available[1]:
-        raise ValueError(
+        raise UserError(
             f"dataset.image_size={list(image_size)}: larger than dataset.resize={list(resize)} with its pad"
         )

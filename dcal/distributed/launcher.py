@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dcal.distributed.env import world_size
-from dcal.utils.errors import USER_ERRORS, UserError
+from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.signals import Interrupted, stop_with_parent
 
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -53,12 +53,12 @@ def to_be_started(wanted: int) -> bool:
     """Whether `launch.processes` processes are still to be started.
 
     Raises:
-        ValueError: it is no number of processes, or contradicts what torchrun or the batch system has started.
+        UserError: it is no number of processes, or contradicts what torchrun or the batch system has started.
     """
     if wanted < 1:
-        raise ValueError(f"launch.processes={wanted}: must be at least 1")
+        raise UserError(f"launch.processes={wanted}: must be at least 1")
     if wanted > 1 and world_size() not in (1, wanted):
-        raise ValueError(
+        raise UserError(
             f"launch.processes={wanted}, but {world_size()} processes were started already (torchrun or the batch "
             "system): leave the key out"
         )
@@ -82,7 +82,7 @@ def errors_to_agent() -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt) as stopped:
         raise SystemExit(128 + getattr(stopped, "number", signal.SIGINT)) from None
     except Exception as error:
-        handler.record_exception(ProcessFailed(str(error)) if isinstance(error, USER_ERRORS) else error)
+        handler.record_exception(ProcessFailed(str(error)) if is_for_user(error) else error)
         raise SystemExit(1) from None
 
 

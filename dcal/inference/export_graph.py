@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dcal.inference.pretrained import TrainedDCAL, load
+from dcal.utils.errors import UserError
 
 OPSET = 18
 """Of ONNX: the oldest that has every operator needed. torch writes it as IR version 10: onnxruntime 1.18 and later."""
@@ -34,13 +35,13 @@ class Graph(nn.Module):
     patches in ascending order, 0 being the one in the upper left corner.
 
     Raises:
-        ValueError: the model selects patches at random.
+        UserError: the model selects patches at random.
     """
 
     def __init__(self, model: TrainedDCAL) -> None:
         super().__init__()
         if model.glca is not None and model.glca.selection == "random":
-            raise ValueError("attention.glca.selection=random: a graph that draws patches anew cannot be compared")
+            raise UserError("attention.glca.selection=random: a graph that draws patches anew cannot be compared")
         self.model = model.eval()
         classifies = model.task == "fgvc"
         branches = [branch for branch in ("sa", "glca") if branch in model.branches]
@@ -84,14 +85,14 @@ def save_onnx(graph: Graph, folder: Path) -> Runner:
     """Writes `model.onnx` and returns it as onnxruntime runs it.
 
     Raises:
-        ValueError: onnx, onnxscript or onnxruntime is not installed.
+        UserError: onnx, onnxscript or onnxruntime is not installed.
     """
     try:
         import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"format=onnx needs {error.name}: pip install 'dcal[export]'") from None
+        raise UserError(f"format=onnx needs {error.name}: pip install 'dcal[export]'") from None
     for library in ("onnx_ir", "onnxscript"):  # they report every step, and every constant they do not fold
         logging.getLogger(library).setLevel(logging.ERROR)
     file = folder / "model.onnx"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dcal.inference.restore import Restored, drop_none
 from dcal.inference.trust import RunError
 from dcal.run.data_digest import data_digest
 from dcal.run.directory import IDENTITY_FILE
+from dcal.run.files import read_json
 from dcal.training.build import make
 from dcal.utils.errors import UserError
 
@@ -130,7 +130,7 @@ def is_data_of_run(restored: Restored, data: Data, dataset: Mapping[str, Any]) -
         dataset: of the command's configuration, with which `open_data` was called.
     """
     file = restored.directory / IDENTITY_FILE
-    known = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else None
+    known = read_json(file)["data"] if file.is_file() else None
     if known is not None:
         return bool(data_digest(data.source).sha256 == known["sha256"])
     # a drawn set is what its reader's options say, and an older run has kept nothing but the place

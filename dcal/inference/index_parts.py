@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.files import atomic_write, write_atomically
+from dcal.run.files import atomic_write, read_json, write_atomically
 from dcal.utils.errors import UserError
 
 Array = NDArray[Any]
@@ -28,7 +28,7 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
     """
     file = folder / "settings.json"
     if file.is_file():
-        other = differences(json.loads(file.read_text(encoding="utf-8")), settings)
+        other = differences(read_json(file), settings)
         if other:
             raise UserError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
     else:

@@ -22,7 +22,7 @@ from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
 from dcal.run.digest import check_digest
-from dcal.run.files import write_atomically
+from dcal.run.files import read_json, write_atomically
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make, side_sizes
 from dcal.training.state import Task, TrainState
@@ -81,7 +81,7 @@ def restore(
 
     Raises:
         RunError: the directory holds no such run or weights, they do not fit its configuration, or it is not trusted.
-        ValueError: a change has no valid value; the message starts with its key.
+        UserError: a change has no valid value; the message starts with its key.
     """
     folder = Path(directory).expanduser()
     config = read_config(folder)
@@ -97,7 +97,9 @@ def restore(
     values["backbone"] = without_weights(values["backbone"], trust.everything)
     config = OmegaConf.create(values)
     task: Task = make(config.task)
-    card = _read_json(folder / "model.json")
+    if not (folder / "model.json").is_file():
+        raise RunError(f"{folder / 'model.json'} is missing: repeat the run's command to complete the run")
+    card = read_json(folder / "model.json")
     file = weight_file(folder, weights)
     try:
         check_digest(file)
@@ -155,7 +157,7 @@ def read_config(directory: Path) -> DictConfig:
 def read_result(directory: Path) -> dict[str, Any] | None:
     """`result.json` of a run, None if it is not finished."""
     file = directory / "result.json"
-    return _read_json(file) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def weight_file(directory: Path, weights: str) -> Path:
@@ -188,13 +190,3 @@ def drop_none(node: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{file} is missing: repeat the run's command to complete the run") from None
-    except ValueError as error:
-        raise RunError(f"{file}: not JSON ({error})") from None
-    return content

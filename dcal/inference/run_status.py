@@ -11,8 +11,10 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.run.directory import WHOLE
+from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
+from dcal.utils.errors import UserError
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -28,17 +30,17 @@ class Finding(NamedTuple):
 
 def state(directory: Path) -> Iterator[Finding]:
     """Finished, running, failed, interrupted or not begun."""
-    from dcal.inference.restore import RunError, read_config, read_result  # imports torch
+    from dcal.inference.restore import read_config, read_result  # imports torch
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
     yield from _foreign_code(config)
-    again = json.loads((directory / "overrides.json").read_text(encoding="utf-8"))
+    again = read_json(directory / "overrides.json")
     command = shlex.join(["dcal-train", *again])
     failure, busy = directory / "failure.txt", lock_holder(directory)
     try:
         result = read_result(directory)
-    except RunError as error:
+    except UserError as error:
         yield Finding(FAIL, "state", str(error), f"the run goes on from its checkpoint: {command}")
         return
     if result is not None:
@@ -55,7 +57,7 @@ def state(directory: Path) -> Iterator[Finding]:
     else:
         yield Finding(WARN, "state", f"interrupted, {_position(directory)}", f"to go on: {command}")
     yield from _checkpoints(directory)
-    then = json.loads((directory / "versions.json").read_text(encoding="utf-8"))
+    then = read_json(directory / "versions.json")
     yield from _versions(then)
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.metric.interval import mean_interval
+from dcal.utils.errors import UserError
 
 CURVES = ("deletion", "insertion")
 
@@ -44,10 +45,10 @@ def curves(image_CHW: Tensor, map_hw: Tensor, score: Score, steps: int, hidden: 
         hidden: the value of hidden pixels; 0 is the mean colour of a normalised image.
 
     Raises:
-        ValueError: steps is less than 1.
+        UserError: steps is less than 1.
     """
     if steps < 1:
-        raise ValueError(f"steps={steps}: must be at least 1")
+        raise UserError(f"steps={steps}: must be at least 1")
     patches = map_hw.numel()
     rank_P = map_hw.flatten().argsort(descending=True, stable=True).argsort()
     count_T = (torch.arange(steps + 1) * patches / steps).round()

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from dcal.utils.errors import UserError
+
 Floats = NDArray[np.float64]
 
 ALPHA = 0.05
@@ -78,14 +80,14 @@ def units(values_SN: Floats, groups: ArrayLike | None) -> Floats:
     *_, seeds, items = values_SN.shape
     if groups is None:
         if not seeds or items < 2:
-            raise ValueError(f"{seeds} seeds x {items} items: an interval needs a seed and at least two items")
+            raise UserError(f"{seeds} seeds x {items} items: an interval needs a seed and at least two items")
         return values_SN
     names = np.asarray(groups)
     if names.shape != (items,) or names.dtype.kind not in "biufUS" or (names != names).any():
         raise ValueError(f"groups: needs one number or name for each of {items} items, got {names.dtype} {names.shape}")
     _, group_N, size_U = np.unique(names, return_inverse=True, return_counts=True)
     if not seeds or len(size_U) < 2:
-        raise ValueError(f"{seeds} seeds, {len(size_U)} groups: an interval needs a seed and at least two groups")
+        raise UserError(f"{seeds} seeds, {len(size_U)} groups: an interval needs a seed and at least two groups")
     first_U = np.cumsum(size_U) - size_U
     sum_SU = np.add.reduceat(values_SN[..., np.argsort(group_N, kind="stable")], first_U, axis=-1)
     mean_S1 = values_SN.mean(-1, keepdims=True)
@@ -136,5 +138,5 @@ def outcomes(values: ArrayLike, name: str, shape: tuple[int, ...] | None = None)
         wanted = "(seeds, items) or (items,)" if shape is None else f"that of first, {shape}"
         raise ValueError(f"{name} has the shape {array.shape}: needs {wanted}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} has values that are not finite numbers: leave those items out on both sides")
+        raise UserError(f"{name} has values that are not finite numbers: leave those items out on both sides")
     return np.atleast_2d(array)

@@ -19,6 +19,7 @@ from scipy import sparse
 from torch import Tensor
 
 from dcal.metric.retrieval import full_precision
+from dcal.utils.errors import UserError
 
 Array = NDArray[Any]
 BLOCK_BYTES = 64 * 2**20
@@ -61,9 +62,9 @@ def k_reciprocal_rerank(
             f"got {tuple(query_features.shape)} and {tuple(gallery_features.shape)}"
         )
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise ValueError(f"k1={k1}, k2={k2}, lambda_value={lambda_value}: k1 and k2 from 1, lambda from 0 to 1")
+        raise UserError(f"k1={k1}, k2={k2}, lambda_value={lambda_value}: k1 and k2 from 1, lambda from 0 to 1")
     if not len(query_features) or not len(gallery_features):
-        raise ValueError(f"nothing to rank: {len(query_features)} queries, {len(gallery_features)} gallery items")
+        raise UserError(f"nothing to rank: {len(query_features)} queries, {len(gallery_features)} gallery items")
     num_queries = len(query_features)
     features_ND = torch.cat([query_features, gallery_features.to(query_features.device)])
     features_ND = features_ND if features_ND.dtype == torch.float64 else features_ND.float()

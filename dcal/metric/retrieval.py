@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dcal.distributed.collectives import gather_items, rank_and_world_size
 from dcal.metric.ranking import Gallery, PerQuery, breakdown, from_ranks, positive_ranks, summary
+from dcal.utils.errors import UserError, choose
 
 METRICS = ("cosine", "euclidean")
 JUNK = -1
@@ -140,7 +141,7 @@ def check_sizes(query_ids: Tensor, query_cams: Tensor, gallery_ids: Tensor, gall
             f"{len(gallery_ids)} and {len(gallery_cams)} for the gallery"
         )
     if not len(query_ids) or not len(gallery_ids):
-        raise ValueError(f"nothing to rank: {len(query_ids)} queries, {len(gallery_ids)} gallery items")
+        raise UserError(f"nothing to rank: {len(query_ids)} queries, {len(gallery_ids)} gallery items")
 
 
 def rows_per_block(query_ids: Tensor, gallery_ids: Tensor, block_bytes: int) -> int:
@@ -154,8 +155,7 @@ def prepare(
     query: Tensor | None, gallery: Tensor | None, num_queries: int, num_gallery: int, metric: str
 ) -> tuple[Tensor, Tensor]:
     """Features as float32 or float64 on the gallery's device, normalised for the cosine; else ValueError."""
-    if metric not in METRICS:
-        raise ValueError(f"task.metric={metric!r}: choose one of {', '.join(METRICS)}")
+    choose("task.metric", metric, METRICS)
     query, gallery = torch.as_tensor(query), torch.as_tensor(gallery)
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"features (Q, D) and (G, D) expected, got {tuple(query.shape)} and {tuple(gallery.shape)}")

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from dcal.metric.interval import ALPHA, Floats, MeanSquares, estimate, outcomes, standard_error, units
+from dcal.utils.errors import UserError
 
 FEWEST_SEEDS = 6
 """Below it the sign-flip test cannot reach ALPHA: its least p is 2 / 2^S."""
@@ -78,9 +79,9 @@ class PairedComparison:
             ValueError: size is not above 0, power is not between 0 and 1, or one seed was compared.
         """
         if not size > 0 or not 0 < power < 1:
-            raise ValueError(f"size={size}, power={power}: size must be above 0 and power between 0 and 1")
+            raise UserError(f"size={size}, power={power}: size must be above 0 and power between 0 and 1")
         if self.seeds == 1:
-            raise ValueError("one seed shows no spread between seeds: run at least a second one")
+            raise UserError("one seed shows no spread between seeds: run at least a second one")
         low, high = FEWEST_SEEDS - 1, MOST_SEEDS
         if self._power(size, high) < power:
             return None
@@ -132,7 +133,7 @@ def paired_comparison(
     """
     difference_SN = outcomes(first, "first") - outcomes(second, "second", np.shape(first))
     if margin is not None and not 0 < margin < np.inf:
-        raise ValueError(f"margin={margin}: must be above 0, or None")
+        raise UserError(f"margin={margin}: must be above 0, or None")
     units_SU = units(difference_SN, groups)
     found = estimate(units_SU)
     mean, error, freedom = float(found.mean), float(found.error), float(found.freedom)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dcal.report.format import cells, commit_of, footnote, spread
 from dcal.report.table import Table
+from dcal.utils.errors import UserError
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -27,12 +28,12 @@ def fill(text: str, tables: Mapping[str, str | None]) -> str:
     Where that is None, the page keeps what it has.
 
     Raises:
-        ValueError: there is no table of that name.
+        UserError: there is no table of that name.
     """
 
     def replace(match: re.Match[str]) -> str:
         if match["name"] not in tables:
-            raise ValueError(f"<!-- results:{match['name']} -->: tables.yaml has {', '.join(tables) or 'no table'}")
+            raise UserError(f"<!-- results:{match['name']} -->: tables.yaml has {', '.join(tables) or 'no table'}")
         new = tables[match["name"]]
         return match[0] if new is None else f"{match['open']}{new}\n{match['close']}"
 

@@ -17,6 +17,7 @@ from dcal.report.encoding import decode
 from dcal.report.outcomes import Outcomes, outcomes
 from dcal.report.records import Record, Results
 from dcal.run.identity import is_idle
+from dcal.utils.errors import UserError
 
 MARGINS = {"top1": 0.5, "mAP": 1.0}
 """Metric, of any branch → points up to which a difference does not matter."""
@@ -101,7 +102,7 @@ def specs(entries: Mapping[str, Any]) -> list[Spec]:
     """The entries of `experiments/tables.yaml`.
 
     Raises:
-        ValueError: an unknown key, no `runs`, or `primary` without `against`.
+        UserError: an unknown key, no `runs`, or `primary` without `against`.
     """
     known = {entry.name for entry in fields(Spec)} - {"name"}
     found = []
@@ -110,9 +111,9 @@ def specs(entries: Mapping[str, Any]) -> list[Spec]:
             continue
         unknown = sorted(set(entry) - known)
         if unknown or "runs" not in entry:
-            raise ValueError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
+            raise UserError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
         if entry.get("primary") and not entry.get("against"):
-            raise ValueError(f"tables.yaml, {name}: primary names comparisons, and against is missing")
+            raise UserError(f"tables.yaml, {name}: primary names comparisons, and against is missing")
         runs = entry["runs"]
         where = {key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())}
         runs = [runs] if isinstance(runs, str) else runs
@@ -124,7 +125,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     """Fills a table from records.
 
     Raises:
-        ValueError: runs of one row differ in more than the seed.
+        UserError: runs of one row differ in more than the seed.
     """
     records = [
         with_sa(record)
@@ -209,7 +210,7 @@ def show(value: Any) -> str:
 def check_row(spec: Spec, label: str, records: Sequence[Record]) -> None:
     if len({record["cfg_id"] for record in records}) > 1:
         keys = ", ".join(differing(records))
-        raise ValueError(
+        raise UserError(
             f"tables.yaml, {spec.name}: the row '{label}' mixes runs that differ in {keys}: "
             "name them in `by` or `where`"
         )

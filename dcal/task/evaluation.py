@@ -18,6 +18,8 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     items: dict[str, Tensor]
     """One row per item: predictions (fgvc), or average precision and rank of the first match (reid)."""
+    reliability: dict[str, Any] | None = None
+    """See `dcal.task.reliability`; None where it was not asked for."""
 
     @rank_zero_only
     def save(self, path: Path) -> None:

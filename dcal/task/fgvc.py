@@ -15,10 +15,12 @@ from dcal.metric.classes import class_title, examples_of, most_confused
 from dcal.metric.classification import classification_metrics
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
-from dcal.task.inference import combined_scores, infer
+from dcal.task.inference import Inferred, combined_scores, infer
 from dcal.task.options import TaskOptions
+from dcal.task.reliability import classifier_reliability
 from dcal.task.selection import judge_selection
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.visualize.examples import (
     draw_examples,
     keep_gallery,
@@ -38,7 +40,7 @@ class FGVC(TaskOptions):
     """The fine-grained classification task.
 
     Raises:
-        ValueError: an option that classification has no use for is set, or one is out of range.
+        UserError: an option that classification has no use for is set, or one is out of range.
     """
 
     name: ClassVar = "fgvc"
@@ -47,26 +49,41 @@ class FGVC(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rerank:
-            raise ValueError("task.rerank=true ranks a gallery: it needs task=reid")
+            raise UserError("task.rerank=true ranks a gallery: it needs task=reid")
         if self.metric != "cosine":
-            raise ValueError(f"task.metric={self.metric} ranks a gallery: it needs task=reid")
+            raise UserError(f"task.metric={self.metric} ranks a gallery: it needs task=reid")
         if self.side_information != "none":
-            raise ValueError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
+            raise UserError(f"task.side_information={self.side_information} needs cameras: it needs task=reid")
 
     def splits(self, split: str) -> tuple[str, ...]:
         """The splits of the data set that an evaluation of `split` reads."""
         return (split,)
 
     def evaluate(
-        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
     ) -> Evaluation:
         """Metrics of a split: of combined inference, and per branch with the branch's name appended.
 
         They are those of `classification_metrics`; with GLCA and annotated parts or boxes also those of
         `judge_selection`.
+
+        Args:
+            reliability: find out how far the answers can be relied on, too: of another split than `val` with the
+                temperature that fits `val`, if there is one.
         """
-        loader = data.eval_loader(split, batch_size, workers, *rank_and_world_size(), device.pins_memory)
-        seen = infer(model, loader, device, self.flip_test)
+
+        def inferred(part: str) -> Inferred:
+            loader = data.eval_loader(part, batch_size, workers, *rank_and_world_size(), device.pins_memory)
+            return infer(model, loader, device, self.flip_test)
+
+        seen = inferred(split)
         scores = combined_scores(seen.logits, self.inference)
         metrics = classification_metrics(scores, seen.labels)
         for branch, log_probabilities in seen.logits.items():
@@ -82,7 +99,14 @@ class FGVC(TaskOptions):
             "confidence": scores.exp().gather(1, predictions[:, None]).squeeze(1),
             **{f"prediction_{branch}": scores_.argmax(1) for branch, scores_ in seen.logits.items()},
         }
-        return Evaluation(metrics, items)
+        found = None
+        if reliability:
+            validation = None
+            if split != "val" and "val" in data.catalog.splits:
+                held_out = inferred("val")
+                validation = combined_scores(held_out.logits, self.inference), held_out.labels
+            found = classifier_reliability(scores, seen.labels, validation)
+        return Evaluation(metrics, items, found)
 
     def show(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dcal.loss import TripletLoss, UncertaintyLoss
 from dcal.output import Output
+from dcal.utils.errors import UserError
 
 
 class Losses(NamedTuple):
@@ -36,7 +37,7 @@ class Objective(nn.Module):
         triplet_margin: None for the soft margin.
 
     Raises:
-        ValueError: an option out of its range; the message names its key.
+        UserError: an option out of its range; the message names its key.
     """
 
     def __init__(
@@ -49,9 +50,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
+            raise UserError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
         if triplet_weight < 0.0:
-            raise ValueError(f"task.triplet.weight={triplet_weight}: must not be negative")
+            raise UserError(f"task.triplet.weight={triplet_weight}: must not be negative")
         # attention.pwca.probability leaves PWCA out of some steps
         self.combine = UncertaintyLoss(branches, weighting, optional=("pwca",))
         self.label_smoothing = label_smoothing

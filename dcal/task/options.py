@@ -8,6 +8,7 @@ from typing import Any
 
 from dcal.task.inference import BRANCHES
 from dcal.task.objective import Objective
+from dcal.utils.errors import UserError
 
 
 @dataclass(kw_only=True)
@@ -15,7 +16,7 @@ class TaskOptions:
     """What `conf/task/*.yaml` explains key by key.
 
     Raises:
-        ValueError: an option out of its range; the message names its key.
+        UserError: an option out of its range; the message names its key.
     """
 
     loss_weighting: str
@@ -34,14 +35,14 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         if not self.inference or any(branch not in BRANCHES for branch in self.inference):
-            raise ValueError(f"task.inference={list(self.inference)}: choose from {', '.join(BRANCHES)}")
+            raise UserError(f"task.inference={list(self.inference)}: choose from {', '.join(BRANCHES)}")
         if len(set(self.inference)) < len(self.inference):
-            raise ValueError(f"task.inference={list(self.inference)}: names a branch twice")
+            raise UserError(f"task.inference={list(self.inference)}: names a branch twice")
         for key in ("mixup", "cutmix"):
             if getattr(self, key) < 0:
-                raise ValueError(f"task.{key}={getattr(self, key)}: must be 0 (off) or more")
+                raise UserError(f"task.{key}={getattr(self, key)}: must be 0 (off) or more")
         if self.triplet["weight"] and self.instances < 2:
-            raise ValueError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
+            raise UserError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
 
     def objective(self, branches: Sequence[str]) -> Objective:
         """The loss of a training batch for a model with these branches."""

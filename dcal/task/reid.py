@@ -12,15 +12,17 @@ from torch import Tensor
 
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
+from dcal.metric.decision.verification import verification
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, breakdown, judge
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import evaluate_retrieval
+from dcal.metric.retrieval import METRICS, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
 from dcal.task.options import TaskOptions
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError, choose
 from dcal.visualize.examples import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
 from dcal.visualize.gallery import FILE
 
@@ -47,7 +49,7 @@ class ReID(TaskOptions):
     Features are taken before BNNeck; each branch's is L2-normalised, the concatenation again.
 
     Raises:
-        ValueError: an option that retrieval has no use for is set, or one is out of range.
+        UserError: an option that retrieval has no use for is set, or one is out of range.
     """
 
     name: ClassVar = "reid"
@@ -56,12 +58,9 @@ class ReID(TaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mixup or self.cutmix:
-            raise ValueError("task.mixup and task.cutmix blend identities: they need task=fgvc")
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"task.metric={self.metric!r}: choose one of cosine, euclidean")
-        sides = ("none", "camera", "camera_view")
-        if self.side_information not in sides:
-            raise ValueError(f"task.side_information={self.side_information!r}: choose one of {', '.join(sides)}")
+            raise UserError("task.mixup and task.cutmix blend identities: they need task=fgvc")
+        choose("task.metric", self.metric, METRICS)
+        choose("task.side_information", self.side_information, ("none", "camera", "camera_view"))
 
     def splits(self, split: str) -> tuple[str, ...]:
         """The splits of the data set that an evaluation of `split` reads."""
@@ -69,12 +68,20 @@ class ReID(TaskOptions):
         return f"{prefix}query", f"{prefix}gallery"
 
     def evaluate(
-        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
     ) -> Evaluation:
         """mAP, CMC and mINP: of the concatenated feature, and per branch with the branch's name appended.
 
         Args:
             split: `test` for `query` and `gallery`, `val` for `val_query` and `val_gallery`.
+            reliability: find the rates of verification and of open sets, too.
         """
         query, gallery = (
             infer(
@@ -122,7 +129,8 @@ class ReID(TaskOptions):
             sides.query_pictures,
             sides.gallery_pictures[rows],
         )
-        return Evaluation(metrics, {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items})
+        items = {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items}
+        return Evaluation(metrics, items, self._verify(q, g, sides, device) if reliability else None)
 
     def show(
         self,
@@ -177,6 +185,20 @@ class ReID(TaskOptions):
         )
         per_query: PerQuery = result.pop("per_query")
         return result, per_query._asdict()
+
+    def _verify(self, q: Tensor, g: Tensor, sides: Sides, device: Device) -> dict[str, Any]:
+        """The rates of `verification`; of images also where tracks are ranked."""
+        return verification(
+            q.to(device.torch),
+            sides.query.labels,
+            sides.query.cameras,
+            g.to(device.torch),
+            sides.gallery.labels,
+            sides.gallery.cameras,
+            self.metric,
+            query_pictures=sides.query_pictures,
+            gallery_pictures=sides.gallery_pictures,
+        )
 
 
 def tracks_of(data: Data, split: str, index: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ from dcal.training.execution import compiles, execution_mode, obstacle_to_record
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 from dcal.utils.rng import part_ways, seed_everything
 
 
@@ -31,7 +31,7 @@ def build(config: DictConfig) -> TrainState:
     """Data, model, loss, optimizer and device of a run, seeded.
 
     Raises:
-        ValueError, DataError, CheckpointError, UnsupportedBackbone: what the configuration asks for cannot be had; the
+        UserError, DataError, CheckpointError, UnsupportedBackbone: what the configuration asks for cannot be had; the
             message names the key.
     """
     cfg: Config = config  # type: ignore[assignment]  # a DictConfig that Hydra has checked against the schema
@@ -105,12 +105,12 @@ def check_splits(state: TrainState) -> None:
     """Refuses data that the task cannot be judged on, before it is trained on for hours.
 
     Raises:
-        ValueError: saying which split is missing.
+        UserError: saying which split is missing.
     """
     catalog = state.data.catalog
     for split in state.task.splits(state.validation):
         if split not in catalog.splits:
-            raise ValueError(
+            raise UserError(
                 f"task={state.task.name} is judged on the split {split}, which {catalog.name} lacks (it has "
                 f"{', '.join(catalog.splits)}): take the task that fits the data set, or hold out training data "
                 "(dataset.val_fraction, dataset.val_ids)"
@@ -121,11 +121,11 @@ def share_of_batch(batch_size: int, instances: int, processes: int) -> int:
     """Images that each process loads of a global batch.
 
     Raises:
-        ValueError: they would not be equally many, or not whole groups of `instances` images of one class.
+        UserError: they would not be equally many, or not whole groups of `instances` images of one class.
     """
     if batch_size % (processes * instances) and processes > 1:
         groups = f" groups of task.instances={instances}" if instances > 1 else ""
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={batch_size} cannot be divided among {processes} processes (launch.processes)"
             f"{' in whole' + groups if groups else ''}: take a multiple of {processes * instances}"
         )
@@ -183,41 +183,40 @@ def check_train(cfg: Config) -> None:
     """Refuses settings that no group checks.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
     execution_mode(cfg.train.compile, torch.device("cpu"))
-    if cfg.seed < 0:
-        raise ValueError(f"seed={cfg.seed}: must be at least 0")
+    if not 0 <= cfg.seed < 2**63:
+        raise UserError(f"seed={cfg.seed}: must be at least 0 and below 2^63, what torch takes")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
         value, least = getattr(cfg.train, key), int(key != "workers")
         if value < least:
-            raise ValueError(f"train.{key}={value}: must be at least {least}")
+            raise UserError(f"train.{key}={value}: must be at least {least}")
     if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
         raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
     if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
-        raise ValueError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
+        raise UserError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
     if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
-        raise ValueError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
+        raise UserError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
     _, processes = rank_and_world_size()
     if cfg.train.accumulate * processes > cfg.train.batch_size:
-        raise ValueError(
+        raise UserError(
             f"train.accumulate={cfg.train.accumulate}: a batch of train.batch_size={cfg.train.batch_size} images does "
             f"not have that many parts{' for each of the processes' if processes > 1 else ''}"
         )
     if (cfg.task.mixup or cfg.task.cutmix) and cfg.train.batch_size % 2:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={cfg.train.batch_size}: task.mixup and task.cutmix blend pairs; make it even"
         )
-    if cfg.launch.strategy not in STRATEGIES:
-        raise ValueError(f"launch.strategy={cfg.launch.strategy!r}: choose one of {', '.join(STRATEGIES)}")
+    choose("launch.strategy", cfg.launch.strategy, STRATEGIES)
     if processes == 1:
         return
     if cfg.train.auto_accumulate:
-        raise ValueError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
+        raise UserError("train.auto_accumulate=true works in one process only: set train.accumulate instead")
     if cfg.launch.strategy == "fsdp" and (cfg.train.head_epochs or cfg.backbone.freeze == "all"):
         raise UserError("train.head_epochs and backbone.freeze=all need launch.strategy=ddp: there is little to shard")
     if cfg.launch.strategy == "fsdp" and cfg.train.precision == "fp16":
-        raise ValueError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
+        raise UserError("train.precision=fp16 needs launch.strategy=ddp, or one process: under fsdp use bf16")
 
 
 def make(node: DictConfig) -> Any:
@@ -226,7 +225,7 @@ def make(node: DictConfig) -> Any:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
-            raise ValueError(
+            raise UserError(
                 f"{error.__cause__}: an option of another choice of this group, perhaps set by "
                 "experiment=...: leave that out; an option of a reader is removed by ~dataset.reader.OPTION"
             ) from None

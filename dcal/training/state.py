@@ -41,7 +41,14 @@ class Task(Protocol):
     def splits(self, split: str) -> tuple[str, ...]: ...
 
     def evaluate(
-        self, model: DCAL, data: Data, split: str, batch_size: int, workers: int, device: Device
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
     ) -> Evaluation: ...
 
     def show(

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,9 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     A failure ends it as failed, a request to stop as preempted.
 
     Raises:
-        ValueError: unknown `wandb.mode`, or online without a valid key.
-        UserError: a tag that W&B does not take.
+        UserError: unknown `wandb.mode`, online without a valid key, or a tag that W&B does not take.
     """
-    mode = run.config.wandb.mode
-    if mode not in ("offline", "online", "disabled"):
-        raise ValueError(f"wandb.mode={mode!r}: choose one of offline, online, disabled")
+    mode = choose("wandb.mode", run.config.wandb.mode, ("offline", "online", "disabled"))
     for tag in run.config.wandb.tags:
         if not 1 <= len(str(tag)) <= TAG_LENGTH:
             raise UserError(f"wandb.tags: {tag!r} has {len(str(tag))} characters; W&B takes 1 to {TAG_LENGTH}")
@@ -166,7 +163,7 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
-        raise ValueError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
+        raise UserError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
 
 
 def _agent_run() -> str | None:

@@ -6,22 +6,23 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-T = TypeVar("T", bound=str)
+T = TypeVar("T")
 
 
-class UserError(Exception):
-    """Something that the user can correct: a value, a file, a machine's state. The message says what, where and how."""
+class UserError(ValueError):
+    """Something that the user can correct: a value, a file, a machine's state. The message says what, where and how.
+
+    It is a `ValueError` for those who call `dcal` from Python. A command prints the message of a `UserError` alone; any
+    other `ValueError` is a fault of the program to it, and its stack is shown.
+    """
 
 
-USER_ERRORS = (UserError, OSError, ValueError)
-"""Exceptions of which a command prints the message alone; of any other it shows the stack, as of a program fault.
-
-The operating system's errors are here since they name the file, and `ValueError` until every wrong option is a
-`UserError`. Until then a `ValueError` of the program itself is one line, too; `run.debug=true` shows its stack.
-"""
+def is_for_user(error: BaseException) -> bool:
+    """Whether the message of an error suffices: a `UserError`, or one of the operating system that names the file."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None)
 
 
-def choose(key: str, value: T, options: Iterable[str]) -> T:
+def choose(key: str, value: T, options: Iterable[T]) -> T:
     """Returns `value` if it is one of `options`.
 
     Args:
@@ -35,7 +36,7 @@ def choose(key: str, value: T, options: Iterable[str]) -> T:
     names = list(options)
     if value in names:
         return value
-    raise UserError(f"{key}={value!r}: {nearest(str(value), names)}")
+    raise UserError(f"{key}={value!r}: {nearest(str(value), [str(name) for name in names])}")
 
 
 def nearest(word: str, options: Sequence[str]) -> str:

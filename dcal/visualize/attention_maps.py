@@ -17,6 +17,7 @@ from dcal.attention.timm_blocks import Attend
 from dcal.attention.trace import Trace, attention_rows, attention_with_trace, full_precision
 from dcal.model import DCAL
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.visualize.examples import rollout_and_selection
 
 
@@ -84,10 +85,10 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         distractor: likewise.
 
     Raises:
-        ValueError: the model has no PWCA.
+        UserError: the model has no PWCA.
     """
     if not model.pwca_blocks:
-        raise ValueError(
+        raise UserError(
             "pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it"
         )
     model.eval()

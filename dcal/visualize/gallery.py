@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcal.run.files import atomic_write
+from dcal.utils.errors import UserError
 
 FILE = "gallery.npz"
 LONGEST_SIDE = 256
@@ -71,7 +72,7 @@ def load(path: Path) -> Gallery:
     """Reads what `save` wrote.
 
     Raises:
-        ValueError: the file is torn or lacks an array; the message names it.
+        UserError: the file is torn or lacks an array; the message names it.
         OSError: it cannot be opened.
     """
     try:
@@ -86,7 +87,7 @@ def load(path: Path) -> Gallery:
                 arrays["selected"].astype(bool),
             )
     except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def cut(code: bytes, ends: Sequence[int]) -> list[bytes]:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.utils.errors import UserError
+
 State = dict[str, Tensor]
 Rules = Sequence[tuple[str, str]]
 """Regular expressions and what takes their place in a name, applied in order."""
@@ -53,17 +55,17 @@ def find_backbone(tensors: Mapping[str, Tensor]) -> Found:
     """The backbone in the tensors of a file; of a trained one and its moving average, the average.
 
     Raises:
-        ValueError: none, several without a moving average among them, or one that is refused; the message says so.
+        UserError: none, several without a moving average among them, or one that is refused; the message says so.
     """
     tensors = {_unwrapped(name): value for name, value in tensors.items()}
     places: dict[str, Layout] = {}
     for layout in LAYOUTS:
         for place in _places(tensors, layout.anchors):
             if layout.refusal:
-                raise ValueError(f"these are weights of {layout.title}: {layout.refusal}")
+                raise UserError(f"these are weights of {layout.title}: {layout.refusal}")
             places.setdefault(place, layout)
     if not places:
-        raise ValueError(f"no Vision Transformer is in it; it begins with {', '.join(list(tensors)[:3])}")
+        raise UserError(f"no Vision Transformer is in it; it begins with {', '.join(list(tensors)[:3])}")
     place = _chosen(list(places))
     own = {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
     others = tuple(other for other in places if other != place)
@@ -87,7 +89,7 @@ def _chosen(places: list[str]) -> str:
     averages = [place for place in places if AVERAGES & set(re.split(r"[._]", place))]
     choice = averages if len(places) > 1 else places
     if len(choice) != 1:
-        raise ValueError(
+        raise UserError(
             f"it holds {len(places)} backbones, {', '.join(f'{place}*' for place in places)}, and no name says which "
             "one is a moving average: save the one that you want in a file of its own"
         )

@@ -22,6 +22,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
+from dcal.utils.errors import UserError
 from dcal.weights.files import CheckpointError, first_line, read_tensors
 from dcal.weights.layouts import CLIP, Found, State, find_backbone
 
@@ -88,7 +89,7 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     """
     try:
         found = find_backbone(tensors)
-    except ValueError as error:
+    except UserError as error:
         raise CheckpointError(str(error)) from error
     if "dist_token" in found.state and not hasattr(vit, "dist_token"):
         raise CheckpointError("weights of a distilled model, which has a second class token (dist_token); choose it")

@@ -10,6 +10,7 @@ from torch import nn
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.rollout import AttentionRollout
 from dcal.model import DCAL
+from dcal.utils.errors import UserError
 
 DEIT = "deit_tiny_patch16_224"
 REGISTERS = "vit_small_patch14_reg4_dinov2"
@@ -67,7 +68,7 @@ def test_readouts() -> None:
 
 def test_options_are_checked_without_a_model_around_it() -> None:
     vit = tiny_vit(DEIT)
-    with pytest.raises(ValueError, match=r"attention.head_fusion='sum': choose one of mean, max, min"):
+    with pytest.raises(UserError, match=r"attention.head_fusion='sum': choose one of mean, max, min"):
         GlobalLocalCrossAttention(vit.blocks[-1:], vit.norm, head_fusion="sum")
 
 

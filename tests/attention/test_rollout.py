@@ -17,6 +17,7 @@ from dcal.attention import trace as kernel
 from dcal.attention.rollout import AttentionRollout, num_selected, rollout_row
 from dcal.attention.support import UnsupportedBackbone
 from dcal.attention.trace import Trace, attention_with_trace
+from dcal.utils.errors import UserError
 
 DEIT = "deit_tiny_patch16_224"
 
@@ -258,12 +259,12 @@ def test_number_of_selected_patches() -> None:
     assert num_selected(0.29, 100) == 29  # not 28, which 0.29 * 100 = 28.999… would give
     assert num_selected(1.0, 196) == 196
     for ratio in (0.0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=r"attention.glca.top_ratio"):
+        with pytest.raises(UserError, match=r"attention.glca.top_ratio"):
             num_selected(ratio, 10)
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(ValueError, match="head_fusion='sum'"):
+    with pytest.raises(UserError, match="head_fusion='sum'"):
         AttentionRollout(tiny_vit(DEIT), head_fusion="sum")
     with pytest.raises(UnsupportedBackbone, match="Beit"):
         AttentionRollout(timm.create_model("beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2))

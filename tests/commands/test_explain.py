@@ -19,6 +19,7 @@ from dcal.create import create_dcal_model
 from dcal.metric.faithfulness import Curves, area, curves, summary
 from dcal.model import DCAL
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.visualize.attention_maps import attention_maps, distraction
 from dcal.visualize.examples import draw_examples, shaded
 
@@ -94,7 +95,7 @@ def test_maps_are_of_the_rows_that_are_read() -> None:
     model, device = model_of(attention="pwca")
     assert attention_maps(model, images, device)[1:] == (None, None)
     model, device = model_of(attention="glca")
-    with pytest.raises(ValueError, match="no PWCA"):
+    with pytest.raises(UserError, match="no PWCA"):
         distraction(model, images[0], images[1], device)
 
 

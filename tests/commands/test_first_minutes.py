@@ -177,6 +177,29 @@ def test_an_error_for_the_user_has_no_lines_of_hydra_around_it(capfd: pytest.Cap
     assert told == "error: the disk is full\n"
 
 
+@pytest.mark.parametrize("error", [ValueError("shapes (2, 3) and (4,)"), OSError("of no file")])
+def test_an_error_of_the_program_shows_its_stack(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
+    def job(config: DictConfig) -> None:
+        app.report_errors(lambda: fail())
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: hydra_command(job, "train"))
+    assert ended.value.code == 1
+    told = capfd.readouterr().err
+    assert "Traceback" in told and "in fail" in told and str(error) in told
+
+
+def test_an_error_of_the_system_that_names_its_file_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    def job(config: DictConfig) -> None:
+        app.report_errors(Path("/no/such/file").read_text)
+
+    told = refused(lambda: hydra_command(job, "train"), capfd=capfd)
+    assert told == "error: [Errno 2] No such file or directory: '/no/such/file'\n"
+
+
 def test_a_module_of_the_current_folder_is_found_behind_the_installed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

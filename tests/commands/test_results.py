@@ -23,6 +23,7 @@ from dcal.report.format import markdown
 from dcal.report.pages import fill
 from dcal.report.records import collect, load, load_all, parse, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
+from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
 GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
@@ -372,7 +373,7 @@ def test_where_sa_is_alone_its_figures_are_the_headline(attention: str, metrics:
 
 def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
     job(configure(runs.parent))
-    with pytest.raises(ValueError, match="differ in attention: name them in `by`"):
+    with pytest.raises(UserError, match="differ in attention: name them in `by`"):
         make_table(Spec("mixed", ["*"], by=["dataset"]), load_all(runs.parent / "results"))
 
 
@@ -417,11 +418,11 @@ def test_committed_pages_are_those_of_the_committed_records(page: str) -> None:
 
 
 def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"birds: unknown \['agianst'\]"):
+    with pytest.raises(UserError, match=r"birds: unknown \['agianst'\]"):
         specs({"birds": {"runs": "x", "agianst": {}}})
-    with pytest.raises(ValueError, match="birds: primary names comparisons, and against is missing"):
+    with pytest.raises(UserError, match="birds: primary names comparisons, and against is missing"):
         specs({"birds": {"runs": "x", "primary": ["dcal"]}})
-    with pytest.raises(ValueError, match=r"tables=.*tabels\.yaml: no such file"):
+    with pytest.raises(UserError, match=r"tables=.*tabels\.yaml: no such file"):
         job(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
-    with pytest.raises(ValueError, match=r"results:brids .*tables.yaml has birds"):
+    with pytest.raises(UserError, match=r"results:brids .*tables.yaml has birds"):
         fill("<!-- results:brids -->\n<!-- /results -->", {"birds": ""})

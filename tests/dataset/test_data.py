@@ -402,7 +402,7 @@ class TestSplits:
         assert data.records("test") == catalog.splits["test"]
         assert make_data(catalog, val_fraction=0.3).records("val") == val
         single = Catalog("tiny", {**catalog.splits, "train": catalog.splits["train"][:5]}, list("abcde"))
-        with pytest.raises(ValueError, match=r"dataset\.val_fraction=0\.3: every class of tiny has one training image"):
+        with pytest.raises(UserError, match=r"dataset\.val_fraction=0\.3: every class of tiny has one training image"):
             make_data(single, val_fraction=0.3)
 
     def test_train_fraction_keeps_every_class_and_is_nested(self, catalog: Catalog) -> None:
@@ -424,7 +424,7 @@ class TestSplits:
         assert [len(wrong(0.0)), len(some), len(more), len(wrong(0.2, val_fraction=0.4))] == [0, 6, 21, 4]
         assert some.items() < more.items() and some == wrong(0.2)
         assert set(wrong(0.97).values()) == set(range(5))
-        with pytest.raises(ValueError, match=r"dataset\.label_noise=0\.5: tiny has one class"):
+        with pytest.raises(UserError, match=r"dataset\.label_noise=0\.5: tiny has one class"):
             one = {split: [replace(r, label=0) for r in records] for split, records in catalog.splits.items()}
             make_data(Catalog("tiny", one, ["a"]), label_noise=0.5)
 
@@ -456,28 +456,28 @@ class TestSplits:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cache": "rom"}, r"dataset\.cache='rom': choose one of none, ram, disk \(did you mean ram\?\)"),
+        ({"cache": "rom"}, r"dataset\.cache='rom': did you mean ram\? \(one of none, ram, disk\)"),
         ({"cache": "foo"}, r"dataset\.cache='foo': choose one of none, ram, disk"),
         (
             {"on_bad_image": "skp"},
-            r"dataset\.on_bad_image='skp': choose one of error, skip \(did you mean skip\?\)",
+            r"dataset\.on_bad_image='skp': did you mean skip\? \(one of error, skip\)",
         ),
         ({"val_fraction": 1.0}, r"dataset\.val_fraction=1\.0"),
         ({"train_fraction": 0.0}, r"dataset\.train_fraction=0\.0"),
         ({"label_noise": 1.0}, r"dataset\.label_noise=1\.0"),
-        ({"decode": "half"}, r"dataset\.decode='half': choose one of full, scaled"),
+        ({"decode": "half"}, r"dataset\.decode='half': .*one of full, scaled"),
         ({"val_ids": 3}, r"dataset\.val_ids=3: tiny is no Re-ID set; use dataset\.val_fraction"),
         ({"val_ids": -1}, r"dataset\.val_ids=-1"),
         ({"image_size": [64, 64]}, r"dataset\.image_size=\[64, 64\]"),
     ],
 )
 def test_bad_options_are_named(catalog: Catalog, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make_data(catalog, **options)
 
 
 def test_missing_images_and_splits_are_named(catalog: Catalog) -> None:
-    with pytest.raises(ValueError, match="no split 'val': tiny has train, test"):
+    with pytest.raises(UserError, match="no split 'val': tiny has train, test"):
         make_data(catalog).records("val")
     with pytest.raises(DataError, match=r"04\.jpg: its label is 4, but the 4 classes of tiny count from 0"):
         make_data(replace(catalog, class_names=list("abcd")))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dcal.dataset.image_files import find_images, image_loader, numbers_in
 from dcal.dataset.record import DataError, Record
+from dcal.utils.errors import UserError
 
 
 @pytest.fixture
@@ -104,5 +105,5 @@ def test_numbers_in_names() -> None:
         (r"_k(\d)", "found in none of 3 paths, e.g. not in x_c9/0002"),
         (r"_c(\w+)_", "must hold a number"),
     ):
-        with pytest.raises(ValueError, match=rf"^camera=.*{message}"):
+        with pytest.raises(UserError, match=rf"^camera=.*{message}"):
             numbers_in(paths, pattern, "camera")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dcal.dataset.sampler import Draw, IdentityBatches, ShuffleBatches
+from dcal.utils.errors import UserError
 
 
 class Echo(torch.utils.data.Dataset[Draw]):
@@ -154,5 +155,5 @@ class TestBoth:
     ],
 )
 def test_impossible_batches_are_refused_by_key(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -22,6 +22,7 @@ from dcal.dataset.synthetic.bird import PLACES, draw_pose
 from dcal.dataset.synthetic.birds import CLASS_NAMES, SPECIES, draw_image, read_synthetic_birds
 from dcal.dataset.synthetic.drawing import SUPERSAMPLE
 from dcal.dataset.synthetic.people import read_synthetic_people
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 SMALL_BIRDS: dict[str, Any] = {"image_size": 48, "train_per_class": 1, "test_per_class": 1}
@@ -203,13 +204,13 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"image_size": 20}, {"train_per_class": 0}, {"seed": -1}])
 def test_bad_bird_options_are_named(option: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^dataset\.reader"):
+    with pytest.raises(UserError, match=r"^dataset\.reader"):
         read_synthetic_birds(tmp_path, **option)
 
 
 @pytest.mark.parametrize("option", [{"image_size": (63, 32)}, {"cameras": 1}, {"images_per_camera": 1}])
 def test_bad_people_options_are_named(option: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^dataset\.reader"):
+    with pytest.raises(UserError, match=r"^dataset\.reader"):
         read_synthetic_people(tmp_path, **option)
 
 

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 
 from dcal.dataset.transform import RandomErasing, eval_transform, seed_transform, train_transform
+from dcal.utils.errors import UserError
 
 RAMP = np.stack(np.broadcast_arrays(*np.ogrid[:60, :90], 7), axis=-1).astype(np.uint8)
 """Every pixel tells its own place: (row, column, 7)."""
@@ -123,5 +124,5 @@ def test_erasing_matches_timm() -> None:
     ],
 )
 def test_bad_options_are_named(sizes: Any, augment: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         train_transform(*sizes, {"flip": 0.5, "pad": 0, "erase": 0.0, **augment})

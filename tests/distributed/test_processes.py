@@ -20,6 +20,7 @@ from dcal.commands.train import main
 from dcal.distributed.launcher import ProcessFailed, launch, module_command, to_be_started
 from dcal.training import trainer as engine
 from dcal.training.build import share_of_batch
+from dcal.utils.errors import UserError
 
 HERE = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
@@ -104,6 +105,7 @@ if os.environ["RANK"] == "0":
 """
 RAISING = """
 from dcal.distributed.launcher import errors_to_agent
+from dcal.utils.errors import UserError
 with errors_to_agent():
     raise {error}
 """
@@ -112,7 +114,8 @@ with errors_to_agent():
 @pytest.mark.parametrize(
     ("death", "told", "printed"),
     [
-        (RAISING.format(error="ValueError('train.key=3: take 4')"), "^train.key=3: take 4$", ""),
+        (RAISING.format(error="UserError('train.key=3: take 4')"), "^train.key=3: take 4$", ""),
+        (RAISING.format(error="ValueError('shapes')"), "^process 1 failed with ValueError: shapes", "Traceback"),
         (RAISING.format(error="KeyError('lost')"), "^process 1 failed with KeyError: 'lost'", "Traceback"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "^process 1 of 2 was killed by SIGKILL: repeat", ""),
         ("os._exit(7)", "^process 1 of 2 ended with code 7: repeat", ""),
@@ -152,17 +155,17 @@ def test_launched_processes_import_nothing_from_the_current_folder(tmp_path: Pat
 
 def test_the_number_of_processes_is_not_contradicted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert to_be_started(2) and not to_be_started(1)
-    with pytest.raises(ValueError, match=r"launch\.processes=0"):
+    with pytest.raises(UserError, match=r"launch\.processes=0"):
         to_be_started(0)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", "29400")
     assert not to_be_started(4) and not to_be_started(1)
-    with pytest.raises(ValueError, match=r"launch\.processes=2, but 4 processes"):
+    with pytest.raises(UserError, match=r"launch\.processes=2, but 4 processes"):
         to_be_started(2)
 
 
 @pytest.mark.parametrize(("size", "instances", "told"), [(9, 1, "multiple of 2"), (12, 4, "multiple of 8")])
 def test_a_batch_that_cannot_be_divided_names_its_key(size: int, instances: int, told: str) -> None:
-    with pytest.raises(ValueError, match=rf"train\.batch_size={size}.*{told}"):
+    with pytest.raises(UserError, match=rf"train\.batch_size={size}.*{told}"):
         share_of_batch(size, instances, 2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dcal.metric import rerank
 from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import evaluate_retrieval
+from dcal.utils.errors import UserError
 
 
 def dense_rerank(query: Tensor, gallery: Tensor, k1: int, k2: int, lambda_value: float) -> np.ndarray:
@@ -102,9 +103,9 @@ def test_faults_are_named() -> None:
     with pytest.raises(ValueError, match=r"got \(6, 3\) and \(6, 2\)"):
         k_reciprocal_rerank(features, features[:, :2])
     for options in ({"k1": 0}, {"k2": 0}, {"lambda_value": 1.5}):
-        with pytest.raises(ValueError, match=next(iter(options))):
+        with pytest.raises(UserError, match=next(iter(options))):
             k_reciprocal_rerank(features, features, **options)
     with pytest.raises(ValueError, match="NaN"):
         k_reciprocal_rerank(features * torch.nan, features)
-    with pytest.raises(ValueError, match="0 gallery items"):
+    with pytest.raises(UserError, match="0 gallery items"):
         k_reciprocal_rerank(features, features[:0])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dcal.metric import ranking
 from dcal.metric.retrieval import evaluate_retrieval
+from dcal.utils.errors import UserError
 
 KEYS = {"mAP", "rank1", "rank5", "rank10", "mINP"}
 
@@ -270,7 +271,7 @@ def test_gpu_equals_cpu() -> None:
 
 def test_faults_are_named() -> None:
     query, q_ids, q_cams, gallery, g_ids, g_cams = random_problem(4, 9, 2, 1.0)
-    with pytest.raises(ValueError, match=r"^task.metric='manhattan': choose one of cosine, euclidean"):
+    with pytest.raises(UserError, match=r"^task.metric='manhattan': choose one of cosine, euclidean"):
         evaluate_retrieval(query, q_ids, q_cams, gallery, g_ids, g_cams, metric="manhattan")
     with pytest.raises(ValueError, match="1 of 4 query features are NaN"):
         broken = query.index_fill(0, torch.tensor([2]), torch.nan)
@@ -279,7 +280,7 @@ def test_faults_are_named() -> None:
         evaluate_retrieval(query, q_ids, q_cams, gallery, g_ids[:8], g_cams[:8])
     with pytest.raises(ValueError, match="one identity and one camera"):
         evaluate_retrieval(query, q_ids, q_cams[:3], gallery, g_ids, g_cams)
-    with pytest.raises(ValueError, match="0 queries"):
+    with pytest.raises(UserError, match="0 queries"):
         evaluate_retrieval(query[:0], q_ids[:0], q_cams[:0], gallery, g_ids, g_cams)
     with pytest.raises(ValueError, match=r"distances \(4, 9\) expected"):
         evaluate_retrieval(None, q_ids, q_cams, None, g_ids, g_cams, distances=torch.ones(4, 8))

@@ -16,6 +16,7 @@ from scipy import stats
 import dcal
 from dcal.metric.interval import estimate, mean_interval, units
 from dcal.metric.statistics import EXACT_SEEDS, FEWEST_SEEDS, holm, holm_verdicts, sign_flip_p
+from dcal.utils.errors import UserError
 
 Floats = NDArray[np.float64]
 
@@ -314,9 +315,9 @@ def test_seeds_needed_are_enough_in_a_simulation() -> None:
     found = dcal.paired_comparison(pilot, 0 * pilot)
     assert found.seeds_needed(50.0) == FEWEST_SEEDS
     assert found.seeds_needed(0.05) is None, "50 items cannot show so little, whatever the seeds"
-    with pytest.raises(ValueError, match="one seed shows no spread"):
+    with pytest.raises(UserError, match="one seed shows no spread"):
         dcal.paired_comparison(pilot[0], 0 * pilot[0]).seeds_needed(1.0)
-    with pytest.raises(ValueError, match="size must be above 0"):
+    with pytest.raises(UserError, match="size must be above 0"):
         found.seeds_needed(0.0)
 
 

@@ -18,6 +18,7 @@ from dcal.metric.classes import class_accuracies, confusion_matrix, examples_of,
 from dcal.metric.classification import classification_metrics
 from dcal.metric.ranking import MARKS, judge
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.visualize.examples import log_cameras, log_classes, rollout_and_selection
 from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode, load, save
 
@@ -87,7 +88,7 @@ def test_pictures_survive_their_file(tmp_path: Path) -> None:
     assert all(code.startswith(b"\xff\xd8") and len(code) < 20_000 for code in again.jpeg) and LONGEST_SIDE <= 256
 
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-40])
-    with pytest.raises(ValueError, match=rf"{FILE}: cannot be read"):
+    with pytest.raises(UserError, match=rf"{FILE}: cannot be read"):
         load(tmp_path / FILE)
 
 

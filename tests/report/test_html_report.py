@@ -17,6 +17,7 @@ from dcal.report.html.charts import Point, Series, chart, over_seeds, ticks
 from dcal.report.html.document import document
 from dcal.report.html.experiment import experiments, verdict
 from dcal.report.html.run_files import read_folder
+from dcal.utils.errors import UserError
 from dcal.visualize.gallery import FILE, Gallery, encode, save
 
 NAMES = ["000.Ant_<b>", "001.Bee", "002.Cow", "003.Dog", "004.Eel", "005.Fox"]
@@ -103,7 +104,7 @@ def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_no_run_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^report=.*no finished run"):
+    with pytest.raises(UserError, match=r"^report=.*no finished run"):
         read_folder(tmp_path)
 
 

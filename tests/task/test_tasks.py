@@ -15,6 +15,7 @@ from dcal.output import Branches, Output
 from dcal.task.inference import combined_scores, infer
 from dcal.training.build import check_train, make
 from dcal.utils.device import Device
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 
@@ -37,7 +38,7 @@ def test_options_without_effect_are_refused(task: str, options: dict[str, Any], 
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose(f"task/{task}").task
     make(config)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         make(OmegaConf.merge(config, options))
 
 
@@ -72,5 +73,5 @@ def test_mixup_needs_pairs() -> None:
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose("train", ["name=test", "task.cutmix=1.0", "train.batch_size=15"])
-    with pytest.raises(ValueError, match=r"train\.batch_size=15: task\.mixup and task\.cutmix blend pairs"):
+    with pytest.raises(UserError, match=r"train\.batch_size=15: task\.mixup and task\.cutmix blend pairs"):
         check_train(config)

@@ -27,6 +27,7 @@ from dcal.dataset.readers.tables import (
 )
 from dcal.dataset.record import Catalog, DataError, Part
 from dcal.dataset.splits import hold_out_fraction
+from dcal.utils.errors import UserError, choose
 
 CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
 
@@ -68,14 +69,14 @@ def read_nabirds(root: str | Path | None, level: int | None = None) -> Catalog:
 
     Raises:
         DataError: as `read_cub`.
-        ValueError: `level` is not positive.
+        UserError: `level` is not positive.
     """
     root = find_root(root, NABIRDS, "images.txt", "nabirds")
     classes = read_table(root / "classes.txt", NABIRDS)
     entries = list(_joined(root, NABIRDS))
     if level is not None:
         if level < 1:
-            raise ValueError(f"dataset.reader.level={level}: must be 1 or more")
+            raise UserError(f"dataset.reader.level={level}: must be 1 or more")
         parents = read_table(root / "hierarchy.txt", NABIRDS)
         entries = [entry._replace(key=_ancestor(parents, entry.key, level)) for entry in entries]
     return make_catalog(NABIRDS, entries, classes, NABIRDS_IMAGES)
@@ -92,10 +93,9 @@ def read_aircraft(root: str | Path | None, level: str = "variant", official_val:
 
     Raises:
         DataError: a list is missing or malformed.
-        ValueError: there is no such level.
+        UserError: there is no such level.
     """
-    if level not in ("variant", "family", "manufacturer"):
-        raise ValueError(f"dataset.reader.level='{level}': choose one of variant, family, manufacturer")
+    choose("dataset.reader.level", level, ("variant", "family", "manufacturer"))
     data = find_root(root, AIRCRAFT, f"data/images_{level}_test.txt", "fgvc-aircraft-2013b") / "data"
     lists = {"train": "train", "val": "val"} if official_val else {"train": "trainval"}
     boxes = {
@@ -123,7 +123,7 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
 
     Raises:
         DataError: `train`, or both others, are missing or empty.
-        ValueError: `test_fraction` is out of range, or the set has splits.
+        UserError: `test_fraction` is out of range, or the set has splits.
     """
     wanted = "train/<class>/ and in test/<class>/ or val/<class>/"
     if root is None:
@@ -134,7 +134,7 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
     given = [split for split in ("train", "val", "test") if (folder / split).is_dir()]
     if test_fraction is not None:
         if given:
-            raise ValueError(
+            raise UserError(
                 f"dataset.test_fraction={test_fraction}: {folder} is split already, it has {', '.join(given)}"
             )
         return _split_folder(folder, test_fraction)
@@ -160,7 +160,7 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
 def _split_folder(folder: Path, fraction: float) -> Catalog:
     """One folder of class folders, of which `fraction` of each class becomes the test."""
     if not 0 < fraction < 1:
-        raise ValueError(f"dataset.test_fraction={fraction}: must be more than 0 and less than 1")
+        raise UserError(f"dataset.test_fraction={fraction}: must be more than 0 and less than 1")
     listed = list_folders(folder)
     single = [name for name, paths in listed.images.items() if len(paths) < 2]
     if single:

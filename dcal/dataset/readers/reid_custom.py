@@ -14,6 +14,7 @@ from pathlib import Path
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
 from dcal.dataset.readers.tables import Listed, list_folders, read_rows, whole
 from dcal.dataset.record import Catalog, DataError
+from dcal.utils.errors import UserError
 
 SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "id", "camera", "split")
@@ -40,11 +41,11 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
         test_fraction: share of the identities, in (0, 1).
 
     Raises:
-        ValueError: an unusable expression or fraction.
+        UserError: an unusable expression or fraction.
         DataError: no root, no identities, an image whose name has no camera, or an empty split.
     """
     if not 0 < test_fraction < 1:
-        raise ValueError(f"dataset.reader.test_fraction={test_fraction}: must be more than 0 and less than 1")
+        raise UserError(f"dataset.reader.test_fraction={test_fraction}: must be more than 0 and less than 1")
     pattern = camera_pattern(camera)
     if root is None:
         raise DataError("dataset.root is not set: give the folder with one folder of images per identity")
@@ -85,9 +86,9 @@ def camera_pattern(camera: str | None) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(camera) if camera else None
     except re.error as error:
-        raise ValueError(f"dataset.reader.camera={camera!r}: is no regular expression ({error})") from None
+        raise UserError(f"dataset.reader.camera={camera!r}: is no regular expression ({error})") from None
     if pattern is not None and pattern.groups < 1:
-        raise ValueError(f"dataset.reader.camera={camera!r}: needs a group for the camera, e.g. '_c(\\d+)'")
+        raise UserError(f"dataset.reader.camera={camera!r}: needs a group for the camera, e.g. '_c(\\d+)'")
     return pattern
 
 

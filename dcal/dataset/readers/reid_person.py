@@ -21,6 +21,7 @@ from dcal.dataset.readers.reid_protocol import (
 )
 from dcal.dataset.readers.tables import read_lines
 from dcal.dataset.record import Catalog, DataError
+from dcal.utils.errors import choose
 
 PERSON_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 
@@ -118,13 +119,11 @@ def read_msmt17(
     of the same number.
 
     Raises:
-        ValueError: unknown version or train.
+        UserError: unknown version or train.
         DataError: wrong root or version, or a listed image missing.
     """
-    if version not in MSMT17_FOLDERS:
-        raise ValueError(f"dataset.reader.version={version!r}: choose one of {', '.join(MSMT17_FOLDERS)}")
-    if train not in MSMT17_TRAIN:
-        raise ValueError(f"dataset.reader.train={train!r}: choose one of {', '.join(MSMT17_TRAIN)}")
+    choose("dataset.reader.version", version, MSMT17_FOLDERS)
+    choose("dataset.reader.train", train, MSMT17_TRAIN)
     lists = ("list_train.txt", "list_val.txt", "list_query.txt", "list_gallery.txt")
     folder = complete_root(root, "MSMT17", lists, f"MSMT17_{version}")
     train_folder, test_folder = (folder / part for part in MSMT17_FOLDERS[version])

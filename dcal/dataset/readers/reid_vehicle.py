@@ -21,6 +21,7 @@ from dcal.dataset.readers.reid_protocol import (
 )
 from dcal.dataset.readers.tables import read_lines
 from dcal.dataset.record import Catalog, DataError
+from dcal.utils.errors import choose
 
 # identities, images and cameras of each split, as the set's authors give them
 VERI = {"train": Counts(576, 37778, 20), "query": Counts(200, 1678, 19), "gallery": Counts(200, 11579, 19)}
@@ -42,11 +43,10 @@ def read_veri(
     `evaluate_retrieval`.
 
     Raises:
-        ValueError: unknown evaluation.
+        UserError: unknown evaluation.
         DataError: wrong root, a listed image missing, or names that contradict the XML.
     """
-    if evaluation not in VERI_EVALUATIONS:
-        raise ValueError(f"dataset.reader.evaluation={evaluation!r}: choose one of {', '.join(VERI_EVALUATIONS)}")
+    choose("dataset.reader.evaluation", evaluation, VERI_EVALUATIONS)
     lists = ("name_train.txt", "name_query.txt", "name_test.txt")
     parts = ("image_train", "image_query", "image_test")
     folder = complete_root(root, "VeRi-776", (*lists, *(parts if check_images else ())), "VeRi")
@@ -79,8 +79,11 @@ def check_labels(file: Path, sightings: list[Sighting]) -> None:
     off.
     """
     text = file.read_bytes().decode("gb2312", errors="replace")
-    items = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text)).iter("Item")
-    labels = {i.get("imageName"): (int(i.get("vehicleID", -1)), int(i.get("cameraID", "c-1")[1:])) for i in items}
+    try:
+        items = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text)).iter("Item")
+        labels = {i.get("imageName"): (int(i.get("vehicleID", -1)), int(i.get("cameraID", "c-1")[1:])) for i in items}
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{file}: no list of VeRi-776 ({error}); is this copy complete?") from None
     for path, *label in sightings:
         if labels.get(path.name) != tuple(label):
             raise DataError(
@@ -114,13 +117,10 @@ def read_vehicleid(
     one match per query, mAP is the mean reciprocal rank.
 
     Raises:
-        ValueError: unknown test_size.
+        UserError: unknown test_size.
         DataError: wrong root, or a listed image missing.
     """
-    if test_size not in VEHICLEID_TEST_SIZES:
-        raise ValueError(
-            f"dataset.reader.test_size={test_size}: choose one of {', '.join(map(str, VEHICLEID_TEST_SIZES))}"
-        )
+    choose("dataset.reader.test_size", test_size, VEHICLEID_TEST_SIZES)
     lists = ("train_test_split/train_list.txt", f"train_test_split/test_list_{test_size}.txt")
     folder = complete_root(root, "VehicleID", (*lists, *(("image",) if check_images else ())), "VehicleID_V1.0")
     train, test = (vehicleid_list(folder / file, folder / "image", check_images) for file in lists)

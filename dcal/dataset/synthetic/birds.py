@@ -22,6 +22,7 @@ from dcal.dataset.synthetic import bird, scenery
 from dcal.dataset.synthetic.bird import FEET, PLACES, Group, Pose, draw_bird, draw_feet, draw_pose
 from dcal.dataset.synthetic.drawing import SUPERSAMPLE, Colour, Image, Points, cloud, ellipse, fill, paste, shrink
 from dcal.dataset.synthetic.store import drawn_once, recipe_hash
+from dcal.utils.errors import UserError
 
 Box = tuple[float, float, float, float]
 RED, GOLD, IVORY = (212, 44, 40), (246, 190, 40), (244, 241, 230)
@@ -165,14 +166,14 @@ def read_synthetic_birds(
         seed: another seed draws other birds.
 
     Raises:
-        ValueError: an option is out of range.
+        UserError: an option is out of range.
         DataError: the images cannot be kept there.
     """
     options = {"image_size": image_size, "train": train_per_class, "test": test_per_class, "seed": seed}
     if image_size < 48:
-        raise ValueError(f"dataset.reader.image_size={image_size}: birds need at least 48 pixels")
+        raise UserError(f"dataset.reader.image_size={image_size}: birds need at least 48 pixels")
     if min(train_per_class, test_per_class) < 1 or seed < 0:
-        raise ValueError(f"dataset.reader={options}: counts must be at least 1 and the seed at least 0")
+        raise UserError(f"dataset.reader={options}: counts must be at least 1 and the seed at least 0")
     recipe = recipe_hash(options, (__file__, bird.__file__, scenery.__file__))
     counts = {"train": train_per_class, "test": test_per_class}
     jobs = [(split, label, k) for split, n in counts.items() for label in range(len(SPECIES)) for k in range(n)]

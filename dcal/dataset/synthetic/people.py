@@ -25,6 +25,7 @@ from dcal.dataset.synthetic.drawing import SUPERSAMPLE, Image, ellipse, fill, pa
 from dcal.dataset.synthetic.person import Identity, Stance, draw_identity, draw_person
 from dcal.dataset.synthetic.store import drawn_once, recipe_hash
 from dcal.dataset.synthetic.street import Camera, draw_camera
+from dcal.utils.errors import UserError
 
 DRESSED_ALIKE = 2  # people of consecutive numbers that wear the same
 Box = tuple[float, float, float, float]
@@ -111,7 +112,7 @@ def read_synthetic_people(
         seed: another seed draws other people and cameras.
 
     Raises:
-        ValueError: an option is out of range.
+        UserError: an option is out of range.
         DataError: the images cannot be kept there.
     """
     options = {
@@ -123,9 +124,9 @@ def read_synthetic_people(
         "seed": seed,
     }
     if len(image_size) != 2 or min(image_size) < 32 or any(side % 4 for side in image_size):
-        raise ValueError(f"dataset.reader.image_size={image_size}: two multiples of 4, each at least 32")
+        raise UserError(f"dataset.reader.image_size={image_size}: two multiples of 4, each at least 32")
     if train_identities < 2 or test_identities < 1 or cameras < 2 or images_per_camera < 2 or seed < 0:
-        raise ValueError(
+        raise UserError(
             f"dataset.reader={options}: needs at least 2 training identities, 1 test identity, 2 cameras, "
             "2 images per camera and seed 0"
         )

@@ -29,6 +29,7 @@ from dcal.report.html.curves import LINES, charts
 from dcal.report.html.experiment import Experiment, Variant, Verdict, experiments, verdict, verdict_of
 from dcal.report.html.run_files import Folder
 from dcal.report.html.settings import Settings, settings
+from dcal.visualize import reliability
 
 CLOSEUPS = 6
 """Configurations whose pictures are shown, so that the report of a large sweep stays small."""
@@ -46,6 +47,16 @@ class ResultRow(NamedTuple):
     verdict: str
     """Of the comparison; empty where there is none."""
     is_reference: bool
+
+
+class Reliability(NamedTuple):
+    """How far the answers of one run can be relied on."""
+
+    label: str
+    seed: int
+    rows: list[reliability.Row]
+    plots: list[reliability.Plot]
+    cameras: list[reliability.CameraRow]
 
 
 class View(NamedTuple):
@@ -76,6 +87,7 @@ class View(NamedTuple):
     settings: Settings
     classes: Breakdown | None
     cameras: Breakdown | None
+    reliability: list[Reliability]
     closeups: list[Closeup]
     closeups_left_out: int
     missing: list[str]
@@ -133,6 +145,7 @@ def view(experiment: Experiment, folder: Folder) -> View:
         settings(experiment),
         by_class(experiment) if fgvc else None,
         None if fgvc else by_camera(experiment),
+        reliability_of(experiment),
         closeups,
         max(0, len(experiment.variants) - CLOSEUPS),
         missing(experiment),
@@ -184,6 +197,22 @@ def closeups_of(experiment: Experiment) -> list[Closeup]:
     chosen = [id(variant) for variant in [experiment.best, *others][:CLOSEUPS]]
     found = [closeup(v, experiment.task, v is experiment.best) for v in experiment.variants if id(v) in chosen]
     return [entry for entry in found if entry.matrix or entry.lists]
+
+
+def reliability_of(experiment: Experiment) -> list[Reliability]:
+    """The first run of each of the first configurations that was asked (`dcal-evaluate reliability=true`)."""
+    asked = [[run for run in variant.runs if run.reliability] for variant in experiment.variants]
+    return [
+        Reliability(
+            variant.label,
+            runs[0].record["seed"],
+            reliability.table(runs[0].reliability),
+            reliability.plots(runs[0].reliability),
+            reliability.cameras(runs[0].reliability),
+        )
+        for variant, runs in zip(experiment.variants, asked, strict=True)
+        if runs
+    ][:CLOSEUPS]
 
 
 def missing(experiment: Experiment) -> list[str]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
 from dcal.run.copies import finished_runs
+from dcal.task.reliability import FILE as RELIABILITY
+from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
 
@@ -36,6 +38,8 @@ class RunFiles(NamedTuple):
     """None where the run keeps no pictures."""
     overrides: list[str]
     """What was typed."""
+    reliability: dict[str, Any]
+    """What `dcal-evaluate reliability=true` has found; empty where it was not asked."""
 
 
 class Folder(NamedTuple):
@@ -57,7 +61,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         device: names the hardware of runs that do not say it themselves.
 
     Raises:
-        ValueError: no finished run is there; the message says what is.
+        UserError: no finished run is there; the message says what is.
     """
     runs: list[RunFiles] = []
     directories, copies = finished_runs(root)
@@ -77,7 +81,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         found = (
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
         )
-        raise ValueError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
+        raise UserError(f"report={root}: no finished run to report ({'; '.join(found[:3])})")
     return Folder(root, runs, problems, unfinished, plain_beside(runs))
 
 
@@ -110,7 +114,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     try:
         if (directory / gallery.FILE).is_file():
             pictures = gallery.load(directory / gallery.FILE)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
     lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
@@ -119,7 +123,9 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
     typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed), problems
+    found = optional(directory / RELIABILITY)
+    reliability = found if isinstance(found, dict) else {}
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed, reliability), problems
 
 
 def optional(path: Path) -> Any:

@@ -16,6 +16,7 @@ from scipy.io import savemat
 from dcal.config import register
 from dcal.dataset.readers import fgvc, fgvc_mat
 from dcal.dataset.record import Catalog, DataError, Part
+from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
 
@@ -192,7 +193,7 @@ def test_nabirds(cub: Path) -> None:
     assert fgvc.read_nabirds(cub).class_names == ["A a", "C"]
     assert fgvc.read_nabirds(cub, level=1).class_names == ["Ducks", "Owls and kin"]
     assert fgvc.read_nabirds(cub, level=5).class_names == ["A a", "C"]
-    with pytest.raises(ValueError, match=r"dataset\.reader\.level=0"):
+    with pytest.raises(UserError, match=r"dataset\.reader\.level=0"):
         fgvc.read_nabirds(cub, level=0)
 
 
@@ -214,7 +215,7 @@ def test_aircraft(tmp_path: Path) -> None:
     assert catalog.splits["test"][0].box == (0.0, 1.0, 10.0, 19.0)
     with pytest.raises(DataError, match="class 'DC 3' has images in other splits"):
         fgvc.read_aircraft(tmp_path, level="family", official_val=True)
-    with pytest.raises(ValueError, match=r"dataset\.reader\.level='make': choose one of variant, family"):
+    with pytest.raises(UserError, match=r"dataset\.reader\.level='make': choose one of variant, family"):
         fgvc.read_aircraft(tmp_path, level="make")
 
 

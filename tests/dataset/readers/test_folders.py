@@ -13,6 +13,7 @@ from dcal.dataset.files import images_below
 from dcal.dataset.readers.fgvc import read_csv, read_image_folder
 from dcal.dataset.readers.reid_custom import read_identity_csv, read_identity_folder
 from dcal.dataset.record import Catalog, DataError
+from dcal.utils.errors import UserError
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
@@ -130,9 +131,9 @@ def test_a_flat_folder_is_split_by_class_and_always_alike(tmp_path: Path) -> Non
 def test_a_flat_folder_asks_for_the_fraction_and_others_refuse_it(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds a, b\); if these are the classes, dataset.test_fraction=0.2"):
         read_image_folder(root / "train")
-    with pytest.raises(ValueError, match=r"dataset.test_fraction=0.2: .* is split already, it has train, test"):
+    with pytest.raises(UserError, match=r"dataset.test_fraction=0.2: .* is split already, it has train, test"):
         read_image_folder(root, 0.2)
-    with pytest.raises(ValueError, match=r"dataset.test_fraction=1.5: must be more than 0"):
+    with pytest.raises(UserError, match=r"dataset.test_fraction=1.5: must be more than 0"):
         read_image_folder(root / "train", 1.5)
     (root / "train/a/traina0.jpg").unlink()
     with pytest.raises(DataError, match="one image cannot be split"):

@@ -5,7 +5,7 @@ const decode = (text) => new Uint16Array(Uint8Array.from(atob(text), (c) => c.ch
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 // charts: the epoch nearest to the pointer, its values in the legend
-for (const figure of document.querySelectorAll(".chart")) {
+for (const figure of document.querySelectorAll(".chart[data-numbers]")) {
   const { at, epoch, values } = JSON.parse(figure.dataset.numbers);
   const svg = figure.querySelector("svg"), cursor = figure.querySelector(".cursor");
   const items = [...figure.querySelectorAll(".legend li")];

@@ -25,7 +25,7 @@ LINKED = (
     "conf/**/*.yaml",
     "dcal/**/*.py",
     "tests/*.py",
-    "experiments/*.md",
+    "experiments/**/*.md",
     "experiments/**/*.yaml",
     "experiments/**/*.json",
     "experiments/**/*.png",

@@ -67,8 +67,6 @@ def reid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(task: str, root: Path) -> Path:
     from run_command import run_command
 
-    from dcal.commands.train import main
-
-    run_command(main, f"experiment=tiny/{task}", f"run.root={root}", "train.figures=true")
+    run_command("train", f"experiment=tiny/{task}", f"run.root={root}", "train.figures=true")
     (result,) = root.glob("**/result.json")
     return result.parent

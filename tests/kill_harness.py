@@ -42,9 +42,9 @@ import dcal.inference.restore  # imported here once rather than by every child
 import dcal.training.build
 import dcal.training.trainer
 import dcal.training.wandb_run
-from dcal.commands.train import train
 from dcal.config import register
 from dcal.run.directory import Run
+from dcal.training.execute import train
 from dcal.utils.device import Device
 from dcal.utils.paths import config_dir
 

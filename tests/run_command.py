@@ -22,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.commands.app import run
 from dcal.commands.keys import check_words, config_folders
 from dcal.commands.overrides import follow_image_size, prepare
 from dcal.commands.queue import parse
@@ -31,17 +32,17 @@ from dcal.training import trainer as engine
 from dcal.utils.paths import config_dir, experiments_dir
 
 
-def run_command(main: Callable[[], object], *words: str) -> None:
-    """Calls an entry point with a command line."""
+def run_command(name: str, *words: str) -> None:
+    """Does what `dcal-NAME` does with a command line."""
     GlobalHydra.instance().clear()
-    with mock.patch.object(sys, "argv", [main.__module__, *words]):
-        main()
+    with mock.patch.object(sys, "argv", [f"dcal-{name}", *words]):
+        run(name)
 
 
-def incomplete(main: Callable[[], object], *words: str) -> None:
-    """Calls an entry point that must do its work and say by its exit code that it left images out."""
+def incomplete(name: str, *words: str) -> None:
+    """Calls a command that must do its work and say by its exit code that it left images out."""
     with pytest.raises(SystemExit) as stopped:
-        run_command(main, *words)
+        run_command(name, *words)
     assert stopped.value.code == 3
 
 
@@ -77,10 +78,10 @@ def killed(call: Callable[[], object], step: int) -> None:
     assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
 
 
-def refused(main: Callable[[], object], *words: str, capfd: pytest.CaptureFixture[str]) -> str:
-    """Calls an entry point that must fail with a message and without a stack; returns what it said."""
+def refused(name: str, *words: str, capfd: pytest.CaptureFixture[str]) -> str:
+    """Calls a command that must fail with a message and without a stack; returns what it said."""
     with pytest.raises(SystemExit) as stopped:
-        run_command(main, *words)
+        run_command(name, *words)
     said = capfd.readouterr().err
     assert stopped.value.code == 1
     assert "Traceback" not in said

@@ -118,7 +118,7 @@ def test_right_overrides_pass() -> None:
 
 def test_wrong_type_names_the_key(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dcal.commands.train", "train.epochs=abc", f"run.root={tmp_path}"],
+        [sys.executable, "-m", "dcal", "train", "train.epochs=abc", f"run.root={tmp_path}"],
         capture_output=True,
         text=True,
     )

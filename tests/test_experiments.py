@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pages import documented
+from run_command import run_command
 
 from dcal.commands.keys import check_words, group_options
 from dcal.config import register
@@ -231,15 +231,12 @@ def test_wandb_sweeps_give_commands_that_compose(file: Path, monkeypatch: pytest
     assert sweep["metric"] == {"name": f"val/{get_object(config.task._target_).headline}", "goal": "maximize"}
 
 
-def test_smoke_ablation_to_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smoke_ablation_to_table(tmp_path: Path) -> None:
     """One command runs the sweep, the next makes its table."""
-    from dcal.commands import train
     from dcal.report.records import collect
 
     words = ["ablation=components", "experiment=tiny/fgvc", "seed=0", f"run.root={tmp_path / 'runs'}"]
-    monkeypatch.setattr("sys.argv", ["dcal-train", *words, f"dataset.root={tmp_path / 'birds'}"])
-    GlobalHydra.instance().clear()
-    train.main()
+    run_command("train", *words, f"dataset.root={tmp_path / 'birds'}")
     found, problems = collect(tmp_path / "runs")
     assert not problems
     (records,) = found.values()

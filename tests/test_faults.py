@@ -24,7 +24,6 @@ import torch
 from run_command import run_command
 from safetensors.torch import load_file
 
-from dcal.commands.train import main
 from dcal.dataset.images import ImageDataset, worker_deaths
 from dcal.dataset.record import DataError
 from dcal.model import DCAL
@@ -66,7 +65,7 @@ def root(tmp_path: Path) -> Path:
 
 def train(root: Path, *words: str) -> None:
     first = ("-m",) if "-m" in words else ()
-    run_command(main, *first, *TINY, f"run.root={root}", *(word for word in words if word != "-m"))
+    run_command("train", *first, *TINY, f"run.root={root}", *(word for word in words if word != "-m"))
 
 
 def fails(root: Path, row: list[str], capfd: pytest.CaptureFixture[str], *words: str, code: int = 1) -> str:

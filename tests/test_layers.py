@@ -23,7 +23,7 @@ LAYERS = (
     "weights backbone heads output model create",
     "task visualize",
     "training inference report bench",
-    "commands",
+    "commands __main__",
 )
 """From the lowest up; the table in CONTRIBUTING.md says the same."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
+import importlib
 import os
 import shutil
 import subprocess
@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import dcal
+from dcal.commands.app import CONFIGURED, OTHERS, load
 
 ROOT = Path(__file__).resolve().parent.parent
 WHERE = "from dcal.utils import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
@@ -119,16 +120,42 @@ def test_every_package_is_listed() -> None:
     assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
-def test_console_scripts_lead_to_a_main_function() -> None:
+def test_console_scripts_lead_to_the_function_of_their_name() -> None:
     scripts = setup_cfg()["options.entry_points"]["console_scripts"].split("\n")
+    found = {}
     for script in filter(None, scripts):
         command, target = (part.strip() for part in script.split("="))
-        module, function = target.split(":")
-        assert f"dcal.commands.{command.removeprefix('dcal-')}" == module, (
-            f"{command} does not have the name of its module {module}"
-        )
-        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        module, entry = target.split(":")
+        found[command] = getattr(importlib.import_module(module), entry).args
+    assert found == {f"dcal-{name}": (name,) for name in (*CONFIGURED, *OTHERS)}
+    assert all(callable(load(name)) for (name,) in found.values())
+
+
+@pytest.mark.parametrize("name", [*CONFIGURED, *OTHERS])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["experimnt=tiny/fgvc"]])
+def test_help_and_a_typing_error_are_answered_at_once(name: str, words: list[str], tmp_path: Path) -> None:
+    assert imported_by(name, words, tmp_path) & {*HEAVY, "numpy", "scipy"} == set()
+
+
+def test_looking_at_runs_imports_no_model(tmp_path: Path) -> None:
+    """Tables and the state of a list; a finished run that `dcal-train` returns has a test in run/test_identity.py."""
+    queue = [str(ROOT / "experiments" / "protocol" / "when.yaml"), "cells=R0", f"dataset.root={tmp_path}", "show=true"]
+    for name, words in (("results", ["runs=runs"]), ("queue", queue)):
+        assert imported_by(name, words, tmp_path) & HEAVY == set()
+
+
+HEAVY = {"torch", "timm", "torchvision", "wandb", "albumentations", "cv2", "matplotlib"}
+
+
+def imported_by(name: str, words: list[str], folder: Path) -> set[str]:
+    """The modules that are loaded once a command has ended."""
+    lines = [
+        f"import sys; sys.argv[1:] = {words!r}",
+        f"try: from dcal.commands.app import run; run({name!r})",
+        "except SystemExit: pass",
+        "print('imported:', *sys.modules)",
+    ]
+    return set(python("\n".join(lines), cwd=folder, path=(ROOT,)).rpartition("imported:")[2].split())
 
 
 def test_every_constraint_admits_what_setup_cfg_asks_for() -> None:

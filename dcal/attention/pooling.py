@@ -106,7 +106,7 @@ def pooling_of(vit: nn.Module) -> Pooling | None:
     model: Any = vit
     pool = getattr(model, "attn_pool", None)
     norm_first = not isinstance(model.norm, nn.Identity)
-    # timm's Eva hands all tokens to its attention pool, its VisionTransformer the patches unless told otherwise
+    # timm's Eva hands all tokens to its attention pool, its VisionTransformer only the patches by default
     every = getattr(model, "pool_include_prefix", pool is not None)
     first = 0 if every else int(model.num_prefix_tokens)
     if type(pool) is AttentionPoolLatent:

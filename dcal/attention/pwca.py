@@ -140,7 +140,7 @@ class PairWiseCrossAttention(nn.Module):
         """
         if self.stream == "clean":
             return x_SHND.index_select(0, partner_B)
-        # A noise partner stands behind the batch and carries no distracted stream: it is met as it is.
+        # A noise partner comes after the batch and has no distracted stream: its plain keys and values are used.
         return torch.cat([z_BHND, x_SHND[len(z_BHND) :]]).index_select(0, partner_B)
 
     def _on_the_backbones_tokens(

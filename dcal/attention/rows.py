@@ -4,8 +4,7 @@ Queries, LayerNorm, projection and FFN of a block are row-wise; only keys and va
 can be evaluated exactly at the rows that are read: GLCA at the prefix and the selected patches, the last SA
 and PWCA block at the prefix alone.
 
-Shapes: B images, N tokens (prefix first), R rows, H heads, D channels (of a token, or of a head where H
-stands before).
+Shapes: B images, N tokens (prefix first), R rows, H heads, D channels (of a token, or of a head after an H).
 """
 
 from __future__ import annotations

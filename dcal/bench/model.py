@@ -177,7 +177,7 @@ def rollout_memory(side: int, device: torch.device) -> Config:
 
 def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     """Milliseconds per image against image size: plain, DCAL, literal."""
-    import matplotlib
+    import matplotlib  # half a second, and in every process that measures: only where a figure is drawn
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

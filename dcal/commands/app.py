@@ -1,20 +1,25 @@
-"""What the commands share: composing the configuration, and errors a person can act on."""
+"""The door of the commands: it does what needs no torch, then loads the command's module and calls its one function.
+
+Whatever goes wrong for a reason that the user can change is one sentence; of a fault of the program the stack is shown.
+"""
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -34,10 +39,66 @@ from dcal.utils.streams import make_stderr_optional
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: 1 makes it raise its errors instead of printing them."""
+CONFIGURED = ("train", "evaluate", "predict", "extract", "query", "explain", "export", "results", "bench")
+"""Commands with a configuration file of their own."""
+OTHERS = ("queue", "doctor")
+"""Their words are those of `dcal-train` and a few more, which their module lists."""
 
 
-class JobError(Exception):
-    """A job cannot be done, for a reason that the user can change; the message is all that the user needs."""
+def run(name: str) -> None:
+    """Runs a command on the words of the command line.
+
+    What needs no torch is done here: help, version, completion, a check of the words, the configuration. Only then is
+    the command's module loaded, with all that it imports.
+    """
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words) or (name == "queue" and not words):
+        print(module_text(name) if name in OTHERS else help_text(name))
+    elif "--version" in words:
+        print(f"dcal {__version__}")
+    else:
+        with errors_in_a_sentence():
+            if name == "queue":
+                load(name)(words)
+            elif name == "doctor":
+                examine(words)
+            else:
+                hydra_command(lambda config: load(name)(config), name)
+
+
+train, evaluate, predict, extract, query, explain, export, results, bench, queue, doctor = (
+    functools.partial(run, name) for name in (*CONFIGURED, *OTHERS)
+)
+"""The entry points `dcal-NAME`; each calls the function NAME of the module `dcal.commands.NAME`."""
+
+
+def load(name: str, function: str | None = None) -> Callable[..., Any]:
+    """A function of a command's module, the command itself if not named."""
+    return getattr(importlib.import_module(f"dcal.commands.{name}"), function or name)
+
+
+def examine(words: Sequence[str]) -> None:
+    """`dcal-doctor`: looks at one run (`run=`), or at what `dcal-train` needs with the same words."""
+    runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
+    if runs:
+        load("doctor", "examine_run")(runs[-1])
+        return
+    # a check leaves no folder behind, and of an ablation it looks at what the points have in common
+    sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
+    hydra_command(lambda config: load("doctor")(config), "train")
+
+
+@contextmanager
+def errors_in_a_sentence() -> Iterator[None]:
+    """Ends the process with one sentence for what the user can correct, and for a Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise_stopped()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if full_errors():
+            raise
+        refuse(str(error) if isinstance(error, UserError) else one_sentence(error))
 
 
 def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -46,39 +107,27 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
     Args:
         job: what to do with the composed configuration.
         config_name: of the command, see `config_file`.
+
+    Raises:
+        UserError, HydraException, OmegaConfBaseException: a word of the command line is wrong.
     """
     words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(help_text(config_name))
-        return
-    if "--version" in words:
-        print(f"dcal {__version__}")
-        return
     make_stderr_optional()
-    try:
-        ensure_home()
-        keep_freed_memory()
-        if config_name != "train":
-            work_alone()
-        schema.register()
-        if {"-sc", "--shell-completion"} & set(words):  # the other words are Hydra's
-            # of dcal-train alone: elsewhere figures= and the like are keys, not folders of experiments/
-            if config_name == "train" and any(word.startswith("query=") for word in words):
-                Plugins.instance().register(Experiments)
-        else:
-            sys.argv[1:] = prepare(words, config_name)
-            check_words(sys.argv[1:], config_name)
-            sys.argv[1:] = follow_image_size(sys.argv[1:], config_name)
-        with modules_of_current_folder() if config_name == "train" else nullcontext():
-            run_hydra(job, config_name)
-    except KeyboardInterrupt:
-        raise_stopped()
-    except UserError as error:
-        refuse(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        if full_errors():
-            raise
-        refuse(one_sentence(error))
+    ensure_home()
+    keep_freed_memory()
+    if config_name != "train":
+        work_alone()
+    schema.register()
+    if {"-sc", "--shell-completion"} & set(words):  # the other words are Hydra's
+        # of dcal-train alone: elsewhere figures= and the like are keys, not folders of experiments/
+        if config_name == "train" and any(word.startswith("query=") for word in words):
+            Plugins.instance().register(Experiments)
+    else:
+        sys.argv[1:] = prepare(words, config_name)
+        check_words(sys.argv[1:], config_name)
+        sys.argv[1:] = follow_image_size(sys.argv[1:], config_name)
+    with modules_of_current_folder() if config_name == "train" else nullcontext():
+        run_hydra(job, config_name)
 
 
 class Experiments(SearchPathPlugin):
@@ -97,16 +146,19 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     asked = full_errors()
 
-    @functools.wraps(job)
     def run_job(config: DictConfig) -> Any:
         if not asked:  # from here on errors are the job's; processes that it starts decide for themselves
             os.environ.pop(FULL_ERROR, None)
         try:
             check_complete(config)
             return job(config)
-        except (JobError, UserError) as error:
-            if asked:
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            raise_stopped(stopped)
+        except Exception as error:
+            debug = config.run.debug if config_name == "train" else config.get("debug", False)
+            if asked or debug or not is_for_user(error):
                 raise
+            logging.getLogger(__name__).debug("%s", traceback.format_exc())
             refuse(str(error))
 
     os.environ[FULL_ERROR] = "1"
@@ -146,6 +198,12 @@ def modules_of_current_folder() -> Iterator[None]:
         sys.path.remove(folder)
 
 
+def module_text(name: str) -> str:
+    """The docstring of a command's module, which is not loaded for it."""
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
+
+
 def help_text(config_name: str) -> str:
     """What `--help` prints: the command's configuration file with its comments, and the options of its groups."""
     lines = config_file(config_name).read_text(encoding="utf-8").splitlines()
@@ -168,12 +226,6 @@ def help_text(config_name: str) -> str:
     )
 
 
-def typed_overrides() -> Iterator[tuple[str, str]]:
-    """The overrides of the command line: each as it was typed, and its key."""
-    for word in HydraConfig.get().overrides.task:
-        yield word, word.lstrip("+~").partition("=")[0]
-
-
 def refuse(problem: str) -> NoReturn:
     """Ends the command with a sentence on stderr and exit code 1."""
     print(f"error: {problem}", file=sys.stderr)
@@ -187,19 +239,3 @@ def raise_stopped(stopped: BaseException | None = None) -> NoReturn:
     number = getattr(stopped, "number", signal.SIGINT)
     hand_on(number)
     raise SystemExit(128 + number) from None
-
-
-def report_errors(job: Callable[[], Any], debug: bool = False) -> Any:
-    """Calls `job`; an error for the user becomes a `JobError` of one sentence, unless `debug` asks for its stack.
-
-    A request to stop ends the process, and with it a sweep, with the exit code that shells give to its signal.
-    """
-    try:
-        return job()
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        raise_stopped(stopped)
-    except Exception as error:
-        if debug or not is_for_user(error):
-            raise
-        logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        raise JobError(str(error)) from None

@@ -20,7 +20,6 @@ from dcal.bench import pipeline, speed
 from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
-from dcal.commands.app import hydra_command, report_errors
 from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
@@ -104,7 +103,7 @@ def run(options: Config) -> Config:
     return report
 
 
-def job(config: DictConfig) -> None:
+def bench(config: DictConfig) -> None:
     """Measures, prints the tables, writes the JSON file and the figure."""
     options: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     out = Path(options["out"])
@@ -126,12 +125,3 @@ def job(config: DictConfig) -> None:
         draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))
-
-
-def main() -> None:
-    """Entry point of `dcal-bench`."""
-    hydra_command(lambda config: report_errors(lambda: job(config)), "bench")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@
 
 Every line says OK, WARN or FAIL, and what to do; the exit code is 1 if one says FAIL.
 """
+# A check imports what it needs itself, so that a package that is missing or broken is a finding of that check.
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, requires, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
+from packaging.requirements import Requirement
 
-from dcal.commands.app import hydra_command
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
 from dcal.run.find import find_run
@@ -36,26 +38,7 @@ GIB = 1024**3
 Check = Callable[[], Iterable[Finding]]
 
 
-def main() -> None:
-    """Entry point of `dcal-doctor`."""
-    words = sys.argv[1:]
-    runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-    elif runs:
-        spec = runs[-1]
-        checks: list[tuple[str, Check]] = [
-            ("run", lambda: state(find_run(spec, "outputs"))),
-            ("weights", lambda: weights(find_run(spec, "outputs"))),
-        ]
-        raise SystemExit(report(checks))
-    else:
-        # a check leaves no folder behind, and of an ablation it looks at what the points have in common
-        sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
-        hydra_command(job, "train")
-
-
-def job(config: DictConfig) -> None:
+def doctor(config: DictConfig) -> None:
     """All checks of a configuration.
 
     Raises:
@@ -76,6 +59,19 @@ def job(config: DictConfig) -> None:
         code = report(checks)
     if code:
         raise SystemExit(code)
+
+
+def examine_run(spec: str) -> None:
+    """The state of one run, named as `find_run` takes it.
+
+    Raises:
+        SystemExit: 0, or 1 if a check fails.
+    """
+    checks: list[tuple[str, Check]] = [
+        ("run", lambda: state(find_run(spec, "outputs"))),
+        ("weights", lambda: weights(find_run(spec, "outputs"))),
+    ]
+    raise SystemExit(report(checks))
 
 
 @contextmanager
@@ -112,10 +108,6 @@ def report(checks: Iterable[tuple[str, Check]]) -> int:
 
 def installation() -> Iterator[Finding]:
     """Python, the required packages in their ranges, and which code runs."""
-    from importlib.metadata import PackageNotFoundError, requires, version
-
-    from packaging.requirements import Requirement
-
     yield Finding(OK, "python", f"{platform.python_version()} at {sys.executable}")
     try:
         required = [Requirement(text) for text in requires("dcal") or ()]
@@ -146,7 +138,7 @@ def device(config: DictConfig) -> Iterator[Finding]:
     """The hardware that a run would use."""
     import torch
 
-    from dcal.training.execution import execution_mode
+    from dcal.training.mode import execution_mode
     from dcal.utils.accelerator import device_memory, device_name
     from dcal.utils.device import Device
 
@@ -294,7 +286,3 @@ def disk(config: DictConfig) -> Iterator[Finding]:
     yield Finding(
         level, "disk", text, "" if level == OK else "run.root=another disk, or delete checkpoints/ of old runs"
     )
-
-
-if __name__ == "__main__":
-    main()

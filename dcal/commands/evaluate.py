@@ -5,34 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
 from dcal.commands.opened import open_run
+from dcal.commands.overrides import typed_overrides
+from dcal.dataset.image_files import find_images
+from dcal.inference.images import (
+    SEEN_AS_IN_THE_RUN,
+    WHOLE,
+    check_sides,
+    data_title,
+    is_data_of_run,
+    open_data,
+    open_images,
+)
+from dcal.inference.restore import Restored, drop_none, read_result
+from dcal.metric.decision.calibration import unknown_detection
+from dcal.run.digest import sha256
+from dcal.run.files import write_atomically
+from dcal.task.evaluation import Evaluation
+from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from dcal.inference.restore import Restored
-    from dcal.task.evaluation import Evaluation
-
-
-def main() -> None:
-    """Entry point of `dcal-evaluate`."""
-    hydra_command(job, "evaluate")
-
-
-def job(config: DictConfig) -> None:
-    """One evaluation, reported in one sentence if it cannot be had."""
-    report_errors(check_dataset_keys, config.debug)
-    report_errors(lambda: evaluate(config), config.debug)
+from dcal.visualize.reliability import FILE, table, text
 
 
 def check_dataset_keys() -> None:
     """Raises a UserError if a key of the data set was typed that is the run's in any case."""
-    from dcal.inference.images import SEEN_AS_IN_THE_RUN, WHOLE
-
     of_the_run = {f"dataset.{key}" for key in (*SEEN_AS_IN_THE_RUN, *WHOLE)}
     for word, key in typed_overrides():
         if ".".join(key.split(".")[:2]) in of_the_run:
@@ -41,11 +42,7 @@ def check_dataset_keys() -> None:
 
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
-    from dcal.inference.images import check_sides, data_title, is_data_of_run, open_data
-    from dcal.inference.restore import read_result
-    from dcal.run.files import write_atomically
-    from dcal.visualize.reliability import table, text
-
+    check_dataset_keys()
     wanted = config.reliability or config.unknown is not None
     restored = open_run(config)
     if config.unknown is not None and restored.task.name != "fgvc":
@@ -91,13 +88,6 @@ def evaluate(config: DictConfig) -> dict[str, float]:
 
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
     """How well low confidence tells the images of `unknown=` from those of the split."""
-    import torch
-
-    from dcal.dataset.image_files import find_images
-    from dcal.inference.images import open_images
-    from dcal.metric.decision.calibration import unknown_detection
-    from dcal.task.inference import combined_scores, infer
-
     images = list(config.unknown) if isinstance(config.unknown, ListConfig) else config.unknown
     task, loader = restored.task, open_images(restored, find_images(images, "unknown"))
     seen = infer(restored.model, loader, restored.device, task.flip_test)
@@ -107,11 +97,6 @@ def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluatio
 
 def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: str, comparable: bool) -> None:
     """Writes `reliability.json` where what was found is about the run's own data, weights and settings."""
-    from dcal.inference.restore import drop_none
-    from dcal.run.digest import sha256
-    from dcal.run.files import write_atomically
-    from dcal.task.reliability import FILE
-
     if not comparable or config.weights != "last" or drop_none(config.task):
         print(f"not kept in {FILE} of the run: the data, the weights or the settings are others than in its result")
         return
@@ -140,7 +125,3 @@ def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> 
                 beside += f" ({value - known:+.0e})"
         lines.append(f"{name:<{width}}  {shown:>12}{beside}")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()

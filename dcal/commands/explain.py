@@ -6,32 +6,27 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
 
-from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.dataset.image_files import find_images
+from dcal.inference.images import chosen, open_images
+from dcal.inference.restore import Restored
+from dcal.metric.faithfulness import Curves, curves, summary
+from dcal.run.files import write_atomically
+from dcal.task.fgvc import short
+from dcal.task.inference import combined_scores, infer_images
 from dcal.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dcal.inference.restore import Restored
-    from dcal.metric.faithfulness import Curves
+from dcal.visualize.attention_maps import attention_maps, distraction
+from dcal.visualize.explain_figure import Sheet, draw_faithfulness, draw_sheet
 
 BATCH = 16
 """Images at once: their attention maps are kept for a moment."""
-
-
-def main() -> None:
-    """Entry point of `dcal-explain`."""
-    hydra_command(job, "explain")
-
-
-def job(config: DictConfig) -> None:
-    """One explanation, reported in one sentence if it cannot be had."""
-    report_errors(lambda: explain(config), config.debug)
 
 
 def explain(config: DictConfig) -> None:
@@ -67,13 +62,6 @@ def check(config: DictConfig) -> None:
 
 def explain_images(restored: Restored, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Writes a figure for each image that can be read, streaming; returns all images, and why some have none."""
-    from tqdm import tqdm
-
-    from dcal.dataset.image_files import find_images
-    from dcal.inference.images import open_images
-    from dcal.visualize.attention_maps import attention_maps, distraction
-    from dcal.visualize.explain_figure import Sheet, draw_sheet
-
     paths = find_images(config.images)
     distractor = None if config.pair is None else one_image(restored, config.pair)
     loader = open_images(restored, paths, BATCH)
@@ -112,9 +100,6 @@ def one_image(restored: Restored, spec: str) -> Tensor:
     Raises:
         UserError: it is not one image.
     """
-    from dcal.dataset.image_files import find_images
-    from dcal.inference.images import open_images
-
     paths = find_images(spec, "pair")
     if len(paths) > 1:
         raise UserError(f"pair={spec}: names {len(paths)} images; give one")
@@ -124,8 +109,6 @@ def one_image(restored: Restored, spec: str) -> Tensor:
 
 def predictions(restored: Restored, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:
     """For each image the `top` classes with probabilities, by branch and (`both`) combined as in evaluation."""
-    from dcal.task.fgvc import short
-
     if restored.task.name != "fgvc":
         return [{} for _ in images]
     found: list[dict[str, list[tuple[str, float]]]] = [{} for _ in images]
@@ -142,8 +125,6 @@ def probabilities(restored: Restored, normalised: Tensor) -> dict[str, Tensor]:
 
     Of the image alone, whatever `task.flip_test` says: the maps beside them are its own.
     """
-    from dcal.task.inference import combined_scores, infer_images
-
     scores = infer_images(restored.model, normalised, None, restored.device, flip=False)
     logs = {name: values.cpu() for name, values in scores.logits.items()}
     combined = {"both": combined_scores(logs, restored.task.inference)} if len(logs) > 1 else {}
@@ -152,11 +133,6 @@ def probabilities(restored: Restored, normalised: Tensor) -> dict[str, Tensor]:
 
 def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     """Deletion and insertion over images of a split: `faithfulness.json` and `.png`, and a table."""
-    from dcal.inference.images import chosen
-    from dcal.metric.faithfulness import summary
-    from dcal.run.files import write_atomically
-    from dcal.visualize.explain_figure import draw_faithfulness
-
     records, origin = chosen(restored, None, config.split, config.dataset, config.faithfulness)
     found: dict[str, list[Curves]] = {}
     for curves_of in faithfulness(restored, records, config.steps):
@@ -182,13 +158,6 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
 
 def faithfulness(restored: Restored, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
     """The curves of each map for each image: the probability of the class that the run sees in the whole image."""
-    import torch
-    from tqdm import tqdm
-
-    from dcal.inference.images import open_images
-    from dcal.metric.faithfulness import curves
-    from dcal.visualize.attention_maps import attention_maps
-
     with tqdm(total=len(records), desc="faithfulness", unit="image", disable=None) as bar:
         for batch in open_images(restored, records, BATCH):
             maps = attention_maps(restored.model, batch["image"], restored.device)
@@ -222,7 +191,3 @@ def table(results: Mapping[str, Any]) -> str:
 
 def described(entry: Mapping[str, float], sign: str = "") -> str:
     return f"{entry['auc']:{sign}.4f} [{entry['low']:{sign}.4f}, {entry['high']:{sign}.4f}]"
-
-
-if __name__ == "__main__":
-    main()

@@ -6,39 +6,26 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
+from torch import Tensor
+from tqdm import tqdm
 
-from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import open_run
+from dcal.inference.export_graph import SAVERS, Graph, Parity, compare, parts
+from dcal.inference.images import chosen, open_images
+from dcal.inference.model_card import model_card
+from dcal.inference.pretrained import CONFIG, of_run
+from dcal.inference.restore import Restored
+from dcal.run.digest import sha256
+from dcal.run.files import read_json
 from dcal.utils.errors import UserError, choose
 
 CARD = "README.md"
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dcal.inference.export_graph import Graph, Parity
-    from dcal.inference.restore import Restored
-
-
-def main() -> None:
-    """Entry point of `dcal-export`."""
-    hydra_command(job, "export")
-
-
-def job(config: DictConfig) -> None:
-    """One export, reported in one sentence if it cannot be had."""
-    report_errors(lambda: export(config), config.debug)
-
 
 def export(config: DictConfig) -> Path:
     """Writes the export and returns its folder, which agrees with PyTorch or does not appear at all."""
-    from dcal.inference.export_graph import SAVERS, Graph, compare
-    from dcal.inference.model_card import model_card
-    from dcal.inference.pretrained import CONFIG, of_run
-
     check(config, list(SAVERS))
     restored = open_run(config)
     model = of_run(restored, config.license)
@@ -93,8 +80,6 @@ def check_free(target: Path) -> None:
     Raises:
         UserError: naming the key.
     """
-    from dcal.inference.pretrained import CONFIG
-
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     try:
@@ -115,9 +100,6 @@ def place(folder: Path, target: Path) -> Iterator[str]:
     Yields:
         a sentence for each file that is kept although the new export has its own: it was edited.
     """
-    from dcal.run.digest import sha256
-    from dcal.run.files import read_json
-
     target.mkdir(exist_ok=True)
     manifest = target / MANIFEST
     before = read_json(manifest) if manifest.is_file() else {}
@@ -136,11 +118,6 @@ def place(folder: Path, target: Path) -> Iterator[str]:
 
 def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tuple[Tensor, ...]]:
     """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named."""
-    from tqdm import tqdm
-
-    from dcal.inference.export_graph import parts
-    from dcal.inference.images import chosen, open_images
-
     real = config.images is not None or config.split is not None
     records, origin = (
         chosen(restored, config.images, config.split, config.dataset, config.limit) if real else ([], "noise")
@@ -177,7 +154,3 @@ def sentence(parity: Parity, graph: Graph) -> str:
     if parity.same_top1 is not None:
         text += f"; the most probable class was the same in {parity.same_top1} of {parity.images}"
     return text + "."
-
-
-if __name__ == "__main__":
-    main()

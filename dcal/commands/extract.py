@@ -11,43 +11,34 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
+from tqdm import tqdm
 
-from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.dataset.image_files import numbers_in
+from dcal.dataset.record import DataError, Record
+from dcal.inference.embed import embed, provenance
+from dcal.inference.images import chosen
+from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
+from dcal.inference.index_parts import differences, drop_parts, open_parts, read_part, write_part
+from dcal.inference.restore import Restored
+from dcal.run.files import remove_partial
+from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from dcal.dataset.record import Record
-    from dcal.inference.index import Index
-    from dcal.inference.restore import Restored
+from dcal.utils.signals import Interrupted, stop_requests
 
 PART_SECONDS = 30.0
 """Between two parts: what a kill costs at most."""
 
 
-def main() -> None:
-    """Entry point of `dcal-extract`."""
-    hydra_command(job, "extract")
-
-
-def job(config: DictConfig) -> None:
-    """One extraction, reported in one sentence if it cannot be had."""
-    report_errors(lambda: extract(config), config.debug)
-
-
 def extract(config: DictConfig) -> None:
     """Extracts what is missing or has changed, then writes the file."""
-    from dcal.inference.index import check_suffix, file_stamp, read_index
-    from dcal.inference.index_parts import differences, open_parts
-    from dcal.run.files import remove_partial
-    from dcal.run.lock import acquire_lock
-
     out = Path(config.out).expanduser()
     check_suffix(out, "out")
     restored = open_run(config)
@@ -81,9 +72,6 @@ def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Rec
         UserError: both are given, or neither; or something that belongs to the other one.
         DataError: nothing is there.
     """
-    from dcal.dataset.image_files import numbers_in
-    from dcal.inference.images import chosen
-
     images = list(config.images) if isinstance(config.images, ListConfig) else config.images
     records, origin = chosen(restored, images, config.split, config.dataset)
     for key in ("label", "camera"):
@@ -99,10 +87,6 @@ def chosen_records(config: DictConfig, restored: Restored) -> tuple[Sequence[Rec
 
 def all_settings(config: DictConfig, restored: Restored, records: Sequence[Record]) -> dict[str, Any]:
     """Everything that the bytes of the file depend on."""
-    import torch
-
-    from dcal.inference.embed import provenance
-
     listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
     return {
         **provenance(restored),
@@ -126,11 +110,6 @@ def update(
 
     Whole batches, as in an extraction from the beginning, so that the file gets the very same bytes.
     """
-    import numpy as np
-
-    from dcal.dataset.record import DataError
-    from dcal.inference.embed import embed
-
     size = restored.config.train.eval_batch_size
     paths = [printable(record.path.absolute()) for record in records]
     row_of, row = {}, 0
@@ -170,8 +149,6 @@ def update(
 
 def unchanged(folder: Path, parts: int, stamps: Sequence[str]) -> int:
     """How many of the parts, from the first, are of images that are as they were; the others are deleted."""
-    from dcal.inference.index_parts import drop_parts, read_part
-
     for number in range(parts):
         part = read_part(folder, number)
         changed = sum(stamps[row] != stamp for row, stamp in zip(part["index"], part["stamp"], strict=True))
@@ -194,14 +171,6 @@ def compute(
     Raises:
         Interrupted: on SIGTERM or Ctrl-C, with everything computed so far in parts.
     """
-    import torch
-    from tqdm import tqdm
-
-    from dcal.dataset.record import DataError
-    from dcal.inference.embed import embed
-    from dcal.inference.index_parts import read_part, write_part
-    from dcal.utils.signals import Interrupted, stop_requests
-
     batch_size = restored.config.train.eval_batch_size
     last = int(read_part(folder, number - 1)["index"][-1]) if number else -1
     start = min(math.ceil((last + 1) / batch_size) * batch_size, len(records))
@@ -232,9 +201,6 @@ def compute(
 
 def joined(pending: Sequence[tuple[Tensor, Tensor]], stamps: Sequence[str]) -> dict[str, Any]:
     """The arrays of a part: positions in the records, features, and the stamps of the images' files."""
-    import numpy as np
-    import torch
-
     index, features = (torch.cat(column).numpy() for column in zip(*pending, strict=True))
     return {"index": index, "features": features, "stamp": np.array([stamps[row] for row in index], dtype=np.str_)}
 
@@ -243,8 +209,6 @@ def join(
     records: Sequence[Record], stamps: Sequence[str], folder: Path, parts: int, out: Path, settings: dict[str, Any]
 ) -> list[str]:
     """Writes the file from its parts; returns the paths of images that are not in it."""
-    from dcal.inference.index_parts import read_part
-
     present = [int(row) for number in range(parts) for row in read_part(folder, number)["index"]]
     features = (read_part(folder, number)["features"] for number in range(parts))
     skipped = write(records, stamps, present, features, out, settings)
@@ -261,8 +225,6 @@ def write(
     settings: dict[str, Any],
 ) -> list[str]:
     """Writes the embeddings of the records at `present`; returns the paths of the others, which the file names, too."""
-    from dcal.inference.index import Columns, write_index
-
     kept, missing = [records[row] for row in present], sorted(set(range(len(records))) - set(present))
     camera, label = (
         column if any(value >= 0 for value in column) else None
@@ -273,7 +235,3 @@ def write(
     columns = Columns(paths, camera, label, [stamps[row] for row in present])
     write_index(out, features, settings["dtype"], columns, skipped, settings)
     return skipped
-
-
-if __name__ == "__main__":
-    main()

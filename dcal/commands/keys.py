@@ -26,7 +26,21 @@ FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
 """Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
 
 NAMES_AND_PATHS = frozenset(
-    {"run", "runs", "images", "image", "index", "out", "picture", "report", "tables", "figures", "html", "repo"}
+    {
+        "run",
+        "runs",
+        "images",
+        "image",
+        "index",
+        "out",
+        "picture",
+        "report",
+        "verdicts",
+        "tables",
+        "figures",
+        "html",
+        "repo",
+    }
     | {"root", "dataset.root"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""

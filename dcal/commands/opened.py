@@ -6,15 +6,14 @@ import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from dcal.commands.keys import config_folders
+from dcal.inference.restore import Restored, restore
+from dcal.inference.trust import Trust
 from dcal.run.find import find_run
-
-if TYPE_CHECKING:
-    from dcal.inference.restore import Restored
 
 INCOMPLETE = 3
 """Exit code of a command that did its work, but for images that it had to leave out."""
@@ -27,9 +26,6 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
         config: of the command.
         changes: nodes that replace those of `config`, e.g. `task`.
     """
-    from dcal.inference.restore import restore
-    from dcal.inference.trust import Trust
-
     asked = {key: config[key] for key in ("task", "train") if key in config} | changes
     trust = Trust(config.trust, tuple(config_folders(sys.argv[1:])))
     device = config.get("device", "cpu")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
@@ -36,6 +37,12 @@ def prepare(arguments: Sequence[str], config_name: str) -> list[str]:
     """
     words = [quoted(expand_home(argument)) for argument in arguments]
     return [as_list(keep_text(word, text_keys(config_name)), list_keys(config_name)) for word in words]
+
+
+def typed_overrides() -> Iterator[tuple[str, str]]:
+    """The overrides of the command line: each as it was typed, and its key."""
+    for word in HydraConfig.get().overrides.task:
+        yield word, word.lstrip("+~").partition("=")[0]
 
 
 def expand_home(argument: str) -> str:

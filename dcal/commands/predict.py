@@ -10,17 +10,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 from omegaconf import DictConfig
+from tqdm import tqdm
 
-from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.dataset.image_files import find_images
+from dcal.inference.images import open_images
+from dcal.inference.restore import Restored
 from dcal.run.files import atomic_write
+from dcal.task.inference import combined_scores, finite, infer_batches
 from dcal.utils.errors import UserError, choose
-
-if TYPE_CHECKING:
-    from dcal.inference.restore import Restored
 
 FORMATS = ("table", "csv", "jsonl")
 
@@ -32,20 +33,8 @@ class Guess(NamedTuple):
     probability: float
 
 
-def main() -> None:
-    """Entry point of `dcal-predict`."""
-    hydra_command(job, "predict")
-
-
-def job(config: DictConfig) -> None:
-    """One prediction, reported in one sentence if it cannot be had."""
-    report_errors(lambda: predict(config), config.debug)
-
-
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
-    from dcal.dataset.image_files import find_images
-
     kind = chosen_format(config.format, config.out)
     if config.top < 1:
         raise UserError(f"top={config.top}: must be at least 1")
@@ -70,11 +59,6 @@ def guess(
     restored: Restored, paths: Sequence[Path], top: int, bad: dict[str, str]
 ) -> Iterator[tuple[Path, list[Guess]]]:
     """The `top` classes of each image, most probable first; `bad` gets the reasons of images that have no classes."""
-    from tqdm import tqdm
-
-    from dcal.inference.images import open_images
-    from dcal.task.inference import combined_scores, finite, infer_batches
-
     task, loader = restored.task, open_images(restored, paths)
     count = min(top, len(restored.class_names))
     with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
@@ -164,7 +148,3 @@ def jsonl_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> W
 
 
 WRITERS = {"table": table_writer, "csv": csv_writer, "jsonl": jsonl_writer}
-
-
-if __name__ == "__main__":
-    main()

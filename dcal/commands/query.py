@@ -5,20 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig, ListConfig
+from torch import Tensor
 
-from dcal.commands.app import hydra_command, report_errors
 from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
+from dcal.dataset.record import Record
+from dcal.inference.embed import embed, provenance
+from dcal.inference.index import Index, read_index
+from dcal.inference.index_parts import differences
+from dcal.inference.restore import Restored
+from dcal.metric.nearest import nearest
+from dcal.metric.ranking import MARKS, judge
 from dcal.utils.errors import UserError, choose
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dcal.dataset.record import Record
-    from dcal.inference.index import Index
-    from dcal.inference.restore import Restored
+from dcal.visualize.examples import RankedList, draw_ranked_lists
 
 PICTURED = 8
 """Queries in the picture, at most."""
@@ -35,21 +39,8 @@ class Found(NamedTuple):
     """What the protocol makes of each: `right`, `wrong`, `same camera`, `junk`; empty if nothing is known."""
 
 
-def main() -> None:
-    """Entry point of `dcal-query`."""
-    hydra_command(job, "query")
-
-
-def job(config: DictConfig) -> None:
-    """One search, reported in one sentence if it cannot be had."""
-    report_errors(lambda: query(config), config.debug)
-
-
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
-    from dcal.dataset.image_files import find_images
-    from dcal.inference.index import read_index
-
     if config.top < 1:
         raise UserError(f"top={config.top}: must be at least 1")
     choose("same_camera", config.same_camera, ("mark", "drop"))
@@ -77,9 +68,6 @@ def check_origin(index: Index, restored: Restored, file: Path) -> None:
     Raises:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
-    from dcal.inference.embed import provenance
-    from dcal.inference.index_parts import differences
-
     now = {key: value for key, value in provenance(restored).items() if key != "run"}
     other = differences({key: index.settings.get(key) for key in now}, now)
     if other:
@@ -91,9 +79,6 @@ def check_origin(index: Index, restored: Restored, file: Path) -> None:
 
 def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Record]:
     """The queries, with camera and label as far as they are known."""
-    from dcal.dataset.image_files import UNKNOWN, numbers_in
-    from dcal.dataset.record import Record
-
     columns = []
     for key in ("label", "camera"):
         given, pattern = config[key], index.settings.get(key)
@@ -108,13 +93,6 @@ def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Recor
 
 def search(restored: Restored, index: Index, queries: Sequence[Record], top: int, drop: bool) -> list[Found]:
     """Embeds the queries and compares each with the whole index."""
-    import torch
-    import torch.nn.functional as F
-
-    from dcal.inference.embed import embed
-    from dcal.metric.nearest import nearest
-    from dcal.metric.ranking import MARKS
-
     gallery_GD = torch.tensor(index.features, dtype=torch.float32)  # a copy: what parquet gives is read-only
     if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
         gallery_GD = F.normalize(gallery_GD)
@@ -136,10 +114,6 @@ def judged(query: Record, index: Index) -> Tensor:
 
     Without labels it cannot tell who is who; then all that is known is which images are of the query's camera.
     """
-    import torch
-
-    from dcal.metric.ranking import MARKS, judge
-
     unknown_G = torch.full((len(index.columns.path),), -1)
     camera_G = unknown_G if index.columns.camera is None else torch.tensor(index.columns.camera)
     if index.columns.label is not None and query.label >= 0:
@@ -175,11 +149,6 @@ def table(found: Found, index: Index) -> str:
 
 def draw(found: Sequence[Found], index: Index, restored: Restored, path: Path) -> None:
     """Draws a row per query, as a run does for its own; a file that is no longer there is left grey."""
-    import torch
-
-    from dcal.dataset.image_files import image_loader
-    from dcal.visualize.examples import RankedList, draw_ranked_lists
-
     names = {one.query.path for one in found} | {Path(index.columns.path[row]) for one in found for row in one.rows}
     paths, size = sorted(names), restored.config.dataset
     pictures = {path: torch.full((3, *size.image_size), 128, dtype=torch.uint8) for path in paths}
@@ -192,7 +161,3 @@ def draw(found: Sequence[Found], index: Index, restored: Restored, path: Path) -
         rows.append(RankedList(pictures[one.query.path], seen, marks))
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_ranked_lists(rows, path)
-
-
-if __name__ == "__main__":
-    main()

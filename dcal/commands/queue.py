@@ -25,15 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from dcal.commands.app import modules_of_current_folder, one_sentence, refuse
+from dcal.commands.app import modules_of_current_folder
 from dcal.commands.keys import check_words
 from dcal.commands.overrides import prepare
 from dcal.config import register
-from dcal.distributed.launcher import module_command
+from dcal.distributed.env import module_command
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
 from dcal.run.identity import Identity, identify
@@ -63,27 +61,23 @@ class Queued(NamedTuple):
     run: Run
 
 
-def main() -> None:
-    """Entry point of `dcal-queue`."""
-    words = sys.argv[1:]
-    if not words or {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    try:
-        options = parse(words)
-        queue = read_queue(options.file)
-        with modules_of_current_folder():  # for a reader of the user's own, as in dcal-train
-            queued = locate(jobs_of(queue, options.cells, options.common))
-    except UserError as error:
-        refuse(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        refuse(one_sentence(error))
+def queue(words: Sequence[str]) -> None:
+    """Runs the list that the command line names, or shows it.
+
+    Raises:
+        UserError: a word of the command line or an entry of the file is wrong.
+        SystemExit: when all has been tried, 1 if a run has failed; or after a request to stop.
+    """
+    options = parse(words)
+    listed = read_queue(options.file)
+    with modules_of_current_folder():  # for a reader of the user's own, as in dcal-train
+        queued = locate(jobs_of(listed, options.cells, options.common))
     if options.show:
-        print(state_table(queue, states(queued)))
+        print(state_table(listed, states(queued)))
         return
     with stop_requests() as stop:
-        failed = work(queued, options.jobs, stop, lambda: write_table(queue, queued))
-    print(state_table(queue, states(queued)))
+        failed = work(queued, options.jobs, stop, lambda: write_table(listed, queued))
+    print(state_table(listed, states(queued)))
     if stop:
         print("stopped: repeat the command to go on", file=sys.stderr)
         raise SystemExit(128 + stop.number)
@@ -196,14 +190,10 @@ def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
     with (one.run.directory / "queue.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, *module_command("dcal.commands.train", *one.job.words)],
+            [sys.executable, *module_command("dcal", "train", *one.job.words)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": threads, **os.environ},
             start_new_session=True,
         )
-
-
-if __name__ == "__main__":
-    main()

@@ -8,33 +8,44 @@ one page about the runs in a folder instead, from all that they keep.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.app import hydra_command, report_errors, typed_overrides
+from dcal.commands.overrides import typed_overrides
 from dcal.report.format import markdown
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw
-from dcal.report.records import Results, collect, load, load_all, merge, parse, read_yaml, save, with_defaults
+from dcal.report.protocol import (
+    Planned,
+    contrasts,
+    contrasts_text,
+    draw_map,
+    predictions_text,
+    read_protocol,
+    sort_records,
+    state_text,
+)
+from dcal.report.records import Results, collect, flat, load, load_all, merge, parse, read_yaml, save, with_defaults
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import write_atomically
+from dcal.run.queue import jobs_of
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
 
-def main() -> None:
-    """Entry point of `dcal-results`."""
-    hydra_command(typed_job, "results")
-
-
-def typed_job(config: DictConfig) -> None:
-    """The job of a command line, on which nothing may stand that a report would not listen to."""
-    report_errors(lambda: check_keys(config))
-    report_errors(lambda: job(config))
+def results(config: DictConfig) -> None:
+    """Checks the command line, then reports or tabulates."""
+    check_keys(config)
+    if config.report is not None:
+        write_report(Path(config.report).expanduser(), config)
+    else:
+        tabulate(config)
 
 
 def check_keys(config: DictConfig) -> None:
@@ -48,17 +59,17 @@ def check_keys(config: DictConfig) -> None:
         raise UserError(f"{unwritten[0]}: has no effect unless files are written; add write=true or leave it out")
 
 
-def job(config: DictConfig) -> None:
-    """Collects the runs and prints their tables, and writes all that is made of them if asked to; or one report."""
-    if config.report is not None:
-        write_report(Path(config.report).expanduser(), config)
-        return
+def tabulate(config: DictConfig) -> None:
+    """Collects the runs and prints their tables, and writes all that is made of them if asked to."""
     out = Path(config.out)
     found = collected(out, Path(config.runs), config.device)
     if config.write:
         write_records(out, found)
     names = list(found)
     results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
+    if config.verdicts is not None:
+        report_protocol(Path(config.verdicts).expanduser(), results, config)
+        return
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
     if config.tables and not path.is_file():
         raise UserError(f"tables={path}: no such file; leave it out for the tables of the installation")
@@ -113,6 +124,36 @@ def write_report(root: Path, config: DictConfig) -> None:
     print(f"{file}: {len(folder.runs)} runs, {file.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
+def report_protocol(path: Path, results: Mapping[str, Results], config: DictConfig) -> None:
+    """Prints what a protocol says of its runs; with `write=true` also the page beside it, and the map."""
+    protocol = read_protocol(path)
+    name = str(protocol["name"])
+    cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
+    finished, strangers = sort_records(list(plan(protocol, cells)), results, name)
+    for stranger in strangers:
+        print(f"left out: {stranger}", file=sys.stderr)
+    found = contrasts(protocol, finished)
+    texts: dict[str, str | None] = {
+        f"{name}-state": state_text(protocol, finished),
+        f"{name}-contrasts": contrasts_text(found),
+        f"{name}-predictions": predictions_text(protocol, found),
+    }
+    print("\n\n".join(filter(None, texts.values())))
+    if config.write:
+        figures = Path(config.figures)
+        figures.mkdir(parents=True, exist_ok=True)
+        draw_map(protocol, found, figures / f"{name}.png")
+        rewrite(path.with_name("README.md"), texts)
+
+
+def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[Planned]:
+    """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
+    jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)} if cells else {}
+    for (cell, arm, point), words in jobs.items():
+        config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)  # by the Hydra that runs this
+        yield Planned(cell, arm, point, flat(config))
+
+
 def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
     """The runs below a folder merged with the records in `out`, by the name of their file there without `.json`."""
     found, problems = collect(runs)
@@ -157,7 +198,3 @@ def rewrite(page: Path, texts: Mapping[str, str | None]) -> None:
         if new != old:
             write_atomically(page, new)
             print(f"{page}: written anew")
-
-
-if __name__ == "__main__":
-    main()

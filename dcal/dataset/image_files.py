@@ -101,7 +101,7 @@ def numbers_in(paths: Sequence[Path], pattern: str, key: str, required: bool = T
 
 
 def _files(path: Path, key: str) -> list[Path]:
-    """The files that one path, glob or list stands for."""
+    """The files that one path, glob or list names."""
     if path.is_dir():
         found = images_below(path)
         problem = f"no image below this folder (none of {' '.join(IMAGE_SUFFIXES)})"

@@ -13,6 +13,13 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+RUN_MODULE = """
+import sys
+sys.path = [folder for folder in sys.path if folder]
+import runpy
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""What `python -m MODULE` does, without the current folder on the path (`python -P`, which Python 3.10 lacks)."""
 
 
 def rank() -> int:
@@ -38,6 +45,26 @@ def world_size() -> int:
 def work_alone() -> None:
     """Makes this the only process, whatever the environment says: for commands that never run as several."""
     os.environ.pop("WORLD_SIZE", None)
+
+
+def adopt_batch_system() -> None:
+    """Makes the tasks of one submitit job (SLURM, or its local executor) the processes of one run."""
+    if "SUBMITIT_EXECUTOR" not in os.environ or world_size() > 1:
+        return
+    import submitit  # an extra
+
+    if submitit.JobEnvironment().num_tasks > 1:
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def module_command(module: str, *words: str) -> list[str]:
+    """What follows `python` to run an installed module, whatever files of the same names the current folder has.
+
+    Args:
+        module: its full name.
+        words: its command line.
+    """
+    return ["-c", RUN_MODULE, module, *words]
 
 
 def rank_zero_only(function: Callable[P, T]) -> Callable[P, T | None]:

@@ -17,6 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
 from dcal.distributed.env import world_size
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.signals import Interrupted, stop_with_parent
@@ -24,29 +28,12 @@ from dcal.utils.signals import Interrupted, stop_with_parent
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 LAUNCHER = "DCAL_LAUNCHER"
 """In the environment of a process of `launch`: the id of the process that has started it."""
-RUN_MODULE = """
-import sys
-sys.path = [folder for folder in sys.path if folder]
-import runpy
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-"""
-"""What `python -m MODULE` does, without the current folder on the path (`python -P`, which Python 3.10 lacks)."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's agent wants a process to leave its error."""
 
 
 class ProcessFailed(UserError):
     """A process of the run failed; the message is its own, or says how it ended."""
-
-
-def adopt_batch_system() -> None:
-    """Makes the tasks of one submitit job (SLURM, or its local executor) the processes of one run."""
-    if "SUBMITIT_EXECUTOR" not in os.environ or world_size() > 1:
-        return
-    import submitit
-
-    if submitit.JobEnvironment().num_tasks > 1:
-        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def to_be_started(wanted: int) -> bool:
@@ -71,8 +58,6 @@ def errors_to_agent() -> Iterator[None]:
     if ERROR_FILE not in os.environ:
         yield
         return
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
     if LAUNCHER in os.environ:
         stop_with_parent(int(os.environ[LAUNCHER]))
     handler = get_error_handler()
@@ -86,16 +71,6 @@ def errors_to_agent() -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def module_command(module: str, *words: str) -> list[str]:
-    """What follows `python` to run an installed module, whatever files of the same names the current folder has.
-
-    Args:
-        module: its full name.
-        words: its command line.
-    """
-    return ["-c", RUN_MODULE, module, *words]
-
-
 def launch(command: Sequence[str], count: int) -> None:
     """Runs `count` processes of a Python command on this machine until all are done.
 
@@ -106,10 +81,6 @@ def launch(command: Sequence[str], count: int) -> None:
         ProcessFailed: one failed; the others are ended.
         Interrupted: on SIGTERM, SIGINT, SIGHUP or SIGQUIT, which the processes got, too, and 30 seconds to end.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it would tell everything twice
     with tempfile.TemporaryDirectory(prefix="dcal-launch-") as folder, handlers_restored():
         config = LaunchConfig(
@@ -130,11 +101,11 @@ def launch(command: Sequence[str], count: int) -> None:
             by_agent = -signal.SIGTERM  # how it ends the others
             ends = {rank: end for rank, end in failed.failures.items() if end.exitcode != by_agent} or failed.failures
             rank, end = min(ends.items(), key=lambda entry: entry[1].exitcode)
-            told = first_error(Path(folder))
-            if told is None or end.exitcode < 0:
+            message = first_error(Path(folder))
+            if message is None or end.exitcode < 0:
                 how = f"was killed by {end.signal_name()}" if end.exitcode < 0 else f"ended with code {end.exitcode}"
-                told = f"process {rank} of {count} {how}: repeat the command to go on from the last checkpoint"
-            raise ProcessFailed(told) from None
+                message = f"process {rank} of {count} {how}: repeat the command to go on from the last checkpoint"
+            raise ProcessFailed(message) from None
         except SignalException as stopped:
             raise Interrupted(stopped.sigval) from None
         finally:
@@ -146,12 +117,12 @@ def first_error(folder: Path) -> str | None:
     files = sorted(folder.rglob("error.json"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
         return None
-    told = json.loads(files[0].read_text(encoding="utf-8"))["message"]
-    kind, _, message = told["message"].partition(": ")
+    error = json.loads(files[0].read_text(encoding="utf-8"))["message"]
+    kind, _, message = error["message"].partition(": ")
     if kind == ProcessFailed.__name__:
         return str(message)
-    print(told["extraInfo"]["py_callstack"], file=sys.stderr)
-    return f"process {files[0].parent.name} failed with {told['message']}"
+    print(error["extraInfo"]["py_callstack"], file=sys.stderr)
+    return f"process {files[0].parent.name} failed with {error['message']}"
 
 
 @contextmanager

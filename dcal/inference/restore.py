@@ -6,7 +6,6 @@ the names of the classes, and how many cameras and views a side embedding has.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ from dcal.config import Config
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
 from dcal.run.digest import check_digest
-from dcal.run.files import read_json, write_atomically
+from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
-from dcal.training.build import build_model, check_train, make, side_sizes
-from dcal.training.state import Task, TrainState
+from dcal.training.build import build_model, check_train, make
+from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
@@ -50,15 +49,6 @@ class Restored(NamedTuple):
     """The file that the weights come from."""
     trust: Trust = Trust()
     """What the run's data set may name, once it is opened."""
-
-
-def write_card(directory: Path, state: TrainState) -> None:
-    """Leaves `model.json` in a run directory."""
-    card = {
-        "class_names": state.data.class_names,
-        "sides": side_sizes(state.task.side_information, state.data),
-    }
-    write_atomically(directory / "model.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
 def restore(

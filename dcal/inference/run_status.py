@@ -1,4 +1,5 @@
 """The condition of a run directory, in findings: finished, running, interrupted or failed, and is it whole?"""
+# torch and what needs it is imported inside: `dcal-doctor` loads without, and tells if it is missing or broken
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ class Finding(NamedTuple):
 
 def state(directory: Path) -> Iterator[Finding]:
     """Finished, running, failed, interrupted or not begun."""
-    from dcal.inference.restore import read_config, read_result  # imports torch
+    from dcal.inference.restore import read_config, read_result
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")

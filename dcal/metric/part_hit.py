@@ -16,7 +16,7 @@ CHUNK = 4096
 
 
 def part_hits(points_M2: Tensor, image_M: Tensor, selected_NK: Tensor, patches_P4: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each part lies in a selected patch, and how likely that is when the patches are drawn at random.
+    """Whether each part is in a selected patch, and how likely that is when the patches are drawn at random.
 
     A part in c of the P patches (patches may overlap) is hit by K random ones with probability
     1 - C(P - c, K) / C(P, K), that is K / P where they do not overlap.
@@ -28,7 +28,7 @@ def part_hits(points_M2: Tensor, image_M: Tensor, selected_NK: Tensor, patches_P
         patches_P4: left, top, right and bottom of each patch; a point on the left or upper edge is inside.
 
     Returns:
-        hit (M,) and chance (M,), in [0, 1]; NaN where a part lies in no patch at all, cropped away.
+        hit (M,) and chance (M,), in [0, 1]; NaN where a part is in no patch because it was cropped away.
     """
     count, chosen = len(patches_P4), selected_NK.shape[1]
     picked_NP = torch.zeros(len(selected_NK), count, dtype=torch.bool).scatter(1, selected_NK, True)
@@ -46,7 +46,7 @@ def part_hits(points_M2: Tensor, image_M: Tensor, selected_NK: Tensor, patches_P
 
 
 def pointing(boxes_N4: Tensor, selected_NK: Tensor, patches_P4: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of the selected patches, and of all patches, whose centre lies in the image's box.
+    """Share of the selected patches, and of all patches, whose centre is in the image's box.
 
     Args:
         boxes_N4: left, top, right and bottom; NaN where an image has no box.

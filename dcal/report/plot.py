@@ -18,7 +18,7 @@ def draw(table: Table, path: Path) -> None:
     Panels: the first metric of every row with its interval and the seeds as dots; the same against the time
     of a training image; where losses were weighed, the weights by epoch.
     """
-    import matplotlib
+    import matplotlib  # half a second: only where figures are written
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

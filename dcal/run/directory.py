@@ -34,7 +34,6 @@ from dcal.run.provenance import (
     trained_by,
     versions,
 )
-from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
@@ -137,7 +136,7 @@ class Run:
                 log.info("run.fresh=true: what was trained before is now %s", aside)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, Interrupted):
+        if isinstance(error, Exception):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         if self._lock is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,6 @@ def git_state() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": platform.python_version(), "platform": platform.platform(), "argv": " ".join(sys.argv)}
     for package in (
         "dcal",

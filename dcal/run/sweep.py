@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.utils.errors import is_for_user
 
 FAILED = "failed"
 
@@ -49,7 +50,8 @@ def run_point(find: Callable[[], Run], work: Callable[[Run], Outcome]) -> float:
         run = find()
         outcome = work(run)
     except Exception as error:
-        outcome = Outcome(FAILED, error=f"{type(error).__name__}: {error}".removeprefix("JobError: "))
+        told = str(error) if is_for_user(error) else f"{type(error).__name__}: {error}"
+        outcome = Outcome(FAILED, error=told)
         print(f"{run.directory if run else 'no run'}: {outcome.error}", file=sys.stderr)
     except BaseException:
         _note(run, Outcome("interrupted"))

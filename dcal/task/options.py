@@ -41,6 +41,8 @@ class TaskOptions:
         for key in ("mixup", "cutmix"):
             if getattr(self, key) < 0:
                 raise UserError(f"task.{key}={getattr(self, key)}: must be 0 (off) or more")
+        if self.instances < 1:
+            raise UserError(f"task.instances={self.instances}: must be at least 1")
         if self.triplet["weight"] and self.instances < 2:
             raise UserError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
 

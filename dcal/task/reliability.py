@@ -12,8 +12,6 @@ from torch import Tensor
 from dcal.metric.classification import classification_metrics
 from dcal.metric.decision.calibration import calibration, fit_temperature, selective
 
-FILE = "reliability.json"
-
 
 def classifier_reliability(
     log_probabilities: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None

@@ -19,7 +19,7 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
-from dcal.training.execution import compiles, execution_mode, obstacle_to_recording, record_steps
+from dcal.training.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device

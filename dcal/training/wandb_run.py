@@ -23,6 +23,7 @@ from dcal.run.files import write_atomically
 from dcal.utils.errors import UserError, choose
 from dcal.utils.signals import Interrupted
 
+# wandb takes a second to import: inside the functions that need it, for a finished run is looked up without
 log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
@@ -133,7 +134,7 @@ def _online(run: Run, job_type: str) -> Any:
 
 
 def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
-    import wandb  # takes a second: only when a run really starts
+    import wandb
 
     config = OmegaConf.to_container(run.config, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)

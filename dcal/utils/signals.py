@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """The run was asked to stop and has saved what it takes to go on. `number` is the signal's."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has saved what it takes to go on. `number` is the signal's.
+
+    Like `KeyboardInterrupt` no `Exception`, for which nothing that handles errors may take it.
+    """
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -22,6 +22,7 @@ from dcal.model import DCAL, SIDE_INFORMATION_SCALE
 from dcal.utils.device import Device
 from dcal.visualize import gallery
 
+# matplotlib and wandb take a second to import: inside the functions that draw and log, for `dcal-predict` does neither
 EXAMPLES = 6
 LOOK_BATCH = 16
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from dcal.visualize.attention_maps import Distraction
@@ -15,7 +16,7 @@ from dcal.visualize.examples import shaded, upsample
 PANEL = 2.5
 """Height of a picture in inches; the longer side of a wide one."""
 BESIDE = 3.6
-"""Width in inches of what stands beside the pictures: predictions, curves."""
+"""Width in inches of the column right of the pictures: predictions, curves."""
 LINE = 0.13
 """Height in inches of a prediction, at least."""
 BRANCH_COLORS = {"both": "#3b4a5a", "sa": "#4c78a8", "glca": "#e07b39"}
@@ -45,8 +46,6 @@ def draw_sheet(sheet: Sheet, title: str, path: Path, distractor: Tensor | None, 
         distractor: uint8 (3, H, W), with `pair`.
         path: the PNG to write.
     """
-    from matplotlib.figure import Figure
-
     pixels = sheet.image.permute(1, 2, 0).numpy()
     height, width = pixels.shape[:2]
     tall, wide = PANEL * min(1.0, height / width), PANEL * min(1.0, width / height)
@@ -85,8 +84,6 @@ def draw_faithfulness(results: Mapping[str, Any], images: int, path: Path) -> No
     Args:
         results: from `dcal.metric.faithfulness.summary`.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8.4, 3.9), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)
     for axis, kind, better, what in zip(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+FILE = "reliability.json"
+"""In a run directory, what `dcal-evaluate reliability=true` found."""
 SIDE = 200.0
 """Width and height of a plot's unit square in the units of the SVG."""
 

@@ -98,7 +98,7 @@ def definition(module: str, name: str) -> Definition:
 
 
 def docstring(module: str, node: Definition) -> str:
-    """Of a class or function; of an assignment, the string that stands below it."""
+    """Of a class or function; of an assignment, the string below it."""
     if not isinstance(node, ast.Assign):
         return ast.get_docstring(node) or ""
     body = tree(module).body
@@ -106,7 +106,7 @@ def docstring(module: str, node: Definition) -> str:
 
 
 def text_of(node: ast.stmt | None) -> str:
-    """The text of a string that stands for itself."""
+    """The text of an expression statement that is a string."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         return textwrap.dedent(node.value.value).strip()
     return ""

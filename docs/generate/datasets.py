@@ -94,7 +94,7 @@ def head(name: str) -> list[str]:
 
 
 def options(name: str) -> list[str]:
-    """The reader's own keys, with their defaults and what stands beside them."""
+    """The reader's own keys, with their defaults and comments."""
     text = (config_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8")
     block = re.search(r"^reader:\n((?:  .*\n)+)", text, re.MULTILINE)
     found = re.findall(r"^  (\w+): (.*?)(?: +# (.*))?$", block[1], re.MULTILINE) if block else []

@@ -182,7 +182,7 @@ def test_the_command_writes_its_files_and_takes_bare_values(tmp_path: Path, phot
     out = tmp_path / "bench"
     arguments = "backbones=test_vit sizes=[32,64] precisions=fp32 modes=infer attention=glca repeats=1 min_seconds=0"
     arguments += f" device=cpu measure=[cells,pipeline] pipeline.root={photographs} pipeline.batch_size=2 out={out}"
-    words = [sys.executable, "-m", "dcal.commands.bench", *arguments.split()]
+    words = [sys.executable, "-m", "dcal", "bench", *arguments.split()]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert not done.stderr
     assert all(text in done.stdout for text in ("test_vit  32x64", "dcal cache=ram", "written"))

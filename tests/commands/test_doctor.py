@@ -13,7 +13,6 @@ from run_command import run_command
 from safetensors.torch import save_file
 
 from dcal.commands import doctor
-from dcal.commands.doctor import main
 
 TINY = ("experiment=tiny/fgvc",)
 
@@ -22,7 +21,7 @@ def asked(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str
     """Exit code and the lines of a report."""
     code = 0
     try:
-        run_command(main, *words)
+        run_command("doctor", *words)
     except SystemExit as stopped:
         code = int(stopped.code or 0)
     return code, capfd.readouterr().out.splitlines()

@@ -12,14 +12,12 @@ from omegaconf import OmegaConf
 from run_command import incomplete, refused, run_command
 
 import dcal
-from dcal.commands.evaluate import main, report
-from dcal.commands.predict import main as predict
-from dcal.commands.train import main as train
+from dcal.commands.evaluate import report
 from dcal.task.inference import NotFinite
 
 
 def evaluated(run: Path, out: Path, *words: str) -> dict[str, float]:
-    run_command(main, f"run={run}", f"out={out}", *words)
+    run_command("evaluate", f"run={run}", f"out={out}", *words)
     metrics: dict[str, float] = json.loads(out.read_text())["metrics"]
     return metrics
 
@@ -72,25 +70,25 @@ def test_another_data_set_is_seen_at_the_size_of_the_run(reid_run: Path, tmp_pat
 
 
 def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert f"did you mean {fgvc_run}" in refused(main, f"run={fgvc_run.parent.parent}", capfd=capfd)
-    assert "kept only with a validation split" in refused(main, f"run={fgvc_run}", "weights=best", capfd=capfd)
-    assert "did you mean weights" in refused(main, f"run={fgvc_run}", "wights=best", capfd=capfd)
-    assert "no split 'val'" in refused(main, f"run={fgvc_run}", "split=val", capfd=capfd)
+    assert f"did you mean {fgvc_run}" in refused("evaluate", f"run={fgvc_run.parent.parent}", capfd=capfd)
+    assert "kept only with a validation split" in refused("evaluate", f"run={fgvc_run}", "weights=best", capfd=capfd)
+    assert "did you mean weights" in refused("evaluate", f"run={fgvc_run}", "wights=best", capfd=capfd)
+    assert "no split 'val'" in refused("evaluate", f"run={fgvc_run}", "split=val", capfd=capfd)
     other = [f"run={fgvc_run}", "dataset=synthetic_birds", "dataset.image_size=[64,64]"]
-    assert "dataset.image_size=[64,64]: images are seen as in the run" in refused(main, *other, capfd=capfd)
+    assert "dataset.image_size=[64,64]: images are seen as in the run" in refused("evaluate", *other, capfd=capfd)
     broken = tmp_path / "seed=0"
     shutil.copytree(fgvc_run, broken)
     (broken / "last.safetensors").write_bytes(b"no weights")
-    assert "is damaged: its checksum" in refused(main, f"run={broken}", capfd=capfd)
+    assert "is damaged: its checksum" in refused("evaluate", f"run={broken}", capfd=capfd)
     (broken / "other.safetensors").write_bytes(b"no weights")
     words = [f"run={broken}", f"weights={broken / 'other.safetensors'}"]
-    assert "not the weights" in refused(main, *words, capfd=capfd)
+    assert "not the weights" in refused("evaluate", *words, capfd=capfd)
     (broken / "config_resolved.yaml").write_text("train: {epochs: many}")
-    assert "not the configuration of a run" in refused(main, f"run={broken}", capfd=capfd)
+    assert "not the configuration of a run" in refused("evaluate", f"run={broken}", capfd=capfd)
 
 
 def test_help_is_the_configuration_file(capfd: pytest.CaptureFixture[str]) -> None:
-    run_command(main, "--help")
+    run_command("evaluate", "--help")
     told = capfd.readouterr().out
     assert "dcal-evaluate run=DIR weights=best" in told  # an example
     assert "flip_test: null # average over" in told  # a key with its comment
@@ -105,7 +103,7 @@ def test_classes_must_be_those_of_the_run(fgvc_run: Path, tmp_path: Path, capfd:
         for name in ("ant", "bee"):
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (50, 50)).save(tmp_path / split / name / "0.png")
-    said = refused(main, f"run={fgvc_run}", "dataset=image_folder", f"dataset.root={tmp_path}", capfd=capfd)
+    said = refused("evaluate", f"run={fgvc_run}", "dataset=image_folder", f"dataset.root={tmp_path}", capfd=capfd)
     assert "are not the 16 that the run was trained on" in said
 
 
@@ -118,7 +116,7 @@ def test_a_run_may_be_older_than_a_key(fgvc_run: Path, tmp_path: Path, capfd: py
     assert evaluated(old, tmp_path / "metrics.json") == result(fgvc_run)
     del config["task"]["bnneck"]
     OmegaConf.save(config, old / "config_resolved.yaml")
-    assert "has no task.bnneck" in refused(main, f"run={old}", capfd=capfd)
+    assert "has no task.bnneck" in refused("evaluate", f"run={old}", capfd=capfd)
 
 
 def pictures(root: Path, test_images: int) -> Path:
@@ -139,24 +137,24 @@ def test_the_root_that_is_asked_for_is_evaluated(tmp_path: Path, capfd: pytest.C
              "backbone=test_vit", "train.epochs=1", "train.batch_size=4", "train.precision=fp32", "train.workers=0",
              "train.figures=false", "optimizer.schedule.warmup_epochs=0", "wandb.mode=disabled",
              f"run.root={tmp_path / 'runs'}"]  # fmt: skip
-    run_command(train, *words)
+    run_command("train", *words)
     (run,) = (file.parent for file in (tmp_path / "runs").glob("**/result.json"))
     capfd.readouterr()
 
     def said(*more: str) -> str:
-        run_command(main, f"run={run}", *more)
+        run_command("evaluate", f"run={run}", *more)
         return capfd.readouterr().out
 
     text = said(f"dataset.root={other}")
     assert f"in {other}, split test, 6 images" in text and "= result.json" not in text
     assert "result.json is about other images" in text
     moved = old.rename(tmp_path / "moved")
-    assert "no such folder" in refused(main, f"run={run}", capfd=capfd)
+    assert "no such folder" in refused("evaluate", f"run={run}", capfd=capfd)
     text = said(f"dataset.root={moved}")  # the same images elsewhere
     assert f"in {moved}, split test, 4 images" in text and text.count("= result.json") == len(result(run))
-    nowhere = refused(main, f"run={run}", f"dataset.root={tmp_path / 'nowhere'}", capfd=capfd)
+    nowhere = refused("evaluate", f"run={run}", f"dataset.root={tmp_path / 'nowhere'}", capfd=capfd)
     assert "nowhere" in nowhere
-    assert "dataset.root" in refused(main, f"run={run}", "dataset=cub", capfd=capfd)
+    assert "dataset.root" in refused("evaluate", f"run={run}", "dataset=cub", capfd=capfd)
 
 
 def test_a_drawn_set_is_evaluated_under_another_run(reid_run: Path, tmp_path: Path) -> None:
@@ -172,13 +170,13 @@ def test_scores_that_are_nan_are_no_accuracy(fgvc_run: Path, tmp_path: Path, cap
     file = tmp_path / "nan.safetensors"
     save_file(weights, file)
     run = [f"run={fgvc_run}", f"weights={file}"]
-    said = refused(main, *run, capfd=capfd)
+    said = refused("evaluate", *run, capfd=capfd)
     assert "images are not finite, and cannot be ranked or counted" in said
     image = tmp_path / "a.png"
     from PIL import Image
 
     Image.new("RGB", (40, 40), (90, 20, 60)).save(image)
-    incomplete(predict, *run, f"images={image}", "format=jsonl")
+    incomplete("predict", *run, f"images={image}", "format=jsonl")
     assert json.loads(capfd.readouterr().out)["error"] == "the model answers with NaN"
     with pytest.raises(NotFinite, match="NaN for 1 of 1"):
         dcal.load(fgvc_run, str(file), "cpu").predict(image)

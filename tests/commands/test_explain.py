@@ -14,7 +14,6 @@ from PIL import Image
 from run_command import incomplete, refused, run_command
 from torch import Tensor
 
-from dcal.commands.explain import main
 from dcal.create import create_dcal_model
 from dcal.metric.faithfulness import Curves, area, curves, summary
 from dcal.model import DCAL
@@ -55,13 +54,13 @@ def test_a_figure_for_each_image(
     task: str, folder: Path, tmp_path: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, out = request.getfixturevalue(f"{task}_run"), tmp_path / "out"
-    incomplete(main, f"run={run}", f"images={folder}", f"pair={folder / 'a.png'}", f"out={out}")
+    incomplete("explain", f"run={run}", f"images={folder}", f"pair={folder / 'a.png'}", f"out={out}")
     said = capfd.readouterr()
     assert "2 figures" in said.out and "1 of 3 images were left out" in said.err
     assert sorted(out.rglob("*.*")) == [out / "a.png.png", out / "deep" / "a.png.png"]
     with Image.open(out / "a.png.png") as with_pair:
         pair_height = with_pair.height
-    run_command(main, f"run={run}", f"images={folder / 'a.png'}", f"out={out}")
+    run_command("explain", f"run={run}", f"images={folder / 'a.png'}", f"out={out}")
     with Image.open(out / "a.png.png") as alone:
         assert alone.height < pair_height and alone.width > alone.height
 
@@ -162,7 +161,7 @@ def test_intervals_are_paired() -> None:
 
 
 def test_faithfulness_of_a_run(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run_command(main, f"run={fgvc_run}", "faithfulness=3", "steps=2", f"out={tmp_path}")
+    run_command("explain", f"run={fgvc_run}", "faithfulness=3", "steps=2", f"out={tmp_path}")
     assert "split test, 3 images: " in capfd.readouterr().out
     written = json.loads((tmp_path / "faithfulness.json").read_text())
     assert list(written["maps"]) == ["rollout", "glca", "random"] and written["images"] == 3
@@ -178,7 +177,7 @@ def test_mistakes_are_one_sentence(
     fgvc_run: Path, reid_run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def said(*words: str, run: Path = fgvc_run) -> str:
-        return refused(main, f"run={run}", f"out={tmp_path / 'out'}", *words, capfd=capfd)
+        return refused("explain", f"run={run}", f"out={tmp_path / 'out'}", *words, capfd=capfd)
 
     image = f"images={folder / 'a.png'}"
     assert "give images=PATH" in said()
@@ -199,7 +198,7 @@ def test_figures_stay_below_their_folder(tmp_path: Path, fgvc_run: Path, folder:
     shutil.copy(folder / "a.png", odd)
     listed = folder / "deep" / "list.txt"
     listed.write_text(f"../../{folder.name}/a.png\n{folder / 'deep' / 'a.png'}\n")
-    run_command(main, f"run={fgvc_run}", f"images=[{listed},{folder}/*x$.png]", f"out={tmp_path / 'out'}")
+    run_command("explain", f"run={fgvc_run}", f"images=[{listed},{folder}/*x$.png]", f"out={tmp_path / 'out'}")
     figures = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")]
     assert sorted(figures) == sorted([Path("a.png.png"), Path("deep/a.png.png"), Path(f"{odd.name}.png")])
     assert not list(tmp_path.glob("*.png")) and not list(folder.rglob("*.png.png"))

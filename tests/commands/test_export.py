@@ -15,7 +15,6 @@ from run_command import refused, run_command
 from torch import Tensor
 
 import dcal
-from dcal.commands.export import main
 from dcal.inference.export_graph import SAVERS, Graph, compare, parts
 from dcal.inference.images import open_data
 from dcal.inference.pretrained import of_run
@@ -24,7 +23,7 @@ from dcal.utils.errors import UserError
 
 
 def exported(run: Path, format: str, out: Path, *words: str) -> Path:
-    run_command(main, f"run={run}", f"format={format}", f"out={out}", "limit=2", *words)
+    run_command("export", f"run={run}", f"format={format}", f"out={out}", "limit=2", *words)
     return out
 
 
@@ -187,7 +186,7 @@ def test_what_differs_does_not_appear(fgvc_run: Path, tmp_path: Path, capfd: pyt
 
     with mock.patch.dict(SAVERS, safetensors=broken):
         words = [f"run={fgvc_run}", "format=safetensors", f"out={tmp_path / 'never'}"]
-        assert "differs from PyTorch by more than tolerance=0.0001" in refused(main, *words, capfd=capfd)
+        assert "differs from PyTorch by more than tolerance=0.0001" in refused("export", *words, capfd=capfd)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,7 +199,7 @@ def test_batches_of_all_sizes_hold_everything_once(count: int, sizes: Sequence[i
 
 def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def told(*words: str) -> str:
-        return refused(main, f"run={fgvc_run}", *words, capfd=capfd)
+        return refused("export", f"run={fgvc_run}", *words, capfd=capfd)
 
     assert "choose one of onnx, torch_export" in told("format=tflite")
     assert "under format=hub only" in told("format=onnx", "repo=me/birds")

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from run_command import incomplete, refused, run_command
 
-from dcal.commands import extract, query
+from dcal.commands import extract
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
 from dcal.inference.index import read_index
@@ -27,7 +27,7 @@ from dcal.utils.errors import UserError
 
 
 def extracted(run: Path, out: Path, *words: str) -> Path:
-    run_command(extract.main, f"run={run}", f"out={out}", *words)
+    run_command("extract", f"run={run}", f"out={out}", *words)
     return out
 
 
@@ -69,7 +69,7 @@ def test_killed_and_repeated_it_gives_the_same_bytes(
     listed = tmp_path / "list.txt"
     listed.write_text("\n".join(paths))
     words = [f"images={listed}", "train.eval_batch_size=4", "fp16=true", r"label=^(\d+)", r"camera=c(\d+)"]
-    incomplete(extract.main, f"run={reid_run}", f"out={tmp_path / f'whole{suffix}'}", *words)
+    incomplete("extract", f"run={reid_run}", f"out={tmp_path / f'whole{suffix}'}", *words)
     whole, killed = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
 
     original = extract.joined
@@ -91,13 +91,13 @@ def test_killed_and_repeated_it_gives_the_same_bytes(
             extracted(reid_run, killed, *words)
         assert not killed.exists()
     stop_after(len(people) // 4 - 3 + 1)  # what is left: nothing is computed twice
-    incomplete(extract.main, f"run={reid_run}", f"out={killed}", *words)
+    incomplete("extract", f"run={reid_run}", f"out={killed}", *words)
     assert killed.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([killed.name, whole.name, "list.txt"])
     index = read_index(killed, "index")
     assert index.features.dtype == np.float16 and list(index.columns.path) == sorted(people)
     monkeypatch.setattr(extract, "compute", None)  # finished: nothing is computed once more
-    incomplete(extract.main, f"run={reid_run}", f"out={killed}", *words)
+    incomplete("extract", f"run={reid_run}", f"out={killed}", *words)
 
 
 def test_what_belongs_to_other_settings_is_not_touched(
@@ -108,19 +108,19 @@ def test_what_belongs_to_other_settings_is_not_touched(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     words = [f"run={reid_run}", f"images={people[0]}", f"out={tmp_path / 'index.npz'}"]
-    run_command(extract.main, *words)
+    run_command("extract", *words)
     before = (tmp_path / "index.npz").read_bytes()
-    said = refused(extract.main, *words, "task.inference=[sa]", capfd=capfd)
+    said = refused("extract", *words, "task.inference=[sa]", capfd=capfd)
     assert "exists, made with other settings (inference ['sa', 'glca'], now ['sa'])" in said
     assert (tmp_path / "index.npz").read_bytes() == before
     (tmp_path / "index.npz").unlink()
     monkeypatch.setattr(extract, "joined", lambda *arguments: exec("raise Killed", {"Killed": Killed}))
     with pytest.raises(Killed):
-        run_command(extract.main, *words)
-    said = refused(extract.main, *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
+        run_command("extract", *words)
+    said = refused("extract", *words, f"images=[{people[0]},{people[1]}]", capfd=capfd)
     assert "index.npz.parts: begun with other settings (images 1, now 2" in said
     with acquire_lock(tmp_path / "index.npz.parts"):  # parts of two processes would leave gaps
-        assert "is being worked on by process" in refused(extract.main, *words, capfd=capfd)
+        assert "is being worked on by process" in refused("extract", *words, capfd=capfd)
 
 
 def test_mistakes_are_one_sentence(
@@ -131,7 +131,7 @@ def test_mistakes_are_one_sentence(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     def said(*words: str) -> str:
-        return refused(extract.main, f"run={reid_run}", *words, capfd=capfd)
+        return refused("extract", f"run={reid_run}", *words, capfd=capfd)
 
     out, image = f"out={tmp_path / 'x.npz'}", f"images={people[0]}"
     assert "its suffix must be .npz or .parquet" in said(image, f"out={tmp_path / 'x'}")
@@ -162,7 +162,7 @@ def test_the_nearest_are_found_and_judged(
         marks[labels < 0] = "junk"
         left_out = np.isin(marks, ["same camera", "junk"])
         for policy, expected in (("mark", order[:6]), ("drop", order[~left_out[order]][:6])):
-            run_command(query.main, *words, *given, f"same_camera={policy}")
+            run_command("query", *words, *given, f"same_camera={policy}")
             title, head, *lines = capfd.readouterr().out.splitlines()[:8]
             assert title.endswith(f"camera {camera}  label {label}")
             assert head.split() == ["rank", "similarity", "camera", "label", "mark", "image"]
@@ -179,12 +179,12 @@ def test_a_query_of_unknown_identity(
     out = extracted(reid_run, tmp_path / "i.npz", f"images=[{','.join(people)}]", r"camera=_c(\d+)_", "fp16=true")
     capfd.readouterr()
     words = [f"run={reid_run}", f"index={out}", f"image={people[0]}", "picture=null", "top=99"]
-    run_command(query.main, *words)
+    run_command("query", *words)
     _, head, first, *_ = capfd.readouterr().out.splitlines()
     assert head.split() == ["rank", "similarity", "camera", "mark", "image"]
     assert first.split()[1] == "1.0000" and first.split()[-1] == people[0] and "same camera" in first
     camera = first.split()[2]
-    run_command(query.main, *words, "same_camera=drop")
+    run_command("query", *words, "same_camera=drop")
     kept = [line.split()[2] for line in capfd.readouterr().out.splitlines()[2:] if line.startswith(" ")]
     assert 0 < len(kept) < len(people) and camera not in kept
     assert list(tmp_path.iterdir()) == [out]
@@ -199,7 +199,7 @@ def test_an_index_of_another_model_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     def said(run: Path, index: Path, *words: str) -> str:
-        return refused(query.main, f"run={run}", f"index={index}", f"image={people[0]}", *words, capfd=capfd)
+        return refused("query", f"run={run}", f"index={index}", f"image={people[0]}", *words, capfd=capfd)
 
     assert "made by another model, tiny/reid/" in said(fgvc_run, splits["gallery"])
     assert "no such file; make it with dcal-extract" in said(reid_run, tmp_path / "none.npz")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,21 +18,36 @@ from run_command import refused, run_command
 from torch import nn
 
 import dcal
-from dcal.commands import app, predict, train
-from dcal.commands.app import hydra_command
+from dcal.commands import app
 from dcal.commands.keys import check_words
 from dcal.commands.overrides import follow_image_size, prepare
+from dcal.dataset.record import DataError
 from dcal.optimizer import create_optimization
 from dcal.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+MANDATORY: dict[str, list[str]] = {
+    "evaluate": ["run=a"],
+    "explain": ["run=a"],
+    "export": ["run=a", "format=onnx"],
+    "predict": ["run=a", "images=a"],
+    "extract": ["run=a", "out=a"],
+    "query": ["run=a", "index=a", "image=a"],
+}
+"""Words without which a command has nothing to do."""
 
 
 def composed_by(*words: str, command: str = "train") -> DictConfig:
     """The configuration that the job of a command is given."""
     given: list[DictConfig] = []
-    run_command(lambda: hydra_command(given.append, command), *words)
+    with doing(given.append):
+        run_command(command, *words)
     return given[0]
+
+
+def doing(job: Callable[[DictConfig], object]) -> AbstractContextManager[object]:
+    """Inside, `job` takes the place of what a command does with its configuration."""
+    return mock.patch.object(app, "load", lambda name: job)
 
 
 def value_of(word: str, command: str = "train") -> Any:
@@ -39,7 +57,7 @@ def value_of(word: str, command: str = "train") -> Any:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    run_command(train.main, "-sc", f"install={shell}")
+    run_command("train", "-sc", f"install={shell}")
     assert "complet" in capsys.readouterr().out
 
 
@@ -54,13 +72,13 @@ def test_completion_can_be_installed(shell: str, capsys: pytest.CaptureFixture[s
 def test_completion_offers_keys_options_and_ablations(line: str, offered: str) -> None:
     """In a process of its own, as a shell asks for it: what completion registers with Hydra stays there."""
     environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
-    command = [sys.executable, "-m", "dcal.commands.train", "-sc", "query=bash"]
+    command = [sys.executable, "-m", "dcal", "train", "-sc", "query=bash"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert offered in done.stdout.split(), done.stderr
 
 
 def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
-    run_command(train.main, "--version")
+    run_command("train", "--version")
     assert capsys.readouterr().out == f"dcal {dcal.__version__}\n"
 
 
@@ -87,7 +105,7 @@ def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(words: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
-    told = refused(train.main, *words, capfd=capfd)
+    told = refused("train", *words, capfd=capfd)
     assert said in told
     assert told.startswith("error: ") and told.count("\n") == 1
 
@@ -97,7 +115,7 @@ def test_words_of_hydra_and_of_free_nodes_may_be_new() -> None:
 
 
 def test_a_mandatory_key_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    told = refused(predict.main, "images=a.jpg", capfd=capfd)
+    told = refused("predict", "images=a.jpg", capfd=capfd)
     assert told == "error: run=... must be given; --help explains each key\n"
 
 
@@ -160,44 +178,49 @@ def test_ctrl_c_while_torch_is_imported(monkeypatch: pytest.MonkeyPatch, capfd: 
     def interrupt(config: DictConfig) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: hydra_command(interrupt, "train"))
+    with pytest.raises(SystemExit) as stopped, doing(interrupt):
+        run_command("train")
     assert stopped.value.code == 130
     assert capfd.readouterr().err == "stopped at once: repeat the command to go on\n"
 
 
-def test_an_error_for_the_user_has_no_lines_of_hydra_around_it(capfd: pytest.CaptureFixture[str]) -> None:
-    def job(config: DictConfig) -> None:
-        app.report_errors(lambda: fail(UserError("the disk is full")))
+@pytest.mark.parametrize("command", app.CONFIGURED)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UserError("the disk is full"), "error: the disk is full\n"),
+        (DataError("root: no such folder"), "error: root: no such folder\n"),
+        (FileNotFoundError(2, "No such file", "a.npz"), "error: [Errno 2] No such file: 'a.npz'\n"),
+    ],
+)
+def test_what_the_user_can_correct_is_one_sentence(
+    command: str, error: Exception, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with doing(lambda config: fail(error)):
+        assert refused(command, *MANDATORY.get(command, ()), capfd=capfd) == told
 
-    def fail(error: Exception) -> None:
-        raise error
 
-    told = refused(lambda: hydra_command(job, "train"), capfd=capfd)
-    assert told == "error: the disk is full\n"
-
-
+@pytest.mark.parametrize("command", app.CONFIGURED)
 @pytest.mark.parametrize("error", [ValueError("shapes (2, 3) and (4,)"), OSError("of no file")])
-def test_an_error_of_the_program_shows_its_stack(error: Exception, capfd: pytest.CaptureFixture[str]) -> None:
-    def job(config: DictConfig) -> None:
-        app.report_errors(lambda: fail())
-
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as ended:
-        run_command(lambda: hydra_command(job, "train"))
+def test_an_error_of_the_program_shows_its_stack(
+    command: str, error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, doing(lambda config: fail(error)):
+        run_command(command, *MANDATORY.get(command, ()))
     assert ended.value.code == 1
     told = capfd.readouterr().err
     assert "Traceback" in told and "in fail" in told and str(error) in told
 
 
-def test_an_error_of_the_system_that_names_its_file_is_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    def job(config: DictConfig) -> None:
-        app.report_errors(Path("/no/such/file").read_text)
+def test_debug_shows_the_stack_of_every_error(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "run.debug=true"], ["evaluate", "run=a", "debug=true"]):
+        with pytest.raises(SystemExit), doing(lambda config: fail(UserError("the disk is full"))):
+            run_command(*words)
+        assert "in fail" in capfd.readouterr().err
 
-    told = refused(lambda: hydra_command(job, "train"), capfd=capfd)
-    assert told == "error: [Errno 2] No such file or directory: '/no/such/file'\n"
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 def test_a_module_of_the_current_folder_is_found_behind_the_installed_ones(
@@ -205,6 +228,7 @@ def test_a_module_of_the_current_folder_is_found_behind_the_installed_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     paths: list[str] = []
-    run_command(lambda: hydra_command(lambda config: paths.extend(sys.path), "train"))
+    with doing(lambda config: paths.extend(sys.path)):
+        run_command("train")
     assert paths[-1] == str(tmp_path)
     assert str(tmp_path) not in sys.path

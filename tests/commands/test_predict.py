@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from run_command import incomplete, refused, run_command
 
-from dcal.commands.predict import main, opened
+from dcal.commands.predict import opened
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def evaluated(fgvc_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def predicted(run: Path, out: Path, *words: str) -> list[dict[str, object]]:
-    run_command(main, f"run={run}", f"out={out}", *words)
+    run_command("predict", f"run={run}", f"out={out}", *words)
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 def test_damaged_files_are_listed_and_left_out(
     fgvc_run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    incomplete(main, f"run={fgvc_run}", f"images={folder}", "top=2", f"out={tmp_path / 'new' / 'labels.csv'}")
+    incomplete("predict", f"run={fgvc_run}", f"images={folder}", "top=2", f"out={tmp_path / 'new' / 'labels.csv'}")
     assert "1 of 3 images were left out" in capfd.readouterr().err
     with (tmp_path / "new" / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -80,7 +80,7 @@ def test_damaged_files_are_listed_and_left_out(
     assert "is no image" in rows[-1]["error"] and not rows[0]["error"]
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "labels.csv"]  # nothing temporary stays
 
-    incomplete(main, f"run={fgvc_run}", f"images={folder / 'deep' / '*.png'}", "top=2")
+    incomplete("predict", f"run={fgvc_run}", f"images={folder / 'deep' / '*.png'}", "top=2")
     said = capfd.readouterr()
     assert "left out" in said.err and "left out" not in said.out  # the output may be piped
     table = said.out.splitlines()
@@ -88,7 +88,7 @@ def test_damaged_files_are_listed_and_left_out(
     assert len({len(line) for line in table[:4]}) == 1
     assert "is no image" in table[4]
 
-    run_command(main, f"run={fgvc_run}", f"images={folder / 'deep' / '0.png'}", "format=jsonl")
+    run_command("predict", f"run={fgvc_run}", f"images={folder / 'deep' / '0.png'}", "format=jsonl")
     assert len(json.loads(capfd.readouterr().out)["top"]) == 5
 
 
@@ -102,7 +102,7 @@ def test_mistakes_are_one_sentence(
     fgvc_run: Path, reid_run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def said(*words: str, run: Path = fgvc_run) -> str:
-        return refused(main, f"run={run}", *words, capfd=capfd)
+        return refused("predict", f"run={run}", *words, capfd=capfd)
 
     image = f"images={folder / 'deep' / '0.png'}"
     assert "re-identification has no classes to predict; dcal-extract" in said(image, run=reid_run)
@@ -111,7 +111,7 @@ def test_mistakes_are_one_sentence(
     assert "is no image" in said(f"images={folder / 'deep' / '1.png'}", f"out={tmp_path / 'x.csv'}")
     assert not (tmp_path / "x.csv").exists()
     assert "its suffix must be .csv or .jsonl" in said(image, "out=labels")
-    assert "format=xml: choose one of" in said(image, "format=xml")
+    assert "format='xml': choose one of" in said(image, "format=xml")
     assert "top=0: must be" in said(image, "top=0")
     assert "train.eval_batch_size=0: must be" in said(image, "train.eval_batch_size=0")
     assert "task.inference=['pwca']: choose from" in said(image, "task.inference=[pwca]")

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from run_command import refused, run_command
 
-from dcal.commands.evaluate import main
-from dcal.commands.train import main as train
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 
@@ -37,7 +35,7 @@ def kept(run: Path) -> dict[str, Any]:
 
 def test_pairs_of_a_run(reid_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, out = copied(reid_run, tmp_path), tmp_path / "metrics.json"
-    run_command(main, f"run={run}", "reliability=true", f"out={out}")
+    run_command("evaluate", f"run={run}", "reliability=true", f"out={out}")
     said, found = capfd.readouterr().out, kept(run)
     assert json.loads(out.read_text())["reliability"].items() <= found.items()
     assert 0.1 < found["auc"]["low"] <= found["auc"]["value"] <= found["auc"]["high"] <= 1
@@ -52,10 +50,10 @@ def test_settings_that_are_not_the_run_s_are_not_kept(
     reid_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = copied(reid_run, tmp_path)
-    run_command(main, f"run={run}", "reliability=true", "task.metric=euclidean")
+    run_command("evaluate", f"run={run}", "reliability=true", "task.metric=euclidean")
     assert "not kept in reliability.json" in capfd.readouterr().out
     assert not (run / "reliability.json").exists()
-    assert "re-identification has no classes" in refused(main, f"run={run}", f"unknown={tmp_path}", capfd=capfd)
+    assert "re-identification has no classes" in refused("evaluate", f"run={run}", f"unknown={tmp_path}", capfd=capfd)
 
 
 def test_a_classifier_and_images_of_no_class(fgvc_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +62,7 @@ def test_a_classifier_and_images_of_no_class(fgvc_run: Path, tmp_path: Path, cap
     for number in range(3):
         Image.effect_noise((60, 60), 80 + number).convert("RGB").save(tmp_path / f"{number}.png")
     run = copied(fgvc_run, tmp_path / "runs")
-    run_command(main, f"run={run}", f"unknown={tmp_path}/*.png")
+    run_command("evaluate", f"run={run}", f"unknown={tmp_path}/*.png")
     found = kept(run)
     assert "temperature" not in found["calibration"]  # the run has no validation split
     assert found["unknown"]["unknown"] == 3
@@ -76,9 +74,9 @@ def test_a_classifier_and_images_of_no_class(fgvc_run: Path, tmp_path: Path, cap
 
 def test_the_temperature_is_that_of_the_validation_split(tmp_path: Path) -> None:
     words = ["dataset.val_fraction=0.5", "train.figures=false", f"run.root={tmp_path}"]
-    run_command(train, "experiment=tiny/fgvc", *words)
+    run_command("train", "experiment=tiny/fgvc", *words)
     (result,) = tmp_path.glob("**/result.json")
-    run_command(main, f"run={result.parent}", "split=test", "reliability=true", f"out={tmp_path / 'out.json'}")
+    run_command("evaluate", f"run={result.parent}", "split=test", "reliability=true", f"out={tmp_path / 'out.json'}")
     own = json.loads((tmp_path / "out.json").read_text())["reliability"]["calibration"]
     assert own["temperature"] > 0 and own["scaled"]["nll"] > 0
     assert not (result.parent / "reliability.json").exists()  # the run reports on its split val

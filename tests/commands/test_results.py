@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
 from run_command import run_command
 
-from dcal.commands.results import job, main
+from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode, decode_groups, encode, encode_groups
@@ -178,7 +178,7 @@ def test_queries_of_one_person_are_one_observation(tmp_path: Path) -> None:
     plain, dcal = rng.random((2, 12)).round(4)
     for attention, by_person in (("none", plain), ("dcal", dcal)):
         write_queries(tmp_path / "runs", attention, np.repeat(by_person, 10), np.repeat(np.arange(12), 10))
-    job(configure(tmp_path))
+    tabulate(configure(tmp_path))
     results = load_all(tmp_path / "results")
     spec = Spec("people", ["*"], by=["attention"], against={"attention": "none"})
     (row, other) = make_table(spec, results).rows
@@ -205,7 +205,7 @@ def test_only_declared_comparisons_have_a_verdict_of_their_own(tmp_path: Path) -
             ("dcal", 14 - seed % 2),
         ):
             write_run(tmp_path / "runs", seed, wrong, attention)
-    job(configure(tmp_path))
+    tabulate(configure(tmp_path))
     results = load_all(tmp_path / "results")
     spec = Spec("birds", ["*"], by=["attention"], against={"attention": "none"}, primary=["glca", "dcal", "later"])
     lines = {line.split(" | ")[0][2:]: line for line in markdown(make_table(spec, results)).splitlines() if "|" in line}
@@ -224,7 +224,7 @@ def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_pat
     (folder / "result.json").write_text(json.dumps(result | {"headline": "mAP", "metrics": {"mAP": 0.0, "rank1": 0.0}}))
     nothing = {"average_precision": np.zeros(3), "first_rank": np.zeros(3), "valid": np.zeros(3, dtype=bool)}
     np.savez(folder / "items.npz", index=np.arange(3), label=np.zeros(3), **nothing)
-    job(configure(tmp_path))
+    tabulate(configure(tmp_path))
     table = make_table(Spec("any", ["*"]), load_all(tmp_path / "results"))
     assert "| all | 0.00 | – |" in markdown(table)
 
@@ -255,7 +255,7 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "README.md"
     page.write_text(PAGE.replace("later -->", "later -->\nold"))
     (runs / "fgvc" / "birds" / "id-none" / "seed=2" / "result.json").write_text("{")
-    job(configure(folder))
+    tabulate(configure(folder))
     told = capsys.readouterr()
     assert "left out" in told.err and "seed=2" in told.err
     text = page.read_text()
@@ -268,11 +268,11 @@ def test_the_whole_way(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "data:image/png;base64," in html and "http" not in html
 
     before = contents(folder)
-    job(configure(folder))  # again
-    job(configure(folder, runs=str(folder / "nowhere")))  # from the records alone
+    tabulate(configure(folder))  # again
+    tabulate(configure(folder, runs=str(folder / "nowhere")))  # from the records alone
     assert contents(folder) == before
     page.write_text(PAGE)
-    job(configure(folder, runs=str(folder / "nowhere")))
+    tabulate(configure(folder, runs=str(folder / "nowhere")))
     assert contents(folder) == before
 
 
@@ -280,16 +280,16 @@ def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.Captu
     """Published records of the same configuration and seed stay, and the tables are those that writing would print."""
     folder = runs.parent
     (folder / "README.md").write_text(PAGE)
-    job(configure(folder))
+    tabulate(configure(folder))
     shutil.rmtree(runs)
     write_run(runs, 0, 2)
     before = contents(folder)
     capsys.readouterr()
-    job(configure(folder, write=False))
+    tabulate(configure(folder, write=False))
     printed = capsys.readouterr().out
     assert contents(folder) == before
     assert "| dcal | 89.17 ± 5.20 |" in printed and "Nothing was written; write=true" in printed
-    job(configure(folder, write=True))
+    tabulate(configure(folder, write=True))
     (row,) = [line for line in printed.splitlines() if line.startswith("| dcal |")]
     assert row in capsys.readouterr().out and row in (folder / "README.md").read_text()
 
@@ -297,16 +297,16 @@ def test_nothing_is_written_without_being_asked(runs: Path, capsys: pytest.Captu
 def test_without_published_records_the_tables_are_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(runs.parent)
     config = configure(runs.parent, write=False, out=str(runs.parent / "none yet"))
-    job(config)
+    tabulate(config)
     assert "| dcal | 87.50 ± 2.50 |" in capsys.readouterr().out
     assert contents(runs.parent) == {**before, "tables.yaml": (runs.parent / "tables.yaml").read_bytes()}
-    job(configure(runs.parent, write=False, runs=str(runs.parent / "nowhere")))
+    tabulate(configure(runs.parent, write=False, runs=str(runs.parent / "nowhere")))
     assert "no finished run was read" in capsys.readouterr().err
 
 
 def test_a_key_of_written_files_needs_write(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run_command(main, f"runs={runs}", "figures=pictures")
+        run_command("results", f"runs={runs}", "figures=pictures")
     assert "figures=pictures: has no effect unless files are written; add write=true" in capsys.readouterr().err
 
 
@@ -326,12 +326,12 @@ def test_configurations_may_lack_a_key_that_others_have() -> None:
 
 def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
     folder = runs.parent
-    job(configure(folder))
+    tabulate(configure(folder))
     first = load(folder / "results" / "fgvc-birds.json")
     shutil.rmtree(runs)
     write_run(runs, 0, 2)
     write_run(runs, 7, 3)
-    job(configure(folder))
+    tabulate(configure(folder))
     second = load(folder / "results" / "fgvc-birds.json")
     assert len(second["runs"]) == len(first["runs"]) + 1
     ((again,),) = [[r for r in second["runs"] if (r["cfg_id"], r["seed"]) == ("id-dcal", 0)]]
@@ -340,7 +340,7 @@ def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
 
 
 def test_without_a_description_rows_are_what_differs(runs: Path) -> None:
-    job(configure(runs.parent))
+    tabulate(configure(runs.parent))
     table = make_table(Spec("any", ["*"]), load_all(runs.parent / "results"))
     assert [row.label for row in table.rows] == ["dcal", "none"]
     assert "95 % interval" in markdown(table)
@@ -372,7 +372,7 @@ def test_where_sa_is_alone_its_figures_are_the_headline(attention: str, metrics:
 
 
 def test_a_row_of_different_configurations_is_refused(runs: Path) -> None:
-    job(configure(runs.parent))
+    tabulate(configure(runs.parent))
     with pytest.raises(UserError, match="differ in attention: name them in `by`"):
         make_table(Spec("mixed", ["*"], by=["dataset"]), load_all(runs.parent / "results"))
 
@@ -381,7 +381,7 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     """As when somebody tries a key on a recipe whose table knows nothing of it."""
     folder = runs.parent
     (folder / "README.md").write_text(PAGE)
-    job(configure(folder))
+    tabulate(configure(folder))
     before = (folder / "README.md").read_text()
     other = write_run(runs / "more", 0, 3)
     config = (other / "config_resolved.yaml").read_text().replace("top_ratio: 0.1", "top_ratio: 0.5")
@@ -389,7 +389,7 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     (other / "result.json").write_text((other / "result.json").read_text().replace("id-dcal", "id-half"))
     other.parent.rename(other.parent.with_name("id-half"))
     capsys.readouterr()
-    job(configure(folder))
+    tabulate(configure(folder))
     told = capsys.readouterr()
     assert "left as it is: tables.yaml, birds: the row 'dcal' mixes runs that differ in attention.glca.top" in told.err
     assert (folder / "README.md").read_text() == before
@@ -423,6 +423,6 @@ def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="birds: primary names comparisons, and against is missing"):
         specs({"birds": {"runs": "x", "primary": ["dcal"]}})
     with pytest.raises(UserError, match=r"tables=.*tabels\.yaml: no such file"):
-        job(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
+        tabulate(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
     with pytest.raises(UserError, match=r"results:brids .*tables.yaml has birds"):
         fill("<!-- results:brids -->\n<!-- /results -->", {"birds": ""})

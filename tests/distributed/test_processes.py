@@ -16,8 +16,8 @@ import torch
 from ranks import CASES
 from run_command import run_command
 
-from dcal.commands.train import main
-from dcal.distributed.launcher import ProcessFailed, launch, module_command, to_be_started
+from dcal.distributed.env import module_command
+from dcal.distributed.launcher import ProcessFailed, launch, to_be_started
 from dcal.training import trainer as engine
 from dcal.training.build import share_of_batch
 from dcal.utils.errors import UserError
@@ -64,7 +64,7 @@ def test_two_processes_are_stopped_and_one_goes_on(
 ) -> None:
     overrides = ["experiment=tiny/fgvc", f"run.root={tmp_path}", "train.epochs=9999", "train.eval_every=9999"]
     overrides += ["train.checkpoint_minutes=0"]
-    several = [sys.executable, "-m", "dcal.commands.train", *overrides, "launch.processes=2", "launch.strategy=fsdp"]
+    several = [sys.executable, "-m", "dcal", "train", *overrides, "launch.processes=2", "launch.strategy=fsdp"]
     started = subprocess.Popen(several, env=ENV, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 300
@@ -90,7 +90,7 @@ def test_two_processes_are_stopped_and_one_goes_on(
 
     monkeypatch.setattr(engine, "update", until_the_third_epoch)
     with pytest.raises(SystemExit):
-        run_command(main, *overrides)
+        run_command("train", *overrides)
     assert f"step {int(newest.name)}\n" in capfd.readouterr().out  # "continuing at ..."
     assert int(max(directory.glob("checkpoints/*")).name) == int(newest.name) + 5
     logged = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from run_command import refused, run_command
 
 import dcal
-from dcal.commands import evaluate, export, predict, train
 from dcal.inference.pretrained import TrainedDCAL
 from dcal.inference.restore import restore
 from dcal.inference.trust import RunError, Trust, plain, without_weights
@@ -83,7 +82,7 @@ def test_the_environment_stays_where_it_is(
         config.name = "${oc.env:API_TOKEN}"
 
     run = changed(fgvc_run, tmp_path / "seed=0", attack)
-    said = refused(export.main, f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", capfd=capfd)
+    said = refused("export", f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", capfd=capfd)
     assert "name=${oc.env:API_TOKEN} refers to something outside" in said and "hush-hush" not in said
     assert not (tmp_path / "out").exists()
     with pytest.raises(RunError, match=r"list\.1=a"):
@@ -97,7 +96,7 @@ def test_the_card_names_no_folder_of_this_machine(fgvc_run: Path, tmp_path: Path
         config.wandb.entity = "/home/somebody"
 
     run = changed(fgvc_run, tmp_path / "seed=0", own)
-    run_command(export.main, f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", "limit=1")
+    run_command("export", f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", "limit=1")
     for name in ("README.md", "config.json"):
         text = (tmp_path / "out" / name).read_text(encoding="utf-8")
         assert "start.safetensors" in text and "somebody" not in text
@@ -155,7 +154,7 @@ def own_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, l
              "backbone=test_vit", "train.epochs=1", "train.batch_size=4", "train.precision=fp32", "train.workers=0",
              "train.figures=false", "optimizer.schedule.warmup_epochs=0", "wandb.mode=disabled",
              f"run.root={tmp_path / 'runs'}"]  # fmt: skip
-    run_command(train.main, *words)
+    run_command("train", *words)
     sys.modules.pop("mothlib", None)
     (result,) = (tmp_path / "runs").glob("**/result.json")
     return result.parent, [f"--config-dir={tmp_path / 'conf'}"]
@@ -166,15 +165,15 @@ def test_a_run_on_ones_own_reader(
 ) -> None:
     run, config_dir = own_reader
     image = next((tmp_path / "moths" / "test").rglob("*.png"))
-    run_command(predict.main, f"run={run}", f"images={image}")  # needs no reader, so no trust
-    run_command(export.main, f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", "limit=1")
+    run_command("predict", f"run={run}", f"images={image}")  # needs no reader, so no trust
+    run_command("export", f"run={run}", "format=safetensors", f"out={tmp_path / 'out'}", "limit=1")
     assert dcal.load(run, device="cpu").class_names == ["elm", "oak"]
     capfd.readouterr()
-    said = refused(evaluate.main, f"run={run}", capfd=capfd)
+    said = refused("evaluate", f"run={run}", capfd=capfd)
     assert "dataset.reader._target_=mothlib.read_moths" in said
     assert "--config-dir" in said and "trust=true" in said
     for word in (*config_dir, "trust=true"):
-        run_command(evaluate.main, f"run={run}", word)
+        run_command("evaluate", f"run={run}", word)
         assert "= result.json" in capfd.readouterr().out
 
 

@@ -21,7 +21,6 @@ from run_command import refused, run_command
 from safetensors.numpy import load_file, save_file
 
 import dcal.run.identity as identity
-from dcal.commands import doctor, evaluate, predict, results, train
 from dcal.config import register
 from dcal.report.records import load_all
 from dcal.report.table import make_table, specs
@@ -185,7 +184,7 @@ def test_weights_that_are_not_there_are_refused_at_once(tmp_path: Path, capfd: p
     with pytest.raises(UserError, match=r"^backbone.checkpoint=.*: no such file"):
         config_id(composed(f"backbone.checkpoint='{tmp_path}/none.pth'"))
     said = refused(
-        train.main, *OLD_WORDS, f"backbone.checkpoint='{tmp_path}/none.pth'", f"run.root={tmp_path}", capfd=capfd
+        "train", *OLD_WORDS, f"backbone.checkpoint='{tmp_path}/none.pth'", f"run.root={tmp_path}", capfd=capfd
     )
     assert "no such file" in said and not list(tmp_path.iterdir())
 
@@ -233,7 +232,7 @@ def test_a_corrected_table_is_another_run(tmp_path: Path) -> None:
 def test_two_data_sets_are_two_runs_and_each_is_returned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     roots = [pictures(tmp_path / "a"), pictures(tmp_path / "b", ("cow", "dog", "eel"))]
     for root in (*roots, *roots):
-        run_command(train.main, *TINY, f"dataset.root='{root}'", f"run.root={tmp_path}/runs")
+        run_command("train", *TINY, f"dataset.root='{root}'", f"run.root={tmp_path}/runs")
     said = capfd.readouterr().out
     assert said.count("finished before") == 2
     found = [json.loads(file.read_text()) for file in tmp_path.glob("runs/own/*/seed=0/identity.json")]
@@ -252,7 +251,7 @@ def test_two_data_sets_are_two_runs_and_each_is_returned(tmp_path: Path, capfd: 
             if '"classes": 3' in file.read_text()
         )
     )
-    run_command(train.main, *TINY, f"dataset.root='{roots[0]}'", f"run.root={tmp_path}/runs")
+    run_command("train", *TINY, f"dataset.root='{roots[0]}'", f"run.root={tmp_path}/runs")
     said = capfd.readouterr().out
     assert "finished before" in said and "its data cannot be read now" in said
 
@@ -266,7 +265,7 @@ def old(tmp_path: Path) -> Path:
 
 def test_an_older_run_is_found_and_returned(old: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = (old / "result.json").read_bytes()
-    run_command(train.main, *OLD_WORDS, f"run.root={tmp_path}")
+    run_command("train", *OLD_WORDS, f"run.root={tmp_path}")
     assert "finished before: old  e7968a00" in capfd.readouterr().out
     assert (old / "result.json").read_bytes() == before
     assert [path.name for path in tmp_path.glob("old/*")] == ["e7968a00"]
@@ -278,7 +277,7 @@ def test_an_older_interrupted_run_goes_on(old: Path, tmp_path: Path, capfd: pyte
     for name in ("result.json", "last.safetensors", "items.npz"):
         (old / name).unlink()
     shutil.rmtree(old / "checkpoints" / "00000004")
-    run_command(train.main, *OLD_WORDS, f"run.root={tmp_path}")
+    run_command("train", *OLD_WORDS, f"run.root={tmp_path}")
     assert [path.name for path in tmp_path.glob("old/*")] == ["e7968a00"]
     again = (old / "metrics.jsonl").read_text().splitlines()
     assert again[0] == lines[0] and len(again) == 2, "it went on after the first epoch"
@@ -289,18 +288,18 @@ def test_an_older_interrupted_run_goes_on(old: Path, tmp_path: Path, capfd: pyte
 
 
 def test_an_older_run_is_opened_and_evaluated(old: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run_command(evaluate.main, f"run={old}")
+    run_command("evaluate", f"run={old}")
     assert "0.0625" in capfd.readouterr().out
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(tmp_path / "a.png")
-    run_command(predict.main, f"run={old}", f"images={tmp_path}/a.png")
+    run_command("predict", f"run={old}", f"images={tmp_path}/a.png")
     with pytest.raises(SystemExit) as ended:
-        run_command(doctor.main, f"run={old}")
+        run_command("doctor", f"run={old}")
     assert ended.value.code == 0
 
 
 def test_an_older_run_is_tabulated(old: Path, tmp_path: Path) -> None:
     run_command(
-        results.main,
+        "results",
         f"runs={old.parents[1]}",
         f"out={tmp_path}/records",
         "pages=[]",
@@ -330,9 +329,9 @@ def test_an_older_run_on_other_classes_is_not_this_run(tmp_path: Path) -> None:
 def test_returning_a_finished_run_needs_no_torch(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = pictures(tmp_path / "data")
     words = [*TINY, f"dataset.root='{root}'", f"run.root={tmp_path}/runs"]
-    run_command(train.main, *words)
+    run_command("train", *words)
     hidden = "import sys; sys.modules['torch'] = None; sys.modules['wandb'] = None"
-    code = f"{hidden}; sys.argv[1:] = {words!r}; from dcal.commands.train import main; main()"
+    code = f"{hidden}; sys.argv[1:] = {words!r}; from dcal.commands.app import run; run('train')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "finished before" in done.stdout, done.stderr
 

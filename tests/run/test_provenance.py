@@ -17,7 +17,6 @@ import pytest
 from run_command import killed, refused, run_command
 
 import dcal.run.provenance as provenance
-from dcal.commands import doctor, evaluate, results, train
 from dcal.run.copies import finished_runs
 from dcal.run.lock import RunLocked, acquire_lock, lock_holder
 from dcal.training import checkpoint
@@ -28,7 +27,7 @@ TINY = ("experiment=tiny/fgvc", "name=made", "attention=none", "train.batch_size
 
 
 def command(root: Path, *words: str) -> None:
-    run_command(train.main, *TINY, f"run.root={root}", *words)
+    run_command("train", *TINY, f"run.root={root}", *words)
 
 
 def only_run(root: Path) -> Path:
@@ -125,7 +124,7 @@ def test_fresh_waits_for_who_works_there(tmp_path: Path, capfd: pytest.CaptureFi
     command(tmp_path)
     held = acquire_lock(only_run(tmp_path))
     try:
-        said = refused(train.main, *TINY, f"run.root={tmp_path}", "run.fresh=true", capfd=capfd)
+        said = refused("train", *TINY, f"run.root={tmp_path}", "run.fresh=true", capfd=capfd)
     finally:
         held.release()
     assert "is being worked on by" in said and only_run(tmp_path).is_dir()
@@ -146,7 +145,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
         return true_sha256(path)
 
     monkeypatch.setattr(checkpoint, "sha256", broken)
-    said = refused(train.main, *TINY, f"run.root={tmp_path}", "train.epochs=3", capfd=capfd)
+    said = refused("train", *TINY, f"run.root={tmp_path}", "train.epochs=3", capfd=capfd)
     assert "cannot be read" in said and os.strerror(number) in said and "nothing was changed" in said
     kept = ("checkpoints", "metrics.jsonl")
     assert all(path.read_bytes() == content for path, content in files.items() if set(path.parts) & set(kept))
@@ -166,10 +165,10 @@ def test_one_flipped_bit_in_the_weights_is_refused(tmp_path: Path, capfd: pytest
     content = bytearray(weights.read_bytes())
     content[-5] ^= 0x10
     weights.write_bytes(content)
-    said = refused(evaluate.main, f"run={weights.parent}", capfd=capfd)
+    said = refused("evaluate", f"run={weights.parent}", capfd=capfd)
     assert "last.safetensors is damaged" in said and "run.fresh=true" in said
     with pytest.raises(SystemExit) as ended:
-        run_command(doctor.main, f"run={weights.parent}")
+        run_command("doctor", f"run={weights.parent}")
     assert ended.value.code == 1 and "last.safetensors is damaged" in capfd.readouterr().out
 
 
@@ -180,10 +179,10 @@ def test_lost_files_are_named_with_a_remedy_that_works(tmp_path: Path, capfd: py
     for name in ("last.safetensors", "items.npz"):
         (run / name).unlink()
     with pytest.raises(SystemExit) as ended:
-        run_command(doctor.main, f"run={run}")
+        run_command("doctor", f"run={run}")
     said = capfd.readouterr().out
     assert ended.value.code == 1 and "last.safetensors is missing" in said and "run.fresh=true" in said
-    assert "run.fresh=true" in refused(evaluate.main, f"run={run}", capfd=capfd)
+    assert "run.fresh=true" in refused("evaluate", f"run={run}", capfd=capfd)
     command(tmp_path)
     assert "last.safetensors, items.npz of it is missing: run.fresh=true" in capfd.readouterr().out
     command(tmp_path, "run.fresh=true")
@@ -196,7 +195,7 @@ def test_a_torn_result_is_written_again(tmp_path: Path, capfd: pytest.CaptureFix
     metrics = json.loads((run / "result.json").read_text())["metrics"]
     (run / "result.json").write_text('{"status": "fini')
     with pytest.raises(SystemExit) as ended:
-        run_command(doctor.main, f"run={run}")
+        run_command("doctor", f"run={run}")
     assert ended.value.code == 1 and "result.json: not JSON" in capfd.readouterr().out
     command(tmp_path)
     assert capfd.readouterr().out.count("result.json is damaged: the run goes on from its checkpoint") == 1
@@ -214,7 +213,7 @@ def test_a_copy_of_a_run_is_in_no_table(tmp_path: Path, capfd: pytest.CaptureFix
     directories, problems = finished_runs(tmp_path)
     assert directories == [run] and problems == [f"{backup}: a copy of {run}, not read"]
     places = [f"{key}={tmp_path}/{key}" for key in ("out", "figures", "html")]
-    run_command(results.main, f"runs={tmp_path}/made", *places, "pages=[]", "write=true")
+    run_command("results", f"runs={tmp_path}/made", *places, "pages=[]", "write=true")
     (record,) = json.loads((tmp_path / "out" / "made.json").read_text())["runs"]
     assert record["metrics"]["top1"] == round(result["metrics"]["top1"], 6)
     assert "seed=0.bak" in "".join(capfd.readouterr())

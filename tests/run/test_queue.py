@@ -12,7 +12,7 @@ import yaml
 from run_command import run_command
 
 from dcal.commands import queue as command
-from dcal.commands.queue import Queued, locate, main, parse, work
+from dcal.commands.queue import Queued, locate, parse, work
 from dcal.run.directory import Run
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import Job, jobs_of, read_queue, state_of, state_table
@@ -31,20 +31,33 @@ LIST: dict[str, Any] = {
     "cells": {
         "few": {
             "title": "few",
+            "metric": "top1",
             "seeds": [3, 4],
             "overrides": ["experiment=tiny/fgvc", "train.epochs=1"],
             "arms": {"plain": ["train.batch_size=4"], "both": []},
         },
         "many": {
             "title": "many",
+            "metric": "top1",
             "seeds": [3],
             "overrides": ["experiment=tiny/fgvc"],
             "grid": {"optimizer.lr": [0.1, 0.2], "optimizer.new_lr_scale": [1, 10]},
             "chosen": {"both": ["optimizer.weight_decay=0"]},
             "arms": {"both": []},
         },
-        "later": {"title": "later", "seeds": [3], "chosen": None, "overrides": [], "arms": {"plain": []}},
+        "later": {
+            "title": "later",
+            "metric": "top1",
+            "seeds": [3],
+            "chosen": None,
+            "overrides": [],
+            "arms": {"plain": []},
+        },
     },
+    "contrasts": {"primary": [{"of": "both", "against": "plain", "asks": "do they help"}], "exploratory": []},
+    "predictions": [
+        {"cells": ["few"], "of": "both", "against": "plain", "verdict": "undecided", "reason": "two seeds"}
+    ],
 }
 
 
@@ -192,11 +205,20 @@ def test_real_runs_are_completed_and_not_repeated(
     words = [str(written(tmp_path)), "cells=few", "jobs=2", f"run.root={tmp_path / 'runs'}", "wandb.mode=disabled"]
     for starts in (2, 0):
         with pytest.raises(SystemExit) as ended:
-            run_command(main, *words, "train.figures=false", "train.workers=0")
+            run_command("queue", *words, "train.figures=false", "train.workers=0")
         told = capfd.readouterr().out
         assert ended.value.code == 0, told
         assert told.count("starts in") == 2 * starts and "| few | few | 4 |" in told
     assert "| few | few | 4 |" in (tmp_path / "runs" / "list.md").read_text(encoding="utf-8")
+    # what the list, registered as a protocol, says of them
+    page = tmp_path / "README.md"
+    page.write_text("<!-- results:list-predictions -->\n<!-- /results -->\n", encoding="utf-8")
+    out = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'records'}", f"figures={tmp_path / 'figures'}"]
+    run_command("results", f"verdicts={tmp_path / 'list.yaml'}", *out, "write=true")
+    told = capfd.readouterr().out
+    assert "| few | few | 4 | 4 | done |" in told and "both − plain" in told and "2 of 2" in told
+    assert "| undecided | undecided | right | two seeds |" in page.read_text(encoding="utf-8")
+    assert (tmp_path / "figures" / "list.png").is_file()
 
 
 # --- the registered protocol

@@ -15,10 +15,9 @@ from omegaconf import OmegaConf
 from run_command import killed, one_thread, run_command
 from test_config import composed
 
-from dcal.commands.train import main, train
 from dcal.run.directory import Run
 from dcal.run.sweep import table
-from dcal.training import build
+from dcal.training import execute
 
 HERE = Path(__file__).resolve().parents[1]
 LIMIT = "+hydra.callbacks.limit._target_=limit.Limit"
@@ -28,7 +27,7 @@ TINY = ("experiment=tiny/fgvc", "train.progress=false")
 def sweep(runs: Path, *words: str) -> int:
     """The exit code of a multirun in this process."""
     try:
-        run_command(main, "-m", *TINY, f"run.root={runs}", *words)
+        run_command("train", "-m", *TINY, f"run.root={runs}", *words)
     except SystemExit as stopped:
         return int(stopped.code or 0)
     return 0
@@ -68,7 +67,7 @@ def test_eight_points_killed_twice_are_complete_the_third_time(tmp_path: Path) -
         assert {point for point, status in statuses.items() if status == "finished before"} == before
         for attention, seed in points:
             point = [f"attention={attention}", f"seed={seed}"]
-            train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={alone}", *point, *words[2:])))
+            execute.train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={alone}", *point, *words[2:])))
     assert found == results(alone)
     assert len({result["weights"] for result in found.values()}) == 8, "attention and seed decide"
 
@@ -76,14 +75,14 @@ def test_eight_points_killed_twice_are_complete_the_third_time(tmp_path: Path) -
 def test_a_point_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    true_build = build.build
+    true_build = execute.build
 
     def broken(config: Any) -> Any:
         if config.seed == 1:
             raise RuntimeError("a bug")
         return true_build(config)
 
-    monkeypatch.setattr(build, "build", broken)
+    monkeypatch.setattr(execute, "build", broken)
     words = ["seed=0,1,2,3", "attention=none"]
     assert sweep(tmp_path, "seed=0", "attention=none") == 0
     (first,) = tmp_path.glob("tiny/fgvc/*/seed=0")
@@ -114,7 +113,7 @@ def test_a_point_that_fails_does_not_stop_the_others(
 
 def test_a_finished_point_is_skipped_without_the_heavy_imports(fgvc_run: Path) -> None:
     hidden = "import sys; sys.modules['torch'] = None; sys.modules['wandb'] = None"
-    code = f"{hidden}; from dcal.commands.train import main; main()"
+    code = f"{hidden}; from dcal.commands.app import run; run('train')"
     words = ["-m", *TINY, "seed=0,0,0,0", f"run.root={fgvc_run.parents[3]}"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -126,8 +125,8 @@ def test_who_comes_second_finds_the_run_finished(
 ) -> None:
     """Another process may finish a run between this one's first look and its hold of the run."""
     before = (fgvc_run / "result.json").stat().st_mtime_ns
-    monkeypatch.setattr(build, "build", None)
-    train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={fgvc_run.parents[3]}")))
+    monkeypatch.setattr(execute, "build", None)
+    execute.train(Run(composed(*TINY, "name=tiny/fgvc", f"run.root={fgvc_run.parents[3]}")))
     assert str(fgvc_run) in capfd.readouterr().out and (fgvc_run / "result.json").stat().st_mtime_ns == before
 
 

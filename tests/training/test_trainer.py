@@ -10,14 +10,13 @@ import pytest
 from run_command import run_command
 
 import dcal.training.trainer as trainer
-from dcal.commands.train import main
 
 WORDS = ("experiment=tiny/fgvc", "attention=none", "train.epochs=3", "train.checkpoint_minutes=60")
 
 
 def train(root: Path) -> list[dict[str, Any]]:
     """The log of a run, without what a clock has written."""
-    run_command(main, *WORDS, f"run.root={root}")
+    run_command("train", *WORDS, f"run.root={root}")
     (log,) = root.rglob("metrics.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "train/images_per_second"} for line in lines]

@@ -17,10 +17,10 @@ import yaml
 from run_command import refused, run_command
 from wandb_server import KEY, Sent, Server, serving
 
-from dcal.commands.train import main
 from dcal.inference.restore import restore
 from dcal.training import trainer as engine
 from dcal.training import wandb_run as tracking
+from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 def train(runs: Path, *words: str) -> Path:
     """A run in this process; its directory."""
-    run_command(main, *TINY, f"run.root={runs}", *words)
+    run_command("train", *TINY, f"run.root={runs}", *words)
     (result,) = runs.glob("**/result.json")
     return result.parent
 
@@ -85,11 +85,11 @@ def test_online(
     """A failure, the same run again to its end, figures, artifacts."""
     words = ["wandb.mode=online", "wandb.tags=[one,two]", "wandb.artifacts=true", "train.figures=true"]
     with monkeypatch.context() as patch:
-        breaks_off(patch, ValueError("train.lr: a bad day"))
-        said = refused(main, *TINY, f"run.root={tmp_path}", *words, capfd=capfd)
+        breaks_off(patch, UserError("train.lr: a bad day"))
+        said = refused("train", *TINY, f"run.root={tmp_path}", *words, capfd=capfd)
     assert "a bad day" in said
     (sent,) = server.runs.values()
-    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "ValueError: train.lr: a bad day"
+    assert sent.complete and sent.exitcode == 1 and sent.summary["error"] == "UserError: train.lr: a bad day"
     assert len(sent.history) == 1
 
     directory = train(tmp_path, *words)
@@ -178,14 +178,14 @@ def test_online_without_a_key_says_so(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
-    said = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=online", capfd=capfd)
+    said = refused("train", *TINY, f"run.root={tmp_path}", "wandb.mode=online", capfd=capfd)
     assert "wandb.mode=online" in said and "wandb login" in said
 
 
 def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A point that it starts, and one that was finished before the sweep asked for it."""
     words = [*TINY, f"run.root={tmp_path}", "wandb.mode=online"]
-    command = ["${env}", sys.executable, "-m", "dcal.commands.train", *words, "${args_no_hyphens}"]
+    command = ["${env}", sys.executable, "-m", "dcal", "train", *words, "${args_no_hyphens}"]
     server.sweep = {"config": yaml.dump({"command": command, "program": "dcal-train"})}
     server.sweep["points"] = [{"seed": 0, "optimizer.lr": 0.0005}]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -195,7 +195,7 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep-0")  # as the agent does
     monkeypatch.setenv("WANDB_RUN_ID", "drawn-1")
     wandb.teardown()  # the client reads them once
-    run_command(main, *words, "seed=0", "optimizer.lr=0.0005")
+    run_command("train", *words, "seed=0", "optimizer.lr=0.0005")
     assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
     (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))
     for sent in server.runs.values():
@@ -207,7 +207,7 @@ def test_a_run_trained_anew_is_another_one_on_the_server(server: Server, tmp_pat
     first = train(tmp_path, "wandb.mode=online")
     shutil.rmtree(first)
     second = train(tmp_path, "wandb.mode=online")
-    run_command(main, *TINY, f"run.root={tmp_path}", "wandb.mode=online", "run.fresh=true")
+    run_command("train", *TINY, f"run.root={tmp_path}", "wandb.mode=online", "run.fresh=true")
     assert first == second and len(server.runs) == 3
     for sent in server.runs.values():
         assert [line["epoch"] for line in sent.history if "epoch" in line] == [1, 2]
@@ -218,7 +218,7 @@ def test_the_end_of_a_log_is_sent_again(server: Server, tmp_path: Path) -> None:
     words = [*TINY, f"run.root={tmp_path}/runs", "wandb.mode=online"]
     code = (
         "import os, sys; from dcal.training import wandb_run; wandb_run._finish = lambda *_: os.kill(os.getpid(), 9); "
-        f"sys.argv[1:] = {words!r}; from dcal.commands.train import main; main()"
+        f"sys.argv[1:] = {words!r}; from dcal.commands.app import run; run('train')"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == -9
     assert not list(tmp_path.glob("**/result.json")) and list(tmp_path.glob("**/wandb_open"))
@@ -250,5 +250,5 @@ def test_a_run_that_was_deleted_on_the_server_is_logged_as_a_new_one(
 
 def test_a_tag_that_is_too_long_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tags = f"wandb.tags=[short,{'x' * 65}]"
-    told = refused(main, *TINY, f"run.root={tmp_path}", "wandb.mode=disabled", tags, capfd=capfd)
+    told = refused("train", *TINY, f"run.root={tmp_path}", "wandb.mode=disabled", tags, capfd=capfd)
     assert "wandb.tags" in told and "65 characters" in told

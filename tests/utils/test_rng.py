@@ -14,7 +14,6 @@ import pytest
 import torch
 from run_command import run_command
 
-from dcal.commands.train import main
 from dcal.utils.rng import restore_rng_state, rng_state, seed_everything
 
 
@@ -57,7 +56,7 @@ def test_deterministic_is_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -
 
 
 def trained(runs: Path, *words: str) -> tuple[bytes, list[dict[str, Any]]]:
-    run_command(main, "experiment=tiny/fgvc", "train.progress=false", f"run.root={runs}", *words)
+    run_command("train", "experiment=tiny/fgvc", "train.progress=false", f"run.root={runs}", *words)
     (weights,) = runs.glob("**/last.safetensors")
     lines = [json.loads(line) for line in (weights.parent / "metrics.jsonl").read_text().splitlines()]
     return weights.read_bytes(), [{k: v for k, v in line.items() if "second" not in k} for line in lines]

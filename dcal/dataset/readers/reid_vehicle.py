@@ -36,7 +36,7 @@ def read_veri(
 ) -> Catalog:
     """VeRi-776 (Liu et al., ECCV 2016): name_ and image_{train,query,test}, train_label.xml.
 
-    Names are like 0002_c002_00030600_0.jpg, the camera has three digits. Every query lies in image_test too,
+    Names are like 0002_c002_00030600_0.jpg, the camera has three digits. Every query is in image_test too,
     where the camera rule removes it. `evaluation` names the metric: "image_to_image" is the one of nearly all
     recent papers (DCAL too); "image_to_track" ranks the tracks of test_track.txt by their nearest image, as
     the set's authors do, and adds `tracks` to the protocol: the track number of each gallery image, for

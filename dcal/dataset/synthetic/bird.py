@@ -127,7 +127,7 @@ def _turn(points: Points, pivot: Points, angle: float) -> Points:
 
 
 def draw_pose(rng: np.random.Generator, size: int) -> Pose:
-    """A random pose whose bird lies within a square canvas of `size` pixels."""
+    """A random pose whose bird is inside a square canvas of `size` pixels."""
     span = size * (0.76 + 0.18 * rng.random())
     unit = span / 2.5
     angle = (rng.random() - 0.5) * 0.44

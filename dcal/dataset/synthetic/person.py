@@ -85,7 +85,7 @@ def draw_identity(shared: np.random.Generator, own: np.random.Generator) -> Iden
 
 @dataclass(frozen=True, slots=True)
 class Stance:
-    """Where a person stands on the canvas and how they walk."""
+    """A person's position on the canvas and how they walk."""
 
     foot: Points
     """Canvas position between the feet."""

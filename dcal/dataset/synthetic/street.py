@@ -1,4 +1,4 @@
-"""Streets for the synthetic people: what belongs to a camera (place, light, sharpness) and what stands about.
+"""Streets for the synthetic people: what belongs to a camera (place, light, sharpness) and street furniture.
 
 Panels on the walls take the colours of the clothing, so that a colour counts only on the person. Everything
 is drawn in place on a supersampled canvas (see `drawing`) and depends on camera and generator alone, never on

@@ -182,7 +182,7 @@ def by_camera(experiment: Experiment) -> Breakdown | None:
 
 def cameras(items: dict[str, Any]) -> dict[int, dict[str, float]]:
     """The metrics of each camera's queries, as `evaluate_retrieval(per_camera=True)` gives them."""
-    import torch
+    import torch  # a second, for Re-ID only
 
     from dcal.metric.ranking import PerQuery, breakdown
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
 from dcal.run.copies import finished_runs
-from dcal.task.reliability import FILE as RELIABILITY
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.gallery import Gallery
+from dcal.visualize.reliability import FILE as RELIABILITY
 
 
 class RunFiles(NamedTuple):

@@ -9,8 +9,6 @@ import pytest
 from PIL import Image
 from run_command import refused, run_command
 
-from dcal.commands.evaluate import main as evaluate
-from dcal.commands.train import main as train
 from dcal.inference.images import open_data
 from dcal.inference.restore import restore
 
@@ -43,7 +41,7 @@ def result(runs: Path) -> dict[str, float]:
 
 def test_mixed_sizes_and_an_identity_with_one_image(tmp_path: Path) -> None:
     root = people(tmp_path / "people")
-    run_command(train, *TINY, f"dataset.root={root}", f"run.root={tmp_path / 'runs'}",
+    run_command("train", *TINY, f"dataset.root={root}", f"run.root={tmp_path / 'runs'}",
                 "dataset.reader.camera=_c(\\d)", "dataset.image_size=[48,24]",
                 "backbone.patch_stride=6", "task.side_information=camera")  # fmt: skip
     metrics = result(tmp_path / "runs")
@@ -51,14 +49,14 @@ def test_mixed_sizes_and_an_identity_with_one_image(tmp_path: Path) -> None:
     assert 0.0 < metrics["mAP"] <= 1.0
     # overlapping patches and the side embedding are part of the run: it is evaluated with both
     (run,) = (file.parent for file in (tmp_path / "runs").glob("**/result.json"))
-    run_command(evaluate, f"run={run}", f"out={tmp_path / 'again.json'}")
+    run_command("evaluate", f"run={run}", f"out={tmp_path / 'again.json'}")
     assert json.loads((tmp_path / "again.json").read_text())["metrics"] == metrics
 
 
 def test_without_cameras_every_match_counts(tmp_path: Path) -> None:
     root = people(tmp_path / "people", cameras=False)
     words = [*TINY, f"dataset.root={root}", f"run.root={tmp_path / 'runs'}"]
-    run_command(train, *words)
+    run_command("train", *words)
     metrics = result(tmp_path / "runs")
     assert metrics["mAP"] > 0.0
     # where the reader says that the images of a person are one track, tracks are ranked: VeRi's image to track
@@ -77,14 +75,14 @@ def test_without_cameras_every_match_counts(tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = people(tmp_path / "people", cameras=False)
     words = [*TINY, f"dataset.root={root}", f"run.root={tmp_path / 'runs'}"]
-    assert "task.side_information=camera" in refused(train, *words, "task.side_information=camera", capfd=capfd)
-    assert "task.instances" in refused(train, *words, "task.instances=3", capfd=capfd)
-    assert "train.batch_size" in refused(train, *words, "train.batch_size=64", capfd=capfd)
-    foreign = refused(train, *words, "experiment=tiny/reid", capfd=capfd)
+    assert "task.side_information=camera" in refused("train", *words, "task.side_information=camera", capfd=capfd)
+    assert "task.instances" in refused("train", *words, "task.instances=3", capfd=capfd)
+    assert "train.batch_size" in refused("train", *words, "train.batch_size=64", capfd=capfd)
+    foreign = refused("train", *words, "experiment=tiny/reid", capfd=capfd)
     assert "unexpected keyword argument" in foreign and "experiment=...: leave that out" in foreign
-    birds = refused(train, "experiment=tiny/fgvc", "task=reid", words[-1], capfd=capfd)
+    birds = refused("train", "experiment=tiny/fgvc", "task=reid", words[-1], capfd=capfd)
     assert "task=reid is judged on the split query, which synthetic_birds lacks" in birds
-    assert "task.metric" in refused(train, *words, "task.metric=manhattan", capfd=capfd)
+    assert "task.metric" in refused("train", *words, "task.metric=manhattan", capfd=capfd)
 
 
 def test_cameras_that_the_model_does_not_know(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -102,10 +100,10 @@ def test_cameras_that_the_model_does_not_know(tmp_path: Path, capfd: pytest.Capt
 
     csv = [word.replace("identity_folder", "identity_csv") for word in TINY]
     words = [*csv, f"run.root={tmp_path / 'runs'}", "task.side_information=camera", "train.batch_size=4"]
-    unknown = refused(train, *words, f"dataset.root={table(tmp_path / 'unknown', '-')}", capfd=capfd)
+    unknown = refused("train", *words, f"dataset.root={table(tmp_path / 'unknown', '-')}", capfd=capfd)
     assert "4 of 4 images of the split gallery of identity_csv have no camera" in unknown
-    run_command(train, *words, f"dataset.root={table(tmp_path / 'own', '0')}")
+    run_command("train", *words, f"dataset.root={table(tmp_path / 'own', '0')}")
     (run,) = (file.parent for file in (tmp_path / "runs").glob("**/result.json"))
     other = [f"run={run}", "dataset=identity_csv", f"dataset.root={table(tmp_path / 'other', '17')}"]
-    refusal = refused(evaluate, *other, capfd=capfd)
+    refusal = refused("evaluate", *other, capfd=capfd)
     assert "task.side_information=camera: the model has learned 2 cameras" in refusal and "other" in refusal

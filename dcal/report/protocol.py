@@ -1,0 +1,282 @@
+"""What a registered protocol says of its runs: how far they are, every contrast with its verdict, every prediction.
+
+A protocol is a list of experiments (`dcal.run.queue`) with four more keys, written down before its first run:
+
+    contrasts:     primary and exploratory: [{of: A7, against: A0, asks: does DCAL help, read: sa}]
+    predictions:   [{cells: [R0], of: A7, against: A0, verdict: undecided, reason: ...}]
+    cells.R0.metric, cells.R0.margin: what is compared, and up to how many points a difference does not matter
+
+`read` names the branch that is read at test time; without it the metric is that of all branches that the run combines.
+A contrast has no verdict until all its seeds are there: whoever looks earlier decides when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
+from dcal.report.format import difference_cells
+from dcal.report.outcomes import outcomes
+from dcal.report.records import Record, Results
+from dcal.run.queue import read_queue
+from dcal.utils.errors import UserError
+
+COLOURS = {"better": "#3a7d44", "worse": "#b3361b", "equivalent": "#4269d0", "undecided": "#888888"}
+"""Of the map, by verdict."""
+NOT_COMPARED = ("backbone.checkpoint", "backbone.pretrained")
+"""Where weights come from is given on the command line of the machine."""
+
+
+class Planned(NamedTuple):
+    """One arm of a cell, at one point of the cell's grid if it has one."""
+
+    cell: str
+    arm: str
+    point: str
+    config: Mapping[str, Any]
+    """Flat, as in a record."""
+
+
+class Contrast(NamedTuple):
+    """One arm minus another in one cell."""
+
+    cell: str
+    of: str
+    against: str
+    read: str
+    """Branch that is read at test time; empty: all that the run combines."""
+    asks: str
+    primary: bool
+    wanted: int
+    """Seeds that are registered."""
+    difference: PairedComparison | None
+    """Over the seeds that both arms have; None without any."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.of} − {self.against}" + (f", {self.read.upper()} alone" if self.read else "")
+
+    @property
+    def verdict(self) -> str | None:
+        """None until all seeds are there."""
+        done = self.difference is not None and self.difference.seeds == self.wanted
+        return self.difference.verdict if done and self.difference else None
+
+
+Finished = Mapping[tuple[str, str, str], Sequence[Record]]
+"""By cell, arm and point: the records of its finished runs."""
+
+
+def read_protocol(path: Path) -> dict[str, Any]:
+    """The file as plain data.
+
+    Raises:
+        UserError: it is no list of experiments, or lacks a key of a protocol.
+    """
+    protocol = read_queue(path)
+    for key, kind in (("contrasts", dict), ("predictions", list)):
+        if not isinstance(protocol.get(key), kind):
+            raise UserError(f"verdicts={path}: has no {key}; a list of experiments without them has no verdicts")
+    for name, cell in protocol["cells"].items():
+        if "metric" not in cell:
+            raise UserError(f"verdicts={path}: cells.{name} does not say its metric")
+    return protocol
+
+
+def sort_records(planned: Sequence[Planned], results: Mapping[str, Results], name: str) -> tuple[Finished, list[str]]:
+    """Which records belong to which arm.
+
+    Args:
+        planned: the arms of every cell.
+        results: records by file.
+        name: of the protocol; its runs are called `<name>/<cell>`.
+
+    Returns:
+        the records, and a sentence for each run that does not count: of no arm, or a second one of the same seed.
+    """
+    finished: dict[tuple[str, str, str], list[Record]] = {one[:3]: [] for one in planned}
+    strangers = []
+    for found in results.values():
+        cell = str(found["name"]).removeprefix(f"{name}/")
+        arms = [one for one in planned if one.cell == cell]
+        if not arms or cell == found["name"]:
+            continue
+        for record in found["runs"]:
+            own = [one for one in arms if not any(differing(one.config, record["config"]))]
+            if own:
+                runs = finished[own[0][:3]]
+                if any(record["seed"] == other["seed"] for other in runs):
+                    strangers.append(f"{found['name']} {record['cfg_id']} seed {record['seed']}: run twice")
+                else:
+                    runs.append(record)
+            else:
+                near = min((list(differing(one.config, record["config"])) for one in arms), key=len)
+                strangers.append(f"{found['name']} {record['cfg_id']}: no arm of the protocol ({', '.join(near)})")
+    return finished, list(dict.fromkeys(strangers))
+
+
+def differing(planned: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of the plan that a record has with another value."""
+    return (
+        f"{key}={recorded.get(key)}, planned {value}"
+        for key, value in planned.items()
+        if key not in NOT_COMPARED and recorded.get(key) != value
+    )
+
+
+def contrasts(protocol: Mapping[str, Any], finished: Finished) -> list[Contrast]:
+    """Every contrast in every cell that has both of its arms; primary ones of a cell after Holm's correction.
+
+    Raises:
+        UserError: a contrast names an arm or a branch that there is not.
+    """
+    found: list[Contrast] = []
+    for cell in protocol["order"]:
+        if protocol["cells"][cell].get("grid"):  # rates are chosen there, not compared
+            continue
+        primary = _of_cell(protocol, cell, finished, "primary")
+        found += _corrected(primary) + _of_cell(protocol, cell, finished, "exploratory")
+    return found
+
+
+def _of_cell(protocol: Mapping[str, Any], cell: str, finished: Finished, kind: str) -> list[Contrast]:
+    plan = protocol["cells"][cell]
+    rows = []
+    for entry in protocol["contrasts"][kind]:
+        for arm in (entry["of"], entry["against"]):
+            if arm not in protocol["arms"]:
+                raise UserError(f"contrasts.{kind}: {arm} is none of the arms ({', '.join(protocol['arms'])})")
+        if {entry["of"], entry["against"]} <= set(plan["arms"]):
+            read = entry.get("read", "")
+            first, second = (
+                [record for record in finished.get((cell, arm, ""), ()) if record["seed"] in plan["seeds"]]
+                for arm in (entry["of"], entry["against"])
+            )
+            difference = compare(first, second, plan["metric"], read, plan.get("margin"))
+            names = (cell, entry["of"], entry["against"], read, entry["asks"])
+            rows.append(Contrast(*names, kind == "primary", len(plan["seeds"]), difference))
+    return rows
+
+
+def _corrected(primary: Sequence[Contrast]) -> list[Contrast]:
+    differences = [one.difference for one in primary if one.difference is not None]
+    corrected = iter(holm_verdicts(differences, declared=len(primary)))
+    return [one if one.difference is None else one._replace(difference=next(corrected)) for one in primary]
+
+
+def compare(
+    first: Sequence[Record], second: Sequence[Record], metric: str, read: str, margin: float | None
+) -> PairedComparison | None:
+    """The first arm minus the second, over the seeds that both have; None without any.
+
+    Args:
+        first: its runs by seed.
+        second: the same.
+        metric: of all branches that a run combines.
+        read: branch that is read instead, where the run has several.
+        margin: in points.
+    """
+    seeds = sorted({record["seed"] for record in first} & {record["seed"] for record in second})
+    if not seeds:
+        return None
+    sides = []
+    for records in (first, second):
+        chosen = sorted((record for record in records if record["seed"] in seeds), key=lambda record: record["seed"])
+        name = f"{metric}_{read}" if read and f"{metric}_{read}" in chosen[0]["items"] else metric
+        sides.append(outcomes(chosen, name))
+    one, other = sides
+    if one is None or other is None or one.digest != other.digest:
+        raise UserError(f"{metric}: the runs of two arms judged other items, or do not say which: collect them anew")
+    return paired_comparison(one.values_SN, other.values_SN, None if margin is None else margin / 100, one.groups)
+
+
+def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
+    """A Markdown table: the finished runs of each cell."""
+    lines = ["| cell | setting | runs | finished | state | training, hours |", "|---|---|---|---|---|---|"]
+    for cell in protocol["order"]:
+        plan = protocol["cells"][cell]
+        records = [record for key, own in finished.items() if key[0] == cell for record in own]
+        points = prod(len(values) for values in (plan.get("grid") or {}).values())
+        wanted = len(plan["arms"]) * len(plan["seeds"]) * points
+        state = "done" if len(records) >= wanted else "in part" if records else "not yet"
+        if plan.get("chosen", {}) is None:
+            state = "waits for the rates that an earlier cell chooses"
+        hours = sum(record["train_seconds"] for record in records) / 3600
+        cost = f"{hours:.1f}" if records else ""
+        lines.append(f"| {cell} | {plan['title']} | {wanted} | {len(records) or ''} | {state} | {cost} |")
+    return "\n".join(lines)
+
+
+def contrasts_text(found: Iterable[Contrast]) -> str:
+    """A Markdown table: every contrast that has a run."""
+    lines = [
+        "| cell | contrast | asks | seeds | difference, points | p | sign-flip p | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        if one.difference is None:
+            continue
+        points, p, signs, _ = difference_cells(one.difference)
+        verdict = one.verdict or "not all seeds yet"
+        verdict += "" if one.primary else ", exploratory"
+        seeds = f"{one.difference.seeds} of {one.wanted}"
+        lines.append(f"| {one.cell} | {one.label} | {one.asks}? | {seeds} | {points} | {p} | {signs} | {verdict} |")
+    return "\n".join(lines) if len(lines) > 2 else "No runs yet."
+
+
+def predictions_text(protocol: Mapping[str, Any], found: Sequence[Contrast]) -> str:
+    """A Markdown table: every prediction beside the verdict; `right`, `wrong` or `open`."""
+    lines = ["| cell | contrast | predicted | found | prediction | its reason |", "|---|---|---|---|---|---|"]
+    for entry in protocol["predictions"]:
+        for cell in entry["cells"]:
+            wanted = (cell, entry["of"], entry["against"], entry.get("read", ""))
+            contrast = next((one for one in found if one[:4] == wanted), None)
+            if contrast is None:
+                raise UserError(f"predictions: {cell} has no contrast {' '.join(wanted[1:])}")
+            verdict = contrast.verdict
+            mark = "open" if verdict is None else "right" if verdict == entry["verdict"] else "**wrong**"
+            label, predicted, reason = contrast.label, entry["verdict"], entry["reason"]
+            lines.append(f"| {cell} | {label} | {predicted} | {verdict or ''} | {mark} | {reason} |")
+    return "\n".join(lines)
+
+
+def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path) -> None:
+    """One panel for each primary contrast, a row for each cell: difference, 95 % interval, margin and verdict.
+
+    Hollow marks have not all their seeds. The same contrasts give the same file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    primary = [one for one in found if one.primary]
+    labels = list(dict.fromkeys(one.label for one in primary))
+    cells = [cell for cell in protocol["order"] if any(one.cell == cell for one in primary)]
+    size = (2.6 * len(labels) + 1, 1.2 + 0.32 * len(cells))
+    figure, axes = pyplot.subplots(1, len(labels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for panel, label in zip(axes[0], labels, strict=True):
+        panel.axvline(0, color="#444444", lw=0.8)
+        for one in (one for one in primary if one.label == label):
+            height, margin = cells.index(one.cell), protocol["cells"][one.cell].get("margin")
+            if margin:
+                panel.plot([-margin, margin], [height] * 2, color="#dddddd", lw=9, solid_capstyle="butt", zorder=0)
+            if one.difference is None:
+                continue
+            colour = COLOURS.get(one.verdict or "", "#888888")
+            low, high, middle = (
+                100 * value for value in (one.difference.low, one.difference.high, one.difference.mean)
+            )
+            panel.plot([low, high], [height] * 2, color=colour, lw=1.5)
+            panel.plot(middle, height, "o", color=colour, mfc=colour if one.verdict else "white", ms=6)
+        asks = next(one.asks for one in primary if one.label == label)
+        panel.set_title(f"{label}\n{asks}?", fontsize=8, parse_math=False)
+        panel.set_xlabel("points", fontsize=8)
+        panel.grid(alpha=0.3, axis="x")
+    axes[0][0].set_yticks(range(len(cells)), cells, parse_math=False)
+    axes[0][0].set_ylim(len(cells) - 0.5, -0.5)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)

@@ -77,7 +77,7 @@ class EmulatedStream:
 
 
 @contextlib.contextmanager
-def recording(graph: EmulatedGraph) -> Iterator[None]:
+def recording(graph: EmulatedGraph, capture_error_mode: str = "global") -> Iterator[None]:
     with graph:
         yield
     graph.end()

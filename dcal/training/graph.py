@@ -106,7 +106,8 @@ def record(call: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDA
         RuntimeError: it asks for a value, or does something else that no graph can repeat.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    # of this thread alone: that of the loader, which pins memory, must not break the recording off
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = call()
     return graph, result
 

@@ -23,9 +23,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.app import run
-from dcal.commands.keys import check_words, config_folders
-from dcal.commands.overrides import follow_image_size, prepare
 from dcal.commands.queue import parse
+from dcal.commands.words.keys import check_words, config_folders
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.queue import jobs_of, read_queue
 from dcal.training import trainer as engine

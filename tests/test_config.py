@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.keys import check_words, group_options
+from dcal.commands.words.keys import check_words, group_options
 from dcal.config import Config, register
 from dcal.inference.trust import Trust
 from dcal.run.identity import config_id

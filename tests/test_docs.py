@@ -19,7 +19,7 @@ from pages import PAGES, ROOT, Fence, anchors, commands, documented, fences, lin
 from run_command import composed_command, run_command
 
 import dcal
-from dcal.commands.keys import check_words, group_options, known_keys
+from dcal.commands.words.keys import check_words, group_options, known_keys
 from dcal.utils.errors import UserError
 
 EXECUTED = ("README.md", "tutorial.md")

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pages import documented
 from run_command import run_command
 
-from dcal.commands.keys import check_words, group_options
+from dcal.commands.words.keys import check_words, group_options
 from dcal.config import register
 from dcal.run.identity import config_id
 from dcal.utils.errors import UserError

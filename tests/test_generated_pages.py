@@ -9,7 +9,7 @@ import timm
 from pages import ROOT
 
 from dcal import config as schema
-from dcal.commands.keys import group_options
+from dcal.commands.words.keys import group_options
 from docs.generate import configuration, datasets
 from docs.generate.__main__ import PAGES as GENERATED
 

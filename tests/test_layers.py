@@ -102,7 +102,7 @@ def test_no_cycles() -> None:
     TopologicalSorter(packages).prepare()
 
 
-SHARED = ("commands.app", "commands.keys", "commands.opened", "commands.overrides")
+SHARED = ("commands.app", "commands.words.keys", "commands.opened", "commands.words.overrides")
 """What entry points have in common."""
 
 

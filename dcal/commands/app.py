@@ -28,8 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal import __version__
 from dcal import config as schema
-from dcal.commands.keys import check_complete, check_words, config_file, group_options
-from dcal.commands.overrides import follow_image_size, prepare
+from dcal.commands.words.keys import check_complete, check_words, config_file, group_options
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
@@ -39,7 +39,7 @@ from dcal.utils.streams import make_stderr_optional
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """Hydra's environment variable: 1 makes it raise its errors instead of printing them."""
-CONFIGURED = ("train", "evaluate", "predict", "extract", "query", "explain", "export", "results", "bench")
+CONFIGURED = ("train", "evaluate", "calibrate", "predict", "extract", "query", "explain", "export", "results", "bench")
 """Commands with a configuration file of their own."""
 OTHERS = ("queue", "doctor")
 """Their words are those of `dcal-train` and a few more, which their module lists."""
@@ -66,7 +66,7 @@ def run(name: str) -> None:
                 hydra_command(lambda config: load(name)(config), name)
 
 
-train, evaluate, predict, extract, query, explain, export, results, bench, queue, doctor = (
+train, evaluate, calibrate, predict, extract, query, explain, export, results, bench, queue, doctor = (
     functools.partial(run, name) for name in (*CONFIGURED, *OTHERS)
 )
 """The entry points `dcal-NAME`; each calls the function NAME of the module `dcal.commands.NAME`."""

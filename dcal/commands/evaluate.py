@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.opened import open_run
-from dcal.commands.overrides import typed_overrides
+from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import (
     SEEN_AS_IN_THE_RUN,

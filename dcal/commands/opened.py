@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dcal.commands.keys import config_folders
+from dcal.commands.words.keys import config_folders
 from dcal.inference.restore import Restored, restore
 from dcal.inference.trust import Trust
 from dcal.run.find import find_run

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from dcal.commands.opened import end_incomplete, open_run, printable
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import open_images
 from dcal.inference.restore import Restored
+from dcal.inference.thresholds import NO_CLASS, read_thresholds
 from dcal.run.files import atomic_write
 from dcal.task.inference import combined_scores, finite, infer_batches
 from dcal.utils.errors import UserError, choose
@@ -48,17 +49,24 @@ def predict(config: DictConfig) -> None:
     bad: dict[str, str] = {}
     with opened(config.out) as file:
         write = WRITERS[kind](file, paths, restored.class_names)
-        for path, guesses in guess(restored, paths, config.top, bad):
-            write(path, guesses, "")
+        for path, guesses, answer in guess(restored, paths, config.top, bad):
+            write(path, guesses, answer, "")
         for name, reason in bad.items():
-            write(Path(name), [], reason.removeprefix(f"{name}: "))
+            write(Path(name), [], "", reason.removeprefix(f"{name}: "))
     end_incomplete(bad, len(paths))
 
 
 def guess(
     restored: Restored, paths: Sequence[Path], top: int, bad: dict[str, str]
-) -> Iterator[tuple[Path, list[Guess]]]:
-    """The `top` classes of each image, most probable first; `bad` gets the reasons of images that have no classes."""
+) -> Iterator[tuple[Path, list[Guess], str]]:
+    """The `top` classes of each image, most probable first, and the answer of a calibrated run.
+
+    That is the most probable class, or "none of these classes"; empty for a run without thresholds.
+
+    Args:
+        bad: gets the reasons of images that have no classes.
+    """
+    thresholds = read_thresholds(restored)
     task, loader = restored.task, open_images(restored, paths)
     count = min(top, len(restored.class_names))
     with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
@@ -70,7 +78,10 @@ def guess(
                     bad[str(paths[int(index)])] = "the model answers with NaN"
                     continue
                 pairs = zip(labels.tolist(), values.tolist(), strict=True)
-                yield paths[int(index)], [Guess(restored.class_names[label], value) for label, value in pairs]
+                guesses = [Guess(restored.class_names[label], value) for label, value in pairs]
+                sure = thresholds is None or guesses[0].probability >= thresholds["class"]["threshold"]
+                answer = "" if thresholds is None else guesses[0].label if sure else NO_CLASS
+                yield paths[int(index)], guesses, answer
             bar.update(int(seen.index[-1]) + 1 - bar.n)
     bad.update(loader.skipped)
 
@@ -108,16 +119,18 @@ def opened(out: str | None) -> Iterator[TextIO]:
         yield file
 
 
-Writer = Callable[[Path, Sequence[Guess], str], None]
-"""Writes an image with its guesses, or with the reason why there are none."""
+Writer = Callable[[Path, Sequence[Guess], str, str], None]
+"""Writes an image with its guesses and the answer, or with the reason why there are none."""
 
 
 def table_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
     """Aligned columns; the widths are known beforehand, so that lines appear as they are computed."""
     width, labels = max(len(printable(path)) for path in paths), max(map(len, names))
 
-    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
+    def write(path: Path, guesses: Sequence[Guess], answer: str, reason: str) -> None:
         lines = [f"{label:<{labels}}  {probability:.4f}" for label, probability in guesses] or [printable(reason)]
+        if guesses and answer not in ("", guesses[0].label):
+            lines.insert(0, answer)
         first = [printable(path), *[""] * (len(lines) - 1)]
         file.writelines(f"{left:<{width}}  {line}\n" for left, line in zip(first, lines, strict=True))
 
@@ -125,23 +138,24 @@ def table_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> W
 
 
 def csv_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
-    """A row per image and class: path, rank from 1, label, probability, error."""
+    """A row per image and class: path, rank from 1, label, probability, error, answer."""
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("path", "rank", "label", "probability", "error"))
+    writer.writerow(("path", "rank", "label", "probability", "error", "answer"))
 
-    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
+    def write(path: Path, guesses: Sequence[Guess], answer: str, reason: str) -> None:
         name = printable(path)
-        rows = [(name, rank, *guess, "") for rank, guess in enumerate(guesses, 1)]
-        writer.writerows(rows or [(name, "", "", "", printable(reason))])
+        rows = [(name, rank, *guess, "", answer) for rank, guess in enumerate(guesses, 1)]
+        writer.writerows(rows or [(name, "", "", "", printable(reason), "")])
 
     return write
 
 
 def jsonl_writer(file: TextIO, paths: Sequence[Path], names: Sequence[str]) -> Writer:
-    """A line per image: {"path", "top": [{"label", "probability"}]} or {"path", "error"}."""
+    """A line per image: {"path", "top": [{"label", "probability"}]} or {"path", "error"}; "answer" if there is one."""
 
-    def write(path: Path, guesses: Sequence[Guess], reason: str) -> None:
-        content = {"error": printable(reason)} if reason else {"top": [guess._asdict() for guess in guesses]}
+    def write(path: Path, guesses: Sequence[Guess], answer: str, reason: str) -> None:
+        content: dict[str, Any] = {"error": printable(reason)} if reason else {"top": [g._asdict() for g in guesses]}
+        content |= {"answer": answer} if answer else {}
         file.write(json.dumps({"path": printable(path), **content}, ensure_ascii=False) + "\n")
 
     return write

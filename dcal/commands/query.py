@@ -19,6 +19,7 @@ from dcal.inference.embed import embed, provenance
 from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import differences
 from dcal.inference.restore import Restored
+from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, judge
 from dcal.utils.errors import UserError, choose
@@ -37,6 +38,10 @@ class Found(NamedTuple):
     similarity: list[float]
     marks: list[str]
     """What the protocol makes of each: `right`, `wrong`, `same camera`, `junk`; empty if nothing is known."""
+    answers: list[str]
+    """`same`, `different` or `unsure` of each; empty without thresholds (`dcal-calibrate`)."""
+    nobody: bool = False
+    """Whether nothing is near enough for the query to be anybody in the index."""
 
 
 def query(config: DictConfig) -> None:
@@ -55,6 +60,8 @@ def query(config: DictConfig) -> None:
     taken = time.monotonic() - began
     for one in found:
         print(table(one, index))
+    if found and found[0].answers:
+        print("\n".join(["what the answers promise:", *promises(read_thresholds(restored) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
     if config.picture:
         draw(found[:PICTURED], index, restored, Path(config.picture).expanduser())
@@ -97,6 +104,7 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
     if index.features.dtype != "float32":  # rounded to half precision, they are no longer of length 1
         gallery_GD = F.normalize(gallery_GD)
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
+    thresholds = read_thresholds(restored) if restored.task.name == "reid" else None
     found = []
     for positions, query_BD in embed(restored, queries):
         for position, query_D in zip(positions.tolist(), query_BD, strict=True):
@@ -105,7 +113,12 @@ def search(restored: Restored, index: Index, queries: Sequence[Record], top: int
             (similarity_L,), (row_L,) = nearest(query_D[None], gallery_GD, top, out_1G)
             row_L = row_L[similarity_L > -torch.inf]
             marks = [("", *MARKS)[mark + 1] for mark in marks_G[row_L].tolist()]
-            found.append(Found(queries[position], row_L.tolist(), similarity_L[: len(row_L)].tolist(), marks))
+            values = similarity_L[: len(row_L)].tolist()
+            answers, nobody = [], False
+            if thresholds is not None:
+                answers = [same_or_different(value, thresholds) for value in values]
+                nobody = max(values, default=-1.0) < thresholds["known"]["threshold"]
+            found.append(Found(queries[position], row_L.tolist(), values, marks, answers, nobody))
     return found
 
 
@@ -133,15 +146,17 @@ def table(found: Found, index: Index) -> str:
             for name, values in (("camera", index.columns.camera), ("label", index.columns.label))
             if values is not None
         },
+        **({"answer": found.answers} if found.answers else {}),
         **({"mark": found.marks} if any(found.marks) else {}),
         "image": [index.columns.path[row] for row in found.rows],
     }
     known = (("camera", found.query.camera), ("label", found.query.label))
-    title = "  ".join([printable(found.query.path), *(f"{name} {value}" for name, value in known if value >= 0)])
+    words = [f"{name} {value}" for name, value in known if value >= 0] + [NOBODY] * found.nobody
+    title = "  ".join([printable(found.query.path), *words])
     aligned = []
     for name, values in columns.items():
         width = max(map(len, [name, *values]))
-        side = "<" if name in ("mark", "image") else ">"
+        side = "<" if name in ("answer", "mark", "image") else ">"
         aligned.append([f"{cell:{side}{width}}" for cell in [name, *values]])
     lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
     return "\n".join([title, *lines, ""])

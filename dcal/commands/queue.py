@@ -28,8 +28,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from dcal.commands.app import modules_of_current_folder
-from dcal.commands.keys import check_words
-from dcal.commands.overrides import prepare
+from dcal.commands.words.keys import check_words
+from dcal.commands.words.overrides import prepare
 from dcal.config import register
 from dcal.distributed.env import module_command
 from dcal.run.directory import Run

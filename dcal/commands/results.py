@@ -15,7 +15,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.overrides import typed_overrides
+from dcal.commands.words.overrides import typed_overrides
 from dcal.report.format import markdown
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder

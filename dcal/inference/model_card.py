@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from dcal.inference.restore import Restored, read_config, read_result
+from dcal.inference.thresholds import promises, read_thresholds
 
 TASKS = {
     "fgvc": ("image-classification", "fine-grained classification"),
@@ -73,6 +74,9 @@ def model_card(
         f"## Output\n\n{answers(config, format)}",
     ]
     parts += [f"## Metrics\n\n{results(facts)}"] if facts.get("metrics") else []
+    if facts.get("thresholds"):
+        kept = "\n".join(f"- {promise}" for promise in promises(facts["thresholds"]))
+        parts += [f"## Thresholds\n\nOf `facts.thresholds` in `config.json`, by `dcal-calibrate`:\n\n{kept}"]
     parts += [f"## Compared with PyTorch\n\n{parity}"] if parity else []
     parts += [f"## Licence\n\n{terms(licence)}"]
     if facts.get("configuration"):
@@ -196,6 +200,8 @@ def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
         **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
         "configuration": groups,
     }
+    if (thresholds := read_thresholds(restored)) is not None:
+        facts["thresholds"] = thresholds
     shown: dict[str, Any] = _without_folders(facts)
     return shown
 

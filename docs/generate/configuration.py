@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, get_args
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
-from dcal.commands.keys import config_file, group_options, key_types
+from dcal.commands.words.keys import config_file, group_options, key_types
 from dcal.utils.paths import config_dir
 
 GROUPS = ("dataset", "backbone", "attention", "task", "optimizer")
 DATASETS = " Which sets there are, with their own keys `dataset.reader.*`: [data sets](datasets.md)."
-COMMANDS = ("evaluate", "predict", "extract", "query", "explain", "export", "results", "bench")
+COMMANDS = ("evaluate", "calibrate", "predict", "extract", "query", "explain", "export", "results", "bench")
 INTRODUCTION = """\
 # Configuration reference
 
@@ -31,9 +31,10 @@ key.
 
 - `dcal-train`: [the run](#the-run), [train](#train), [launch](#launch), [wandb](#wandb), [run](#run);
   the groups [dataset](#dataset), [backbone](#backbone), [attention](#attention), [task](#task), [optimizer](#optimizer)
-- the other commands: [evaluate](#dcal-evaluate), [predict](#dcal-predict), [extract](#dcal-extract),
-  [query](#dcal-query), [explain](#dcal-explain), [export](#dcal-export), [results](#dcal-results) and
-  [bench](#dcal-bench); `dcal-doctor` takes the keys of `dcal-train`, and `dcal-queue --help` explains its own
+- the other commands: [evaluate](#dcal-evaluate), [calibrate](#dcal-calibrate), [predict](#dcal-predict),
+  [extract](#dcal-extract), [query](#dcal-query), [explain](#dcal-explain), [export](#dcal-export),
+  [results](#dcal-results) and [bench](#dcal-bench); `dcal-doctor` takes the keys of `dcal-train`, and
+  `dcal-queue --help` explains its own
 """
 TYPES: dict[Any, str] = {
     str: "text",

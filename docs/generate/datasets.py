@@ -32,7 +32,7 @@ PROTOCOLS: dict[str, Mapping[str, Counts]] = {
 KINDS = {
     "Fine-grained classification": "cub nabirds aircraft cars dogs flowers pets",
     "Persons and vehicles": "market1501 msmt17 dukemtmc occluded_duke veri vehicleid",
-    "Your own images": "image_folder csv identity_folder identity_csv",
+    "Your own images": "image_folder csv identity_folder identity_csv metadata",
     "Drawn by the program": "synthetic_birds synthetic_people",
 }
 INTRODUCTION = f"""\

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dcal.commands.overrides import expand_home, quoted
+from dcal.commands.words.overrides import expand_home, quoted
 
 TEXTS = [r"_c(\d+)", r"^(-?\d+)_", "a/seed=0/b", "photo (1).jpg", "a[0-9].jpg", "it's/a b=c", "a/'\\'", "~/x"]
 

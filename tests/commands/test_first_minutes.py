@@ -19,14 +19,15 @@ from torch import nn
 
 import dcal
 from dcal.commands import app
-from dcal.commands.keys import check_words
-from dcal.commands.overrides import follow_image_size, prepare
+from dcal.commands.words.keys import check_words
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.dataset.record import DataError
 from dcal.optimizer import create_optimization
 from dcal.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 MANDATORY: dict[str, list[str]] = {
+    "calibrate": ["run=a"],
     "evaluate": ["run=a"],
     "explain": ["run=a"],
     "export": ["run=a", "format=onnx"],

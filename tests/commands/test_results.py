@@ -93,7 +93,16 @@ def configure(folder: Path, **more: Any) -> Any:
     paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
     pages = [str(folder / "README.md"), str(folder / "no such file.md")]
     return OmegaConf.create(
-        {**paths, "pages": pages, "tables": str(tables), "device": None, "report": None, "write": True, **more}
+        {
+            **paths,
+            "pages": pages,
+            "tables": str(tables),
+            "device": None,
+            "report": None,
+            "verdicts": None,
+            "write": True,
+            **more,
+        }
     )
 
 

@@ -151,8 +151,13 @@ def read_table(file: Path, name: str) -> dict[str, str]:
     return table
 
 
-def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and these columns of each row of a CSV table, whose first line names its columns.
+
+    Args:
+        file: the table.
+        columns: that it must have.
+        optional: that are read where it has them.
 
     Raises:
         DataError: it is no UTF-8 text, or lacks a column.
@@ -169,8 +174,9 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
             f"{file}: column {', '.join(missing)} is missing; the first line must name the columns "
             f"{', '.join(columns)}, separated by commas"
         )
+    read = [*columns, *(column for column in optional if column in table.fieldnames)]
     for row in table:
-        yield table.line_num, {column: (row[column] or "").strip() for column in columns}
+        yield table.line_num, {column: (row[column] or "").strip() for column in read}
 
 
 def whole(number: str) -> str:

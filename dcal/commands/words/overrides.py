@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dcal.commands.keys import config_file, config_folders, list_keys, text_keys
+from dcal.commands.words.keys import config_file, config_folders, list_keys, text_keys
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 

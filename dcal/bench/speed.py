@@ -28,7 +28,7 @@ from dcal.model import DCAL
 from dcal.optimizer import create_optimization
 from dcal.task.fgvc import FGVC
 from dcal.task.inference import infer_images
-from dcal.training.graph import WARM_UP, GraphStep, record
+from dcal.training.execution.graph import WARM_UP, GraphStep, record
 from dcal.training.state import Task, TrainState
 from dcal.training.step import Batch, take_step
 from dcal.utils.accelerator import peak_bytes, synchronize

@@ -138,7 +138,7 @@ def device(config: DictConfig) -> Iterator[Finding]:
     """The hardware that a run would use."""
     import torch
 
-    from dcal.training.mode import execution_mode
+    from dcal.training.execution.mode import execution_mode
     from dcal.utils.accelerator import device_memory, device_name
     from dcal.utils.device import Device
 

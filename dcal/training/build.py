@@ -19,7 +19,7 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
-from dcal.training.mode import compiles, execution_mode, obstacle_to_recording, record_steps
+from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
@@ -192,6 +192,8 @@ def check_train(cfg: Config) -> None:
         value, least = getattr(cfg.train, key), int(key != "workers")
         if value < least:
             raise UserError(f"train.{key}={value}: must be at least {least}")
+    if cfg.train.log_every is not None and cfg.train.log_every < 1:
+        raise UserError(f"train.log_every={cfg.train.log_every}: must be at least 1 batch; null logs epochs alone")
     if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
         raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
     if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:

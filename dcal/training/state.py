@@ -89,6 +89,8 @@ class TrainState:
     """Under FSDP, a model of the same build that is not sharded."""
     graph: Callable[[Any], dict[str, Tensor]] | None = None
     """`take_step` of a `Batch` as a CUDA graph, where `train.compile` says so."""
+    seconds: float = 0.0
+    """Spent training and evaluating, over all sessions; known when the run is finished."""
 
     def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.

@@ -2,7 +2,7 @@
 
 What is drawn on the CPU (partners, blended images) is drawn first, by `prepare`. The rest, `take_step`, is a function
 of its `Batch` and the state, in which nothing waits for the device and all shapes are those of the batch before: so
-`dcal.training.graph` can record it once and repeat it without Python.
+`dcal.training.execution.graph` can record it once and repeat it without Python.
 
 A batch may be split into micro-batches that follow one another (`train.accumulate`). The result is that of the whole
 batch: pairs are drawn and blended images made before the split, and where the loss or BNNeck looks at the whole batch,
@@ -28,7 +28,7 @@ from dcal.distributed.collectives import all_gather, average_gradients, rank_and
 from dcal.output import Branches
 from dcal.task.objective import Losses
 from dcal.training.accumulation import MicroBatch, split_batch
-from dcal.training.parallel import gradients_averaged
+from dcal.training.parallel import full_state_dict, gradients_averaged
 from dcal.training.state import TrainState
 from dcal.utils.accelerator import empty_cache
 from dcal.utils.memory import is_out_of_memory, out_of_memory_names
@@ -69,7 +69,7 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
     ):
         if state.train.auto_accumulate:
             losses = differentiate_in_memory(state, batch, progress)
-            apply_gradients(state)
+            losses |= {"grad_norm": apply_gradients(state)}
         elif state.graph is not None:
             losses = state.graph(prepare(state, batch, progress))
         else:
@@ -82,12 +82,11 @@ def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """What a step computes on the device: new weights, buffers and optimizer state, in place.
 
     Returns:
-        the detached losses, `loss` and one per branch, and the shares of self-pairs and same-class pairs, `pairs_self`
-        and `pairs_same_class`; scalars on the device.
+        the detached losses, `loss` and one per branch, the shares of self-pairs and same-class pairs, `pairs_self` and
+        `pairs_same_class`, and the norm of the gradients, `grad_norm`; scalars on the device.
     """
     losses = differentiate(state, batch)
-    apply_gradients(state)
-    return losses
+    return {**losses, "grad_norm": apply_gradients(state)}
 
 
 def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -113,7 +112,7 @@ def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], prog
 
 
 def differentiate(state: TrainState, batch: Batch) -> dict[str, Tensor]:
-    """Leaves the gradients of the batch's loss in the parameters; returns what `take_step` does."""
+    """Leaves the gradients of the batch's loss in the parameters; returns what `take_step` does, but for their norm."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
     whole = batch if batch.images.is_floating_point() else batch._replace(images=state.device.normalise(batch.images))
     micro_batches = split_batch(
@@ -209,14 +208,19 @@ def named(loss: Losses) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {"loss": loss.total, **loss.branches}.items()}
 
 
-def apply_gradients(state: TrainState) -> None:
-    """Clips, and steps the optimizer."""
+def apply_gradients(state: TrainState) -> Tensor:
+    """Clips, and steps the optimizer; returns the gradients' norm before clipping."""
     optimizer = state.optimization.optimizer
+    state.scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     if state.train.clip_grad is not None:
-        state.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.train.clip_grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, state.train.clip_grad)
+    else:
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
     state.scaler.step(optimizer)
     state.scaler.update()
+    whole: Tensor = full_state_dict(norm.detach())
+    return whole
 
 
 def advance(state: TrainState) -> None:

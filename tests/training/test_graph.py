@@ -18,8 +18,8 @@ from tiny_state import BATCH, make_setup
 from torch import Tensor
 
 from dcal.optimizer import Optimization
-from dcal.training.graph import WARM_UP, GraphStep, can_be_recorded
-from dcal.training.mode import compiles, execution_mode, obstacle_to_recording, record_steps
+from dcal.training.execution.graph import WARM_UP, GraphStep, can_be_recorded
+from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import load_optimizer, optimizer_state
 from dcal.training.state import TrainState
 from dcal.training.step import take_step, update

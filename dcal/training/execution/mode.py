@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from dcal.config import Config
-from dcal.training.graph import GraphStep, can_be_recorded
+from dcal.training.execution.graph import GraphStep, can_be_recorded
 from dcal.training.state import TrainState
 from dcal.training.step import take_step
 from dcal.utils.errors import choose

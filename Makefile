@@ -37,7 +37,7 @@ train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value .
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q $(ARGS)
 
-kill-test: $(STAMP) ## kill training at random moments, many times, and compare (ARGS="--kills 50 bf16" narrows it)
+kill-test: $(STAMP) ## kill training at random moments, many times, and compare (ARGS="--kills 50 bf16" narrows it, ARGS="device=cuda deterministic=true")
 	$(BIN)/python tests/kill_harness.py $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy

@@ -120,7 +120,7 @@ class TrainConfig:
     accumulate: int = MISSING
     auto_accumulate: bool = MISSING
     precision: str = MISSING
-    compile: bool = MISSING
+    compile: str = MISSING
     activation_checkpointing: bool = MISSING
     clip_grad: float | None = MISSING
     ema_decay: float | None = MISSING

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from dcal.utils.errors import UserError
 
 log = logging.getLogger(__name__)
+FUSED_ON = ("cuda", "mps", "xpu")
+"""Types of devices for which torch has fused kernels of these optimizers, since 2.6."""
 
 
 class Optimization(NamedTuple):
@@ -93,7 +95,17 @@ def create_optimization(
         )
     except (ValueError, AssertionError) as error:
         raise UserError(f"optimizer.opt={opt!r}: {error}") from error
+    fuse(optimizer)
     return Optimization(optimizer, _schedule(optimizer, schedule, total_steps, steps_per_epoch, head_steps))
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Has the step computed by one kernel, where the optimizer has one for the device of its parameters.
+
+    Not on the CPU, whose kernel rounds otherwise than the one that runs so far were trained with, and saves nothing.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, Adam | AdamW | SGD) else ():
+        group["fused"] = all(parameter.device.type in FUSED_ON for parameter in group["params"])
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
     python tests/kill_harness.py                          # every configuration, 20 kills each
     python tests/kill_harness.py --kills 50 bf16 --seed 1
+    python tests/kill_harness.py device=cuda deterministic=true  # on a GPU, recorded where that is possible
+    python tests/kill_harness.py device=cuda deterministic=true train.compile=none graph
 
 This process imports torch once and forks a child for every life of a run, so that a life costs what training costs.
 The child counts what it does (optimizer steps, batches of an evaluation, every opening, renaming or removing of a file,
@@ -24,6 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,8 @@ CONFIGURATIONS = {
         "attention.pwca.pairing=curriculum",
         "attention.pwca.curriculum=[easiest,natural,gaussian]",
     ],
+    "graph": [*BIRDS, "train.precision=bf16", "task.mixup=0", "train.compile=graph", "train.ema_decay=0.9"],
+    "few-checkpoints": [*BIRDS, "train.precision=bf16", "train.ema_decay=0.9", "train.checkpoint_minutes=0.02"],
     "reid-accumulated": [*PEOPLE, "task.bnneck=true", "train.accumulate=3", "train.ema_decay=0.9"],
 }
 KINDS = ("step", "evaluation", "checkpoint", "result", "start")
@@ -167,22 +172,25 @@ def live(config: DictConfig, root: Path, last: tuple[str, int] | None, log: Path
     return None if isinstance(said, str) else said
 
 
-def torture(name: str, kills: int, folder: Path) -> Counter[str]:
+def torture(name: str, kills: int, folder: Path, overrides: Sequence[str] = ()) -> Counter[str]:
     """Trains configuration `name` once in peace and then until it was killed `kills` times; what it was doing then.
+
+    Args:
+        overrides: after those of the configuration.
 
     Raises:
         AssertionError: two of them differ, or a repeated run fails.
     """
-    started = time.monotonic()
+    started, words = time.monotonic(), [*CONFIGURATIONS[name], *overrides]
     peace = folder / "in peace"  # with a space
-    events = live(compose_run(CONFIGURATIONS[name], peace), peace, None, folder / "in peace.log")
+    events = live(compose_run(words, peace), peace, None, folder / "in peace.log")
     assert events is not None and events.keys() == {*KINDS}, events
     victims: Counter[str] = Counter()
     runs = 0
     while victims.total() < kills:  # in several runs, for some are through before they could be killed that often
         runs += 1
         war, log = folder / f"at war {runs}", folder / f"at war {runs}.log"
-        config, through = compose_run(CONFIGURATIONS[name], war), False
+        config, through = compose_run(words, war), False
         while not through:
             kind = random.choice(KINDS)
             last = (kind, random.randint(1, REACH[kind])) if victims.total() < kills else None
@@ -210,7 +218,8 @@ def compare(peace: Path, war: Path) -> None:
         elif name.endswith(".npz"):
             same(dict(np.load(ours)), dict(np.load(theirs)), name)
         elif name.endswith(".pt"):
-            same(*(torch.load(file, weights_only=True) for file in (ours, theirs)), name)
+            # on the CPU: a process that has used CUDA cannot fork others that do
+            same(*(torch.load(file, map_location="cpu", weights_only=True) for file in (ours, theirs)), name)
         elif name == "metrics.jsonl":  # the history has a line for each life
             same(*([json.loads(line) for line in file.read_text().splitlines()] for file in (ours, theirs)), name)
         elif name == "result.json":
@@ -237,19 +246,24 @@ def same(one: Any, other: Any, where: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("configurations", nargs="*", metavar="configuration", help=", ".join(CONFIGURATIONS))
+    parser.add_argument(
+        "words", nargs="*", metavar="configuration | key=value",
+        help=f"{', '.join(CONFIGURATIONS)}; and overrides for all of them, such as device=cuda deterministic=true",
+    )  # fmt: skip
     parser.add_argument("--kills", type=int, default=20, help="per configuration")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     asked = parser.parse_args(arguments)
-    unknown = set(asked.configurations) - set(CONFIGURATIONS)
+    overrides = [word for word in asked.words if "=" in word]
+    names = [word for word in asked.words if word not in overrides]
+    unknown = set(names) - set(CONFIGURATIONS)
     if unknown:
         parser.error(f"no configuration {', '.join(sorted(unknown))}: choose from {', '.join(CONFIGURATIONS)}")
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     random.seed(asked.seed)
     with tempfile.TemporaryDirectory() as folder:
-        for name in asked.configurations or CONFIGURATIONS:
-            torture(name, asked.kills, Path(folder) / name)
+        for name in names or CONFIGURATIONS:
+            torture(name, asked.kills, Path(folder) / name, overrides)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def test_killed_runs_equal_one_in_peace() -> None:
     # in a process of its own: it forks, which a process with threads must not
     harness = Path(__file__).with_name("kill_harness.py")
     seed = str(int.from_bytes(os.urandom(2), "big"))  # other moments every time
-    words = [sys.executable, str(harness), "--kills", "4", "--seed", seed, "quick"]
+    words = [sys.executable, str(harness), "--kills", "4", "--seed", seed, "quick", "deterministic=true"]
     environment = {**os.environ, "PYTHONPATH": str(harness.parents[1])}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, f"--seed {seed}: {done.stderr}"

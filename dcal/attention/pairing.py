@@ -70,6 +70,15 @@ its own partner: `derangement` gives a random draw in which none does.
 """
 
 
+def may_use_features(draw: DrawPartners, progress: float) -> bool:
+    """Whether a draw may ask for the features of the batch; of a function of one's own that is not known.
+
+    Args:
+        progress: share of the training that is done, in [0, 1].
+    """
+    return not isinstance(draw, Pairing) or draw.at(progress) in NEEDS_EMBEDDINGS
+
+
 def derangement(size: int) -> Tensor:
     """A uniformly random permutation of `range(size)` without fixed points.
 

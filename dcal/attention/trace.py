@@ -66,10 +66,17 @@ def _exporting() -> bool:
 
 def _as_autocast(t: Tensor) -> Tensor:
     """What autocast does to the arguments of fused attention; the functions used in its place are not on its list."""
-    kind = t.device.type
-    if t.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return t.to(torch.get_autocast_dtype(kind))
+    if t.dtype == torch.float32 and _autocast_is_on(t.device):
+        return t.to(torch.get_autocast_dtype(t.device.type))
     return t
+
+
+def _autocast_is_on(device: torch.device) -> bool:
+    """Whether autocast is on; never on the meta device, on which FLOPs are counted and which knows no autocast.
+
+    `torch.amp.is_autocast_available` would say that, but torch before 2.12 cannot compile a call of it.
+    """
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _cpu_flash_works() -> bool:
@@ -92,10 +99,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast off; also on the meta device, on which FLOPs are counted and which knows no autocast."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+    """Autocast off."""
+    return torch.autocast(device.type, enabled=False) if _autocast_is_on(device) else contextlib.nullcontext()
 
 
 def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Tensor:

@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from dcal.utils import accelerator
+from dcal.utils.accelerator import synchronize
+
 Call = Callable[[], object]
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` on one thread measures truly on a machine that is busy with other things."""
@@ -44,13 +47,12 @@ def interleaved_medians(
 
 
 def seconds(call: Call, count: int, device: torch.device, clock: Callable[[], float]) -> float:
-    """Mean seconds of `count` calls; waits for the GPU before and after."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
+    """Mean seconds of `count` calls; waits for the device before and after."""
+    synchronize(device)
     start = clock()
     for _ in range(count):
         call()
-    wait()
+    synchronize(device)
     return (clock() - start) / count
 
 
@@ -83,11 +85,9 @@ def saved_bytes(call: Call, parameters: Iterable[Tensor]) -> int:
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Most bytes that `call` holds at once beyond what is there before it."""
     call()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
+    told = accelerator.peak_bytes(call, device)
+    if told is not None:
+        return told
     tracker = _LiveStorages()
     with tracker:
         call()

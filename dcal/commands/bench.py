@@ -1,7 +1,8 @@
 """`dcal-bench`: what DCAL costs, measured on this machine.
 
 The parts: `cells`, `figure` and `rollout` compare the model with the plain backbone, see `dcal.bench.model`; `pipeline`
-compares the way from image files to batches with those of timm and torchvision, see `dcal.bench.pipeline`.
+compares the way from image files to batches with those of timm and torchvision, see `dcal.bench.pipeline`; `speed` is
+for a GPU, see `dcal.bench.speed`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.bench import pipeline
+from dcal.bench import pipeline, speed
 from dcal.bench.measure import CLOCKS
 from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
 from dcal.bench.processes import run_in_processes
+from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
 
-PARTS = ("cells", "figure", "rollout", "pipeline")
+PARTS = ("cells", "figure", "rollout", "pipeline", "speed")
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -35,7 +37,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def environment(device: torch.device) -> Config:
     """What the numbers were measured with."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": cpu_name() if device.type == "cpu" else device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -91,6 +93,9 @@ def run(options: Config) -> Config:
         ]
     if "rollout" in wanted:
         report["rollout"] = [rollout_memory(side, device) for side in options["rollout"]["sizes"]]
+    for row in speed.measure_speed(options, options["device"]) if "speed" in wanted else ():
+        report["speed"].append(row)
+        print("  ".join(speed.table_row(row)), flush=True)
     if "pipeline" in wanted:
         report["pipeline"] = pipeline.measure_pipeline(
             options["pipeline"], options["repeats"], CLOCKS[options["clock"]]
@@ -113,6 +118,8 @@ def bench(config: DictConfig) -> None:
         files = ", ".join(f"{key} {value}" for key, value in report["pipeline"]["files"].items())
         print(f"\nfrom image files ({files}) to batches, one core")
         print(table(pipeline.COLUMNS.split(), pipeline.table_rows(report["pipeline"])))
+    if report["speed"]:
+        print("\n" + table(speed.COLUMNS.split(), map(speed.table_row, report["speed"])))
     if report["figure"]:
         figure = options["figure"]
         draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")

@@ -138,18 +138,24 @@ def device(config: DictConfig) -> Iterator[Finding]:
     """The hardware that a run would use."""
     import torch
 
+    from dcal.training.execution.mode import execution_mode
+    from dcal.utils.accelerator import device_memory, device_name
     from dcal.utils.device import Device
 
     where = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3).torch
-    if where.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        yield Finding(OK, "device", f"{torch.cuda.get_device_name()}, {free / GIB:.0f} of {total / GIB:.0f} GiB free")
+    if where.type != "cpu":
+        memory = device_memory(where)
+        room = f", {memory.free / GIB:.0f} of {memory.total / GIB:.0f} GiB free" if memory else ""
+        yield Finding(OK, "device", f"{device_name(where)}{room}")
         return
     yield Finding(OK, "device", f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         yield Finding(WARN, "device", "there is a GPU, but this torch is built for the CPU", "install a CUDA torch")
-    if config.train.compile and not shutil.which(os.environ.get("CXX", "g++")):
-        yield Finding(FAIL, "device", "train.compile=true needs a C++ compiler", "install g++, or train.compile=false")
+    compiled = execution_mode(config.train.compile, where) == "compile"
+    if compiled and not shutil.which(os.environ.get("CXX", "g++")):
+        yield Finding(
+            FAIL, "device", "train.compile=compile needs a C++ compiler", "install g++, or train.compile=none"
+        )
 
 
 def precision(config: DictConfig) -> Iterator[Finding]:

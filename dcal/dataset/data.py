@@ -168,7 +168,7 @@ class Data:
             seed: of the run; with equal seeds the batches are equal, whatever the number of workers.
             workers: processes that load images; 0 loads in this one.
             rank, world_size: this process among all.
-            pin_memory: for a CUDA device.
+            pin_memory: see `Device.pins_memory`.
         """
         self._check_memory()
         records = self.records("train")
@@ -199,7 +199,7 @@ class Data:
             batch_size: of this rank; the last batch is short.
             workers: processes that load images; 0 loads in this one.
             rank, world_size: this process among all.
-            pin_memory: for a CUDA device.
+            pin_memory: see `Device.pins_memory`.
         """
         key = (split, batch_size, workers, rank, world_size, pin_memory)
         if key not in self._eval_loaders:

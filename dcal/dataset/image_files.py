@@ -62,7 +62,7 @@ def image_loader(
     Args:
         images: paths, or records where cameras or labels are known; a batch's `index` counts in them.
         image_size, resize, decode: of the run's `dataset` node.
-        pin_memory: for a CUDA device.
+        pin_memory: see `Device.pins_memory`.
 
     Returns:
         A loader that leaves damaged files out, with a warning, and keeps the reasons by path in `skipped`; if none at

@@ -156,7 +156,7 @@ class Loader(DataLoader[dict[str, Any]]):
     Args:
         dataset: the images of a split.
         workers: processes that load images; 0 loads in this one.
-        pin_memory: for a CUDA device.
+        pin_memory: see `Device.pins_memory`.
         options: further arguments of torch's DataLoader, such as a sampler and a batch size.
     """
 

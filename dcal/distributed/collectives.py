@@ -28,6 +28,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from dcal.distributed import env
+from dcal.utils.accelerator import make_current
+from dcal.utils.device import choose_device
+from dcal.utils.errors import UserError
 
 # newer torch warns of the older names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -41,19 +44,26 @@ def init_distributed(device: str) -> Iterator[None]:
     """Makes this process one of those that torchrun started, if it did; leaves them when all went well.
 
     Args:
-        device: `auto`, `cpu` or `cuda`; on CUDA every process takes the GPU of its local rank.
+        device: as for `choose_device`; of several accelerators every process takes that of its local rank.
+
+    Raises:
+        UserError: no such device, or one by its index for several processes.
     """
     global _size
+    chosen = choose_device(device)
     if env.world_size() == 1:
+        make_current(chosen)
         yield
         return
-    cuda = device != "cpu" and torch.cuda.is_available()
-    if cuda:  # a batch system may show each process one GPU only: its own
-        torch.cuda.set_device(env.local_rank() % torch.cuda.device_count())
+    if chosen.index is not None:
+        raise UserError(f"device={device} is one device for {env.world_size()} processes: set device={chosen.type}")
+    if chosen.type != "cpu":  # a batch system may show each process one GPU only: its own
+        make_current(torch.device(chosen.type, env.local_rank() % torch.accelerator.device_count()))
     elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", env.world_size()))))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backends = {kind: dist.Backend.default_device_backend_map[kind] for kind in ("cpu", chosen.type)}
+    dist.init_process_group(",".join(f"{kind}:{backend}" for kind, backend in backends.items()))
     if dist.get_rank() > 0:
         logging.disable(logging.INFO)  # the first process says what goes well
     _size = env.world_size()

@@ -69,8 +69,8 @@ def open_images(opened: Opened, images: Sequence[Path | Record], batch_size: int
     own, train = opened.config.dataset, opened.config.train
     size = batch_size or train.eval_batch_size
     workers = train.workers if len(images) > size else 0  # not worth starting for one batch
-    on_gpu = opened.device.torch.type == "cuda"
-    return image_loader(images, own.image_size, own.resize, size, workers, on_gpu, own.decode)
+    pins = opened.device.pins_memory
+    return image_loader(images, own.image_size, own.resize, size, workers, pins, own.decode)
 
 
 def check_sides(opened: Opened, images: Sequence[Path | Record]) -> None:

@@ -218,13 +218,13 @@ def load(path: str | Path, weights: str = "last", device: str = "auto", trust: b
             format=safetensors` (or `save_pretrained`) wrote. For the Hugging Face Hub:
             `dcal.TrainedDCAL.from_pretrained("user/name")`.
         weights: in a run directory: `last`, `best` or a weight file of the run.
-        device: `auto` (CUDA if there is one), `cpu` or `cuda`.
+        device: `auto` (an accelerator if there is one), `cpu`, `cuda`, `cuda:1`, `mps`, ...
         trust: whether a run may name code of its own (`_target_`) or a backbone of the hub; say so only of runs whose
             origin you know.
 
     Raises:
         RunError: there is no such model, or it is not trusted; the message says what was looked for.
-        UserError: unknown device, CUDA without a GPU.
+        UserError: there is no such device.
     """
     place = choose_device(device)
     folder = Path(path).expanduser()

@@ -29,7 +29,7 @@ from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
-from dcal.utils.device import GPU_ONLY, Device, choose_device
+from dcal.utils.device import Device, choose_device, computes_in
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
@@ -96,7 +96,7 @@ def restore(
     Args:
         directory: the run directory, `<root>/<name>/<cfg_id>/seed=<seed>`.
         weights: `last`, `best`, or the path of a weight file of this run, e.g. one of a checkpoint.
-        device: `auto`, `cpu` or `cuda`.
+        device: as for `dcal.utils.device.choose_device`.
         changes: nodes to merge into the run's configuration; a value of None keeps what the run has.
         trust: whose code the run may name.
 
@@ -143,10 +143,12 @@ def restore(
 
 def available_precision(precision: str, device: str) -> str:
     """The precision of a run, or fp32 where the device has no such arithmetic, which is logged."""
-    if precision in GPU_ONLY and choose_device(device).type == "cpu":
-        logger.warning("trained in %s, which the CPU does not have: computing in fp32", precision)
-        return "fp32"
-    return precision
+    place = choose_device(device)
+    if computes_in(place, precision):
+        return precision
+    here = "the CPU" if place.type == "cpu" else place.type
+    logger.warning("trained in %s, which %s does not have: computing in fp32", precision, here)
+    return "fp32"
 
 
 def read_config(directory: Path) -> DictConfig:

@@ -13,10 +13,13 @@ def classification_metrics(log_probabilities: Tensor, labels: Tensor) -> dict[st
         log_probabilities: (N, C).
         labels: (N,) classes.
 
+    Counted on the CPU: not every device has float64.
+
     Returns:
         `top1`, `top1_macro` (the mean over classes of the share of their items that is recognised; classes without
         items left out), `top5` (as many as there are classes, if fewer), and `nll`, the mean negative log-likelihood.
     """
+    log_probabilities, labels = log_probabilities.cpu(), labels.cpu()
     first = log_probabilities.argmax(1)  # not topk's first column: the two settle ties differently
     five = log_probabilities.topk(min(5, log_probabilities.shape[1]), dim=1).indices
     count = labels.bincount()

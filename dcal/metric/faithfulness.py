@@ -61,7 +61,7 @@ def curves(image_CHW: Tensor, map_hw: Tensor, score: Score, steps: int, hidden: 
 
 def area(curve_T: Tensor) -> float:
     """Area under a curve over [0, 1], by trapezoids."""
-    return float(torch.trapezoid(curve_T.double(), dx=1.0 / (len(curve_T) - 1)))
+    return float(torch.trapezoid(curve_T.cpu().double(), dx=1.0 / (len(curve_T) - 1)))
 
 
 def summary(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:

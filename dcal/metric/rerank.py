@@ -156,7 +156,7 @@ def pair_distances(features_ND: Tensor, i_P: Array, j_P: Array) -> Array:
     step = block_rows(features_ND.shape[1])
     for start in range(0, len(i_P), step):
         i, j = (torch.from_numpy(x[start : start + step]).to(features_ND.device) for x in (i_P, j_P))
-        parts.append((features_ND[i] - features_ND[j]).square_().sum(dim=1).double().cpu())
+        parts.append((features_ND[i] - features_ND[j]).square_().sum(dim=1).cpu().double())
     return torch.cat(parts).numpy()
 
 

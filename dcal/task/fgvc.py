@@ -80,7 +80,7 @@ class FGVC(TaskOptions):
         """
 
         def inferred(part: str) -> Inferred:
-            loader = data.eval_loader(part, batch_size, workers, *rank_and_world_size())
+            loader = data.eval_loader(part, batch_size, workers, *rank_and_world_size(), device.pins_memory)
             return infer(model, loader, device, self.flip_test)
 
         seen = inferred(split)

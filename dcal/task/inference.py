@@ -16,6 +16,7 @@ from dcal.output import join_features
 from dcal.run.progress import work
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
+from dcal.utils.rng import preserved_torch_state
 
 BRANCHES = ("sa", "glca")
 
@@ -92,7 +93,7 @@ def infer_batches(
     """
     model.eval()
     for batch in batches:
-        with torch.random.fork_rng([torch.cuda.current_device()] if device.torch.type == "cuda" else []):
+        with preserved_torch_state(device.torch):
             torch.manual_seed(int(batch["index"][0]) + first)
             images, side = device.normalise(batch["image"]), device.side_index(batch)
             scores = infer_images(model, images, side, device, flip, features_only)

@@ -86,7 +86,7 @@ class ReID(TaskOptions):
         query, gallery = (
             infer(
                 model,
-                data.eval_loader(part, batch_size, workers, *rank_and_world_size()),
+                data.eval_loader(part, batch_size, workers, *rank_and_world_size(), device.pins_memory),
                 device,
                 self.flip_test,
                 features_only=True,
@@ -103,7 +103,7 @@ class ReID(TaskOptions):
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
             keep = gallery.labels >= 0
-            distances = k_reciprocal_rerank(q, g[keep])
+            distances = k_reciprocal_rerank(q.to(device.torch), g[keep])
             reranked = evaluate_retrieval(
                 None,
                 query.labels,

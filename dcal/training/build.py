@@ -21,6 +21,7 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
+from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.device import Device
@@ -53,7 +54,7 @@ def build(config: DictConfig) -> TrainState:
         cfg.train.workers,
         rank,
         processes,
-        pin_memory=device.torch.type == "cuda",
+        pin_memory=device.pins_memory,
     )
     sharded = processes > 1 and cfg.launch.strategy == "fsdp"
     ema, eval_model = None, None
@@ -76,7 +77,8 @@ def build(config: DictConfig) -> TrainState:
         head_steps=round(cfg.train.head_epochs * len(loader)),
     )
     features = model.features
-    if cfg.train.compile:  # parts of a batch differ in size
+    obstacle = obstacle_to_recording(cfg, device.torch, processes, optimization.optimizer)
+    if compiles(cfg, device.torch, obstacle):  # parts of a batch differ in size
         features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
     network: nn.Module = model
     if processes > 1 and not sharded and trunk_learns(model):
@@ -101,6 +103,7 @@ def build(config: DictConfig) -> TrainState:
         lora=lora,
     )
     check_splits(state)
+    record_steps(state, cfg, obstacle)
     return state
 
 
@@ -188,6 +191,7 @@ def check_train(cfg: Config) -> None:
     Raises:
         UserError: naming the key.
     """
+    execution_mode(cfg.train.compile, torch.device("cpu"))
     if not 0 <= cfg.seed < 2**63:
         raise UserError(f"seed={cfg.seed}: must be at least 0 and below 2^63, what torch takes")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):

@@ -17,6 +17,7 @@ from dcal.run.directory import Run
 from dcal.run.label import choices, label
 from dcal.training.log_file import LOG_FILE
 from dcal.training.state import TrainState
+from dcal.utils.accelerator import device_name
 from dcal.utils.memory import peak_memory
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def describe_run(state: TrainState, run: Run, tracker: Any) -> dict[str, str]:
     return {
         "run": f"{config.name}  {run.cfg_id}  seed {run.seed}: {label(config)}",
         "directory": str(run.directory),
-        "device": f"{hardware(state.device.torch.type)}, torch uses {torch.get_num_threads()}; {cfg.precision}",
+        "device": f"{hardware(state.device.torch)}, torch uses {torch.get_num_threads()}; {cfg.precision}",
         "data": describe(state.data.source, state.data.root),
         **({} if catalog is state.data.source else {"used": f"{used} images"}),
         "model": f"{config.backbone.name} at {height}×{width}, attention {choices(config)['attention']}, "
@@ -81,15 +82,11 @@ def tracker_place(config: DictConfig, run: Run, tracker: Any) -> str:
     return f"offline, in {run.directory / 'wandb'}; `make sync` uploads it"
 
 
-def hardware(device: str) -> str:
-    """What the run computes on, in words.
-
-    Args:
-        device: `cuda` or `cpu`.
-    """
-    if device != "cuda":
+def hardware(device: torch.device) -> str:
+    """What the run computes on, in words."""
+    if device.type == "cpu":
         return f"{os.cpu_count()} CPU cores"
-    name = torch.cuda.get_device_name()
+    name = device_name(device)
     return name if world_size() == 1 else f"{world_size()} × {name}"
 
 

@@ -52,7 +52,7 @@ def execute(run: Run) -> dict[str, Any]:
 
 def check_gpus(config: DictConfig) -> None:
     """Raises a UserError if there are fewer GPUs than processes that want one."""
-    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    gpus = torch.accelerator.device_count() if config.device != "cpu" else 0
     if 0 < gpus < config.launch.processes:
         raise UserError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
 
@@ -70,7 +70,7 @@ def train(run: Run) -> dict[str, Any]:
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
             state = build(config)
             write_card(run.directory, state)
-            device = hardware(state.device.torch.type)
+            device = hardware(state.device.torch)
             run.note_start(device)
             announce(state, run, tracker)
             evaluation = fit(state, run, tracker)

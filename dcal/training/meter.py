@@ -1,6 +1,7 @@
 """What a run shows and sums up while it trains: progress bar, losses, time; and the guard against NaN.
 
-Losses stay on the device. The one that is looked at is the previous step's, long finished by then: a GPU never waits.
+Losses stay on the device. The one that is looked at is the previous step's, which a copy has brought to the CPU behind
+that step: asking for it does not wait for the step that a GPU is at.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dcal.run.progress import bars_shown, say
 from dcal.training.state import TrainState
 from dcal.training.step_log import StepLog, Sums, value_name
 from dcal.training.wandb_run import log_batch
+from dcal.utils.accelerator import HostCopy
 from dcal.utils.errors import UserError
 
 
@@ -59,7 +61,7 @@ class Meter:
         self.counts: dict[str, int] = {}  # steps that had the value: not every step has every branch
         self.images, self.epoch_seconds = 0, 0.0  # of the epoch, in all its sessions
         self.started = self.saved = self.epoch_started = time.monotonic()
-        self.pending: tuple[Tensor, Tensor, int] | None = None
+        self.pending: tuple[HostCopy, Tensor, int] | None = None
         self.bar: tqdm[Any] | None = None
 
     def watch(self, batches: Iterable[dict[str, Tensor]], epoch: int, first: int) -> Iterator[dict[str, Tensor]]:
@@ -85,7 +87,7 @@ class Meter:
             BadLoss: the loss of the step *before* was not finite.
         """
         self.check_pending()
-        self.pending = losses["loss"], batch["index"], step
+        self.pending = HostCopy(losses["loss"]), batch["index"], step
         self.images += len(batch["label"])
         self.epoch_seconds = time.monotonic() - self.epoch_started
         for name, value in losses.items():

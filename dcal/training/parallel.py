@@ -24,6 +24,8 @@ from dcal.distributed.collectives import world_size
 from dcal.model import DCAL
 
 STRATEGIES = ("ddp", "fsdp")
+FLAGS = ("foreach", "fused", "capturable")
+"""Options of torch's optimizers that say how they compute, not what."""
 
 
 def shard(model: DCAL) -> None:
@@ -92,9 +94,21 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     module.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})
 
 
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """The optimizer's state without how it is computed: whole tensors, rates as numbers. All processes must call it."""
+    state = full_state_dict(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+        for flag in FLAGS:
+            group.pop(flag, None)
+    return state
+
+
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` of whole tensors into an optimizer whose state may be sharded."""
-    optimizer.load_state_dict(state)
+    """`load_state_dict` of an `optimizer_state`; the optimizer computes as it did before, sharded perhaps."""
+    own = [{flag: group[flag] for flag in FLAGS if flag in group} for group in optimizer.param_groups]
+    groups = [{**saved, **flags} for saved, flags in zip(state["param_groups"], own, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, own in optimizer.state.items():
         for name, value in own.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

@@ -12,7 +12,7 @@ from dcal.distributed.collectives import all_gather_object, rank_and_world_size
 from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.training.checkpoint import load_latest, save_checkpoint
 from dcal.training.meter import BadLoss, Meter
-from dcal.training.parallel import full_state_dict, load_optimizer, load_weights
+from dcal.training.parallel import full_state_dict, load_optimizer, load_weights, optimizer_state
 from dcal.training.state import TrainState
 from dcal.utils.rng import restore_rng_state, rng_state, torch_state
 
@@ -45,14 +45,14 @@ def save(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     at.seconds = meter.seconds()
     saved = {
         "position": vars(at),
-        "optimizer": full_state_dict(state.optimization.optimizer.state_dict()),
+        "optimizer": optimizer_state(state.optimization.optimizer),
         "schedule": state.optimization.schedule.last_epoch,
         "objective": state.objective.state_dict(),
         "scaler": state.scaler.state_dict(),
         "parts": state.accumulate,
         "ema": full_state_dict(state.ema.module.state_dict()) if state.ema is not None else None,
         "meter": meter.state(),
-        "rng": all_gather_object(rng_state()),
+        "rng": all_gather_object(rng_state(state.device.torch)),
         "metrics_size": run.metrics_size(),
     }
     save_checkpoint(run.directory / "checkpoints", at.step, weights, saved)
@@ -81,7 +81,8 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     run.forget_metrics_after(saved["metrics_size"])
     (rank, _), states = rank_and_world_size(), saved["rng"]
     # a process that there was not before shares what all share; torch's random numbers are its own
-    restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state()})
+    device = state.device.torch
+    restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state(device)}, device)
     log.info("continuing at epoch %d, step %d", at.epoch + 1, at.step)
 
 

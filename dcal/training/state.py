@@ -89,6 +89,8 @@ class TrainState:
     mixup: Mixup | None = None
     eval_model: DCAL | None = None
     """A model of the same build that is not sharded and has no adapters, where the one that learns is or has."""
+    graph: Callable[[Any], dict[str, Tensor]] | None = None
+    """`take_step` of a `Batch` as a CUDA graph, where `train.compile` says so."""
     seconds: float = 0.0
     """Spent training and evaluating, over all sessions; known when the run is finished."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)

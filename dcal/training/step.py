@@ -1,4 +1,8 @@
-"""One optimizer step on one batch: forward, loss, backward, clipping, schedule, moving average.
+"""One optimizer step on one batch: forward, loss, backward, clipping, optimizer; then schedule and moving average.
+
+What is drawn on the CPU (partners, blended images) is drawn first, by `prepare`. The rest, `take_step`, is a function
+of its `Batch` and the state, in which nothing waits for the device and all shapes are those of the batch before: so
+`dcal.training.execution.graph` can record it once and repeat it without Python.
 
 A batch may be split into micro-batches that follow one another (`train.accumulate`). The result is that of the whole
 batch: pairs are drawn and blended images made before the split, and where the loss or BNNeck looks at the whole batch,
@@ -19,12 +23,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.attention.pairing import Partners, may_use_features
 from dcal.distributed.collectives import all_gather, average_gradients, rank_and_world_size
 from dcal.output import Branches
 from dcal.task.objective import Losses
 from dcal.training.accumulation import MicroBatch, split_batch
 from dcal.training.parallel import full_state_dict, gradients_averaged
 from dcal.training.state import TrainState
+from dcal.utils.accelerator import empty_cache
 from dcal.utils.memory import is_out_of_memory, out_of_memory_names
 from dcal.utils.rng import restore_rng_state, restore_torch_state, rng_state, torch_state
 
@@ -32,22 +38,23 @@ log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """A whole batch on the device."""
+    """A whole batch on the device, with all that a step reads."""
 
     images: Tensor
-    """Normalised, blended if mixup is on: (B, 3, H, W)."""
+    """As they were loaded, uint8; normalised and blended if mixup is on: (B, 3, H, W)."""
     targets: Tensor
     """What the classifiers learn: labels (B,), or class probabilities (B, C) under mixup."""
     labels: Tensor
     side: Tensor | None
     """Index of the side embedding, (B,)."""
+    partners: Partners | None
+    """Drawn over the whole batch; None where PWCA is off, or off in this step."""
     heads_only: bool = False
     """The trunk does not learn in this step: its features are computed without a graph."""
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, the shares
-    of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`, and the norm of the gradients, `grad_norm`.
+    """One optimizer step on one batch; returns what `take_step` does, for the log.
 
     Args:
         progress: share of the training that is done, in [0, 1].
@@ -60,68 +67,82 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
         f"train.accumulate={2 * state.accumulate} (the same result in smaller pieces; train.auto_accumulate=true "
         "finds the number), train.activation_checkpointing=true, a smaller train.batch_size or dataset.image_size"
     ):
-        losses = compute_gradients(state, batch, progress)
-        norm = apply_gradients(state)
-    return {**losses, "grad_norm": norm}
+        if state.train.auto_accumulate:
+            losses = differentiate_in_memory(state, batch, progress)
+            losses |= {"grad_norm": apply_gradients(state)}
+        elif state.graph is not None:
+            losses = state.graph(prepare(state, batch, progress))
+        else:
+            losses = take_step(state, prepare(state, batch, progress))
+        advance(state)
+    return losses
 
 
-def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """`differentiate`, in twice as many micro-batches whenever memory runs out, if `train.auto_accumulate` says so.
+def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """What a step computes on the device: new weights, buffers and optimizer state, in place.
+
+    Returns:
+        the detached losses, `loss` and one per branch, the shares of self-pairs and same-class pairs, `pairs_self` and
+        `pairs_same_class`, and the norm of the gradients, `grad_norm`; scalars on the device.
+    """
+    losses = differentiate(state, batch)
+    return {**losses, "grad_norm": apply_gradients(state)}
+
+
+def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    """`differentiate`, in twice as many micro-batches whenever memory runs out: `train.auto_accumulate`.
 
     Every attempt starts from the same random numbers and buffers. The number of micro-batches stays.
     """
-    if not state.train.auto_accumulate:
-        return differentiate(state, batch, progress)
-    random_numbers = rng_state()
+    random_numbers = rng_state(state.device.torch)
     buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
     while True:
         try:
-            return differentiate(state, batch, progress)
+            return differentiate(state, prepare(state, batch, progress))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or state.accumulate == len(batch["label"]):
                 raise
         # not in the handler: there the error still holds the tensors of the attempt that failed
         state.accumulate = min(2 * state.accumulate, len(batch["label"]))
         log.warning("out of memory: from this step on every batch is split into %d micro-batches", state.accumulate)
-        restore_rng_state(random_numbers)
+        restore_rng_state(random_numbers, state.device.torch)
         for name, buffer in state.model.named_buffers():
             buffer.copy_(buffers[name])
-        if state.device.torch.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(state.device.torch)
 
 
-def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """Leaves the gradients of the batch's loss in the parameters; returns what `update` does, but for their norm."""
+def differentiate(state: TrainState, batch: Batch) -> dict[str, Tensor]:
+    """Leaves the gradients of the batch's loss in the parameters; returns what `take_step` does, but for their norm."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
-    # images and targets
-    heads_only = progress < state.train.head_epochs / state.train.epochs
-    whole = prepare(state, batch)._replace(heads_only=heads_only)
-    # partners, drawn over the whole batch; an autocast of its own: weights that it has cast without a graph must not be
-    # those of the forward pass
-    with state.device.autocast():
-        drawn = state.model.draw_partners(whole.images, batch["label"], progress, whole.side, state.accumulate)
+    whole = batch if batch.images.is_floating_point() else batch._replace(images=state.device.normalise(batch.images))
     micro_batches = split_batch(
-        len(whole.images), state.accumulate, drawn, state.model.pwca.stream, rank_and_world_size()
+        len(whole.images), state.accumulate, whole.partners, state.model.pwca.stream, rank_and_world_size()
     )
     # losses and gradients
     together = state.objective.triplet_weight > 0 or state.task.bnneck
     passes = in_two_passes if together and len(micro_batches) > 1 else in_one_pass
     losses = passes(state, whole, micro_batches)
-    if drawn is not None:
-        losses |= {f"pairs_{kind}": share for kind, share in drawn.shares(whole.labels).items()}
+    if whole.partners is not None:
+        losses |= {f"pairs_{kind}": share for kind, share in whole.partners.shares(whole.labels).items()}
     average_gradients([*state.objective.parameters(), *(p for head in state.model.heads for p in head.parameters())])
     return losses
 
 
-def prepare(state: TrainState, batch: Mapping[str, Tensor]) -> Batch:
-    """The loader's batch on the device, normalised and blended."""
-    device = state.device
-    images, labels = device.normalise(batch["image"]), batch["label"].to(device.torch, non_blocking=True)
-    side = device.side_index(batch)
-    if state.mixup is None:
-        return Batch(images, labels, labels, side)
-    blended, targets = state.mixup(images, labels)
-    return Batch(blended, targets, labels, side)
+def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> Batch:
+    """The loader's batch on the device, blended if mixup is on, with its partners."""
+    device, model = state.device, state.model
+    images, labels = (batch[key].to(device.torch, non_blocking=True) for key in ("image", "label"))
+    targets, side = labels, device.side_index(batch)
+    if state.mixup is not None:
+        images, targets = state.mixup(device.normalise(images), labels)
+    seen = images
+    if may_use_features(model.pairing, progress) and not images.is_floating_point():
+        seen = device.normalise(images)
+    # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
+    with device.autocast():
+        partners = model.draw_partners(seen, batch["label"], progress, side, state.accumulate)
+    heads_only = progress < state.train.head_epochs / state.train.epochs
+    return Batch(images, targets, labels, side, partners, heads_only)
 
 
 def in_one_pass(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
@@ -144,7 +165,7 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
     """For a loss that looks at the batch as a whole: features first, gradients after."""
     random_states, pieces = [], []
     for micro in micro_batches:
-        random_states.append(torch_state())
+        random_states.append(torch_state(state.device.torch))
         with torch.no_grad(), state.device.autocast():
             features = features_of(state, whole, micro)
         pieces.append(map_branches(lambda branch: branch.clone().requires_grad_(), features))
@@ -157,7 +178,7 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
     for micro, random_state, piece in zip(micro_batches, random_states, pieces, strict=True):
         if whole.heads_only:
             break
-        restore_torch_state(random_state)
+        restore_torch_state(random_state, state.device.torch)
         with gradients_averaged(state.network, now=micro is micro_batches[-1]):
             with state.device.autocast():
                 again = [branch for branch in features_of(state, whole, micro) if branch is not None]
@@ -188,8 +209,8 @@ def named(loss: Losses) -> dict[str, Tensor]:
 
 
 def apply_gradients(state: TrainState) -> Tensor:
-    """Clips, steps the optimizer, the schedule and the moving average; returns the gradients' norm before clipping."""
-    optimizer, schedule = state.optimization
+    """Clips, and steps the optimizer; returns the gradients' norm before clipping."""
+    optimizer = state.optimization.optimizer
     state.scaler.unscale_(optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     if state.train.clip_grad is not None:
@@ -198,8 +219,13 @@ def apply_gradients(state: TrainState) -> Tensor:
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
     state.scaler.step(optimizer)
     state.scaler.update()
+    whole: Tensor = full_state_dict(norm.detach())
+    return whole
+
+
+def advance(state: TrainState) -> None:
+    """Steps the schedule and the moving average, whose factors are other numbers in every step."""
+    schedule = state.optimization.schedule
     schedule.step()
     if state.ema is not None:
         state.ema.update(state.model, schedule.last_epoch)  # without the step timm leaves its warm-up out
-    whole: Tensor = full_state_dict(norm.detach())
-    return whole

@@ -54,7 +54,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
             evaluation = None
             if (at.epoch + 1) % cfg.eval_every == 0 or at.epoch + 1 == cfg.epochs:
                 evaluation = evaluate_or_stop(state, run, at, meter, stop)
-            # logging, before the checkpoint, which remembers how much of the log belongs to it
+            # logging, before a checkpoint, which remembers how much of the log belongs to it
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(state)}
             values["seconds"] = meter.seconds()
@@ -64,7 +64,9 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
             run.log(values)
             log_epoch(run, tracker, values)
             meter.report(values, f"{state.validation}/{state.task.headline}")
-            save(state, run, at, meter)
+            # the end of training: a result that could not be written is written from this checkpoint
+            if at.epoch == cfg.epochs or all_reduce_max(meter.checkpoint_due())[0]:
+                save(state, run, at, meter)
         save_weights(run.directory / LAST_WEIGHTS, state.assemble_eval_model().state_dict())
         # None: killed between the last checkpoint and the result
         evaluation = evaluation or evaluate_or_stop(state, run, at, meter, stop)
@@ -76,9 +78,11 @@ def evaluate_or_stop(state: TrainState, run: Run, at: Progress, meter: Meter, st
     """The evaluation of the validation split; a request to stop breaks it off, since it changes nothing.
 
     Raises:
-        Interrupted: after a checkpoint of the moment before the evaluation.
+        Interrupted: after a checkpoint of the moment before the evaluation; of several processes, after the last one
+            that was due.
     """
-    if world_size() > 1:  # broken off, the processes would not be at one place, and could not save together
+    # broken off, several processes would not be at one place, and could not save together
+    if world_size() > 1 and all_reduce_max(meter.checkpoint_due())[0]:
         save(state, run, at, meter)
     try:
         with stop.at_once():
@@ -100,7 +104,7 @@ def evaluate(state: TrainState, split: str) -> Evaluation:
 def weights_and_rates(state: TrainState) -> dict[str, float]:
     """Learning rate and the weight of each branch's loss, for the log."""
     weights = {f"train/weight_{branch}": weight for branch, weight in state.objective.combine.weights().items()}
-    return {"train/lr": state.optimization.optimizer.param_groups[0]["lr"], **weights}
+    return {"train/lr": float(state.optimization.optimizer.param_groups[0]["lr"]), **weights}
 
 
 def keep_best(state: TrainState, run: Run, at: Progress, evaluation: Evaluation) -> None:

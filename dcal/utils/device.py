@@ -8,36 +8,54 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dcal.utils.errors import UserError, choose
+from dcal.utils.accelerator import find_accelerator
+from dcal.utils.errors import UserError, choose, nearest
 
 PRECISIONS = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_ONLY = ("tf32", "fp16")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `auto` (CUDA if there is one), `cpu` or `cuda` stands for.
+    """The device that a name stands for.
+
+    Args:
+        name: `auto`, the accelerator that torch finds (CUDA, Apple's `mps`, Intel's `xpu`, ...) or else the CPU; `cpu`;
+            the type of the accelerator, or one of several by its index, as `cuda:1`.
 
     Raises:
-        UserError: another name, or CUDA without a GPU.
+        UserError: no such device here.
     """
-    choose("device", name, ("auto", "cpu", "cuda"))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU: use device=cpu or install a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    found = find_accelerator()
+    if name == "auto":
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        names = ("auto", "cpu", found.type if found else "cuda")
+        raise UserError(f"device={name!r}: {nearest(name, names)}") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if found is None or device.type != found.type:
+        here = "no GPU" if found is None else f"{found.type} only"
+        raise UserError(f"device={name}, but torch sees {here}: use device=auto, or install a build of torch for it")
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise UserError(f"device={name}, but torch sees {count} device(s): the last is {device.type}:{count - 1}")
+    return device if count > 1 else found
 
 
 class Device:
     """A torch device with the autocast of a precision and the normalisation of a backbone.
 
     Args:
-        name: `auto` (CUDA if there is one), `cpu` or `cuda`.
+        name: as for `choose_device`.
         precision: `fp32`; `tf32`, float32 whose products the GPU rounds to 10 bits; `bf16` or `fp16`, by autocast.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of the same pixels.
         num_cameras: with `num_views`, how camera and view make one index for the side embedding; 0: none.
 
     Raises:
-        UserError: unknown device or precision, CUDA without a GPU, tf32 or fp16 on the CPU.
+        UserError: unknown device or precision, or the device does not compute in that precision.
     """
 
     def __init__(
@@ -51,14 +69,23 @@ class Device:
     ) -> None:
         self.torch = choose_device(name)
         choose("train.precision", precision, PRECISIONS)
-        if precision in GPU_ONLY and self.torch.type == "cpu":
-            raise UserError(f"train.precision={precision} needs a GPU: use fp32 or bf16 on the CPU")
+        if not computes_in(self.torch, precision):
+            others = [name for name in ("fp32", "bf16") if computes_in(self.torch, name)]
+            raise UserError(
+                f"train.precision={precision} needs a GPU that computes in it: use {' or '.join(others)} on "
+                f"{'the CPU' if self.torch.type == 'cpu' else self.torch.type}"
+            )
         self.float32_products = "high" if precision == "tf32" else "highest"
         """What `torch.set_float32_matmul_precision` takes."""
         self.dtype = PRECISIONS[precision]
         self.mean = torch.tensor(mean, device=self.torch).view(1, -1, 1, 1)
         self.std = torch.tensor(std, device=self.torch).view(1, -1, 1, 1)
         self.num_cameras, self.num_views = num_cameras, num_views
+
+    @property
+    def pins_memory(self) -> bool:
+        """Whether copies from page-locked memory are faster; a CPU and Apple's GPU use the images where they are."""
+        return self.torch.type not in ("cpu", "mps")
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -95,6 +122,21 @@ class Device:
         if self.num_views > 1:
             index = camera * self.num_views + _embedded("view", batch["view"], self.num_views)
         return index.to(self.torch, non_blocking=True)
+
+
+def computes_in(device: torch.device, precision: str) -> bool:
+    """Whether a device has the arithmetic of a precision, found out by one product."""
+    dtype = PRECISIONS[precision]
+    if precision in GPU_ONLY and device.type == "cpu":
+        return False
+    if dtype is None:
+        return precision == "fp32" or device.type == "cuda"
+    try:
+        one = torch.ones(1, 1, device=device)
+        with torch.autocast(device.type, dtype):
+            return (one @ one).dtype == dtype
+    except (RuntimeError, TypeError):  # no autocast on this device, or none to this type
+        return False
 
 
 def _embedded(key: str, number: Tensor, count: int) -> Tensor:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from emulated_graph import emulate_cuda_graphs
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dcal.bench import measure, model, pipeline
+from dcal.bench import measure, model, pipeline, speed
 from dcal.commands import bench
 from dcal.dataset.record import DataError
 from dcal.utils.errors import UserError
@@ -24,6 +25,10 @@ from dcal.utils.paths import config_dir
 CPU = torch.device("cpu")
 # torchvision's decoders, which we measure, not use
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities:DeprecationWarning")
+
+
+SPEED = {"backbones": ["test_vit"], "sizes": [[32, 64]], "modes": ["train", "infer"], "executions": None}
+SPEED |= {"precision": "fp32", "batch_size": 2}
 
 
 def options(**changes: Any) -> dict[str, Any]:
@@ -101,10 +106,16 @@ def test_an_error_in_a_fresh_process_reaches_the_user() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"measure": "speed"}, "measure='speed': choose from cells, figure, rollout, pipeline"),
+        ({"measure": "quality"}, "measure='quality': choose from cells, figure, rollout, pipeline, speed"),
         ({"modes": ["fast"]}, "modes='fast': choose from infer, train"),
         ({"precisions": ["fp8"]}, "precisions='fp8': choose from fp32, bf16"),
         ({"attention": ["both"]}, "attention='both'"),
+        ({"measure": "speed", "speed": {**SPEED, "modes": ["fly"]}}, r"speed\.modes='fly': choose one of infer, train"),
+        ({"measure": "speed", "speed": {**SPEED, "precision": "fp8"}}, r"train\.precision='fp8'"),
+        (
+            {"measure": "speed", "speed": {**SPEED, "executions": ["captured"]}},
+            r"captured needs device=cuda, this is cpu",
+        ),
         ({"clock": "sun"}, "clock='sun': choose one of wall, cpu"),
         ({"clock": "cpu", "threads": 2}, "set threads=1"),
         ({"device": "gpu"}, "device='gpu': did you mean cpu"),
@@ -204,3 +215,51 @@ def test_peak_bytes_follow_the_life_of_tensors() -> None:
 
     assert measure.peak_bytes(two_at_a_time, CPU) == 8000
     assert measure.peak_bytes(lambda: x.add_(1).view(10, 100), CPU) == 0
+
+
+def test_the_speed_of_steps_and_inference_with_what_a_cpu_can_tell() -> None:
+    rows = bench.run(options(measure="speed", speed=SPEED))["speed"]
+    assert [(row["mode"], row["execution"], row["model"]) for row in rows] == [
+        (mode, "eager", name) for mode in ("train", "infer") for name in ("plain", "dcal")
+    ]
+    for row in rows:
+        assert row["images/s"] == pytest.approx(2 / row["seconds"]) and 0 < row["MFU"] < 1
+        assert row["busy"] is None and row["peak_GB"] is None
+        entries = dict(zip(speed.COLUMNS.split(), speed.table_row(row), strict=True))
+        assert entries["size"] == "32x64" and entries["busy_ms"] == entries["host"] == entries["peak_GB"] == "n/a"
+    assert rows[0]["over_plain"] == 1.0 and rows[1]["over_plain"] == rows[1]["seconds"] / rows[0]["seconds"]
+    assert rows[0]["flops"] > 2 * rows[2]["flops"] > 0
+    json.dumps(rows)
+
+
+def test_a_cell_that_is_too_large_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = speed.measure_cell
+
+    def full(cell: speed.Cell, *args: Any) -> Any:
+        if cell.mode == "train":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return measured(cell, *args)
+
+    monkeypatch.setattr(speed, "measure_cell", full)
+    rows = bench.run(options(measure="speed", speed=SPEED))["speed"]
+    assert [row.get("error", row.get("model")) for row in rows] == ["out of memory", "plain", "dcal"]
+    assert "out of memory" in speed.table_row(rows[0]) and len({len(speed.table_row(row)) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_captured_calls_compute_what_eager_ones_do(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = emulate_cuda_graphs(monkeypatch)
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    results = []
+    for execution in ("eager", "captured"):
+        torch.manual_seed(0)
+        cell = speed.Cell("test_vit", (32, 32), mode, execution)
+        state = speed.make_state(cell, "dcal", options(speed=SPEED), "cpu")
+        call = speed.make_call(state, speed.make_batch(state, cell, options(speed=SPEED)), cell)
+        for _ in range(speed.WARM_UP + 3):
+            call()
+        results.append(state.model.state_dict())
+    assert len(graphs) == len(compiled) == 1 and graphs[0].replays >= 3
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -85,6 +85,7 @@ SAME = [
     ["dataset.root=/elsewhere", "dataset.cache=none", "dataset.on_bad_image=skip"],
     ["train.workers=0", "train.eval_batch_size=7", "train.progress=false", "train.figures=false"],
     ["train.accumulate=4", "train.auto_accumulate=true", "train.compile=true", "train.activation_checkpointing=true"],
+    ["train.compile=graph"],
     ["train.checkpoint_minutes=1", "run.root=elsewhere", "run.debug=true", "wandb.mode=disabled"],
     ["attention=dcal", "optimizer.opt=adamw", "train.epochs=40"],  # what is the default already
     ["attention.pwca.pairing_ratio=0.3", "attention.pwca.curriculum=[easiest]", "task.triplet.margin=0.3"],  # idle

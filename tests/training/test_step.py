@@ -2,83 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import image_size, tiny_model
+from tiny_state import BATCH, make_setup
 from torch import Tensor
 
 from dcal.attention.pairing import Partners, derangement
 from dcal.attention.pwca import STREAMS
-from dcal.backbone import freeze_backbone
-from dcal.optimizer import Optimization
-from dcal.task.objective import Objective
 from dcal.training.accumulation import split_batch
 from dcal.training.state import TrainState
 from dcal.training.step import differentiate, features_of, prepare, update
-from dcal.utils.device import Device
 from dcal.utils.memory import OutOfMemory
 from dcal.utils.rng import restore_rng_state, rng_state
-
-MEMBER = "deit_tiny_patch16_224"
-LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3])  # seven: no number of parts divides it
-BATCH = {
-    "image": torch.randint(0, 256, (7, 3, *image_size(MEMBER)), generator=torch.Generator().manual_seed(1)).byte(),
-    "label": LABELS,
-    "camera": torch.tensor([0, 1, 0, 1, 0, 1, 0]),
-}
-
-
-class Double(Device):
-    """Images in float64, for comparisons to the last digits."""
-
-    def normalise(self, images: Tensor) -> Tensor:
-        return super().normalise(images).double()
-
-
-def make_setup(
-    triplet: float = 0.0,
-    bnneck: bool = False,
-    pwca: dict[str, Any] | None = None,
-    glca: dict[str, Any] | None = None,
-    drop_path: float = 0.0,
-    auto: bool = False,
-    mixup: Any = None,
-    checkpointing: bool = False,
-    freeze: str = "none",
-    head_epochs: float = 0.0,
-) -> TrainState:
-    """Everything a step needs, in float64, on seven images."""
-    torch.manual_seed(0)
-    model = tiny_model(
-        MEMBER, glca, pwca, {"drop_path_rate": drop_path}, bnneck=bnneck, side_information=2
-    )  # fmt: skip
-    torch.nn.init.normal_(model.side)
-    model.activation_checkpointing = checkpointing
-    freeze_backbone(model.vit, freeze)
-    objective = Objective(model.branches, "uncertainty", 0.1, triplet, None).double()
-    for number, weight in enumerate(objective.parameters()):
-        torch.nn.init.constant_(weight, 0.3 * number - 0.2)
-    optimizer = torch.optim.SGD([*model.parameters(), *objective.parameters()], lr=0.1)
-    return TrainState(
-        task=SimpleNamespace(bnneck=bnneck),
-        data=None,
-        loader=None,
-        model=model,
-        objective=objective,
-        optimization=Optimization(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
-        device=Double("cpu", "fp32", (0.5,) * 3, (0.5,) * 3, num_cameras=2),
-        train=SimpleNamespace(auto_accumulate=auto, clip_grad=None, head_epochs=head_epochs, epochs=4),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        features=model.features,
-        network=model,
-        accumulate=1,
-        mixup=mixup,
-    )  # type: ignore[arg-type]
 
 
 def gradients(setup: TrainState) -> dict[str, Tensor]:
@@ -99,7 +38,7 @@ def step(parts: int, seed: int = 3, **options: Any) -> tuple[dict[str, Tensor], 
     setup.model.train()
     setup.accumulate = parts
     torch.manual_seed(seed)
-    losses = differentiate(setup, BATCH, 0.0)
+    losses = differentiate(setup, prepare(setup, BATCH, 0.0))
     return losses, gradients(setup)
 
 
@@ -164,9 +103,10 @@ def test_random_choices_are_the_same_both_times(loss: str, checkpointing: bool) 
         setup = make_setup(**options)
         setup.model.train()
         torch.manual_seed(3)
-        whole = prepare(setup, BATCH)
-        drawn = setup.model.draw_partners(whole.images, LABELS, 0.0, whole.side, 3)
-        parts = split_batch(7, 3, drawn, "clean")
+        setup.accumulate = 3
+        whole = prepare(setup, BATCH, 0.0)
+        whole = whole._replace(images=setup.device.normalise(whole.images))
+        parts = split_batch(7, 3, whole.partners, "clean")
         pieces = [features_of(setup, whole, part) for part in parts]
         places = torch.cat([part.rows for part in parts]).argsort()
         features = type(pieces[0])(*(torch.cat(branch)[places] for branch in zip(*pieces, strict=True)))
@@ -187,7 +127,7 @@ def test_in_the_head_epochs_heads_learn_as_ever_and_nothing_else_does(loss: str)
         assert_equal(heads[1], {name: everything[1][name] for name in heads[1]}, 0.0)
     setup = make_setup(**options, head_epochs=1.0)
     setup.model.train()
-    differentiate(setup, BATCH, 0.25)  # the second of four epochs
+    differentiate(setup, prepare(setup, BATCH, 0.25))  # the second of four epochs
     assert setup.model.vit.patch_embed.proj.weight.grad is not None
 
 
@@ -254,7 +194,7 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(loss: str) 
     expected.accumulate = 4
     expected.model.train()
     restore_rng_state(start)
-    differentiate(expected, BATCH, 0.0)
+    differentiate(expected, prepare(expected, BATCH, 0.0))
     after = torch.rand(1)
 
     setup = make_setup(**options, auto=True)

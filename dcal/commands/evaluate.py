@@ -29,11 +29,11 @@ from dcal.inference.images import (
 from dcal.inference.restore import Restored, drop_none, read_result
 from dcal.metric.decision.calibration import unknown_detection
 from dcal.report.compare.predictions import write_predictions
-from dcal.run.copies import finished_runs
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_atomically
 from dcal.run.find import find_run
+from dcal.run.listing import finished_runs
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError, choose

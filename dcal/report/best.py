@@ -18,8 +18,8 @@ from dcal.report.listing import condition
 from dcal.report.records import Record, read_run, with_defaults
 from dcal.report.table import differing, label_of, matches, show
 from dcal.report.typed import read_overrides, train_command, without
-from dcal.run.copies import finished_runs
 from dcal.run.identity import is_idle
+from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError, choose
 
 HELD_OUT = ("dataset.val_fraction", "dataset.val_ids")

@@ -29,9 +29,9 @@ from yaml import YAMLError
 from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.report.epochs import curve, renamed, speed
 from dcal.report.items import read_items
-from dcal.run.copies import finished_runs
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
+from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
 
 Record = dict[str, Any]

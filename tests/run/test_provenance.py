@@ -18,7 +18,7 @@ import pytest
 from run_command import killed, refused, run_command
 
 import dcal.run.provenance as provenance
-from dcal.run.copies import finished_runs
+from dcal.run.listing import finished_runs
 from dcal.run.lock import RunLocked, acquire_lock, lock_holder
 from dcal.training import checkpoint
 from dcal.training import trainer as engine

@@ -11,8 +11,8 @@ from dcal.report.compare.predictions import read_predictions
 from dcal.report.items import Items, read_items
 from dcal.report.records import Record, read_run, with_defaults
 from dcal.report.table import differing, label_of, with_sa
-from dcal.run.copies import finished_runs
 from dcal.run.directory import RESULT_FILE
+from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
 
 WAYS = "a run directory, a folder or a glob of the runs of one configuration, an items.npz, or a CSV of predictions"

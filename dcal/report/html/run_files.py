@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, Record, parse, read_metrics, read_run, read_yaml
 from dcal.report.typed import read_overrides
-from dcal.run.copies import finished_runs
+from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
 from dcal.visualize.cross_table import FILE as CROSS_DOMAIN

@@ -6,8 +6,14 @@ VENV ?= .venv
 RUNS ?= outputs
 ARGS ?=
 
+# uv takes the torch build that fits this machine's driver, or the one for the CPU; pip has no such option: docs/install.md
+UV ?= $(shell command -v uv)
+TORCH_BACKEND ?= auto
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcal-installed
+# --no-compile: byte-compiling the thousands of modules of torch that nobody imports takes longer than all of the rest
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend=$(TORCH_BACKEND),$(BIN)/python -m pip install --no-compile)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup extras train test kill-test lint bench results docs pages sync clean
@@ -17,14 +23,13 @@ help: ## list the targets
 
 setup: $(STAMP) ## create the virtual environment (VENV, default .venv) and install dcal into it
 
-# --no-compile: byte-compiling the thousands of modules of torch that nobody imports takes longer than all of the rest
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-extras: $(STAMP) ## install what is optional: export, launchers, parquet, documentation, browser tests
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,docs,browser]'
+extras: $(STAMP) ## install what is optional: export, launchers, parquet, notebook, documentation, browser tests
+	$(INSTALL) -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,docs,browser,notebook]'
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)
@@ -47,7 +52,7 @@ results: $(STAMP) ## collect the finished runs and write records, tables and fig
 	$(BIN)/dcal-results write=true $(ARGS)
 
 docs: $(STAMP) ## build the site of the documentation into build/site
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(INSTALL) -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 pages: $(STAMP) ## write the generated pages of docs/ (ARGS="api datasets" narrows it)

@@ -22,7 +22,7 @@ from dcal.weights.load import load_weights
 
 def create_backbone(
     name: str,
-    image_size: Sequence[int],
+    image_size: int | Sequence[int],
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     drop_path_rate: float = 0.0,
@@ -35,7 +35,8 @@ def create_backbone(
     Args:
         name: any timm model name of a supported family, e.g. `deit_tiny_patch16_224`; or a model that timm has saved:
             `hf-hub:organisation/name` on the hub, `local-dir:folder` with its `config.json`.
-        image_size: (height, width) in pixels; multiples of the patch size unless patches overlap.
+        image_size: (height, width) in pixels, or one number for both; multiples of the patch size unless patches
+            overlap.
         pretrained: fetch timm's weights from its hub, or take those of the saved model.
         checkpoint: weight file in one of the layouts of docs/weights.md; classifiers in it are dropped.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
@@ -53,6 +54,7 @@ def create_backbone(
         UnsupportedBackbone: a family the branches cannot use.
         CheckpointError: weights or a configuration that cannot be fetched, read or matched.
     """
+    image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if checkpoint is not None and not str(checkpoint):
         raise UserError(
             "backbone.checkpoint is empty, as after a shell variable that is not set: give a weight file, or leave the "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from dcal.utils.errors import UserError, choose, nearest
 def create_dcal_model(
     backbone_name: str,
     num_classes: int,
-    image_size: Sequence[int] = (448, 448),
+    image_size: int | Sequence[int] = (448, 448),
     top_ratio: float = 0.1,
     attention: str = "dcal",
     pretrained: bool = False,
@@ -25,10 +27,12 @@ def create_dcal_model(
 ) -> DCAL:
     """DCAL on any supported timm ViT, for use in one's own training code.
 
+        model = dcal.create_dcal_model("deit_tiny_patch16_224", num_classes=200, image_size=224, pretrained=True)
+
     Args:
         backbone_name: timm model name.
         num_classes: classes, or training identities.
-        image_size: (height, width) in pixels.
+        image_size: (height, width) in pixels, or one number for both.
         top_ratio: share of patches that GLCA selects; the paper has 0.1 for FGVC and 0.3 for Re-ID.
         attention: `none`, `glca`, `pwca` or `dcal` (both).
         pretrained: fetch timm's weights.
@@ -38,7 +42,8 @@ def create_dcal_model(
             `freeze`.
 
     Raises:
-        UserError: unknown name, attention or option; an image size that does not fit the patches.
+        UserError: unknown name, attention or option; an image size that does not fit the patches. Messages name the
+            arguments of this function.
         CheckpointError: weights that cannot be fetched, read or matched.
     """
     choose("attention", attention, ("none", "glca", "pwca", "dcal"))
@@ -55,8 +60,36 @@ def create_dcal_model(
     for branch in ("glca", "pwca"):
         if attention not in (branch, "dcal"):
             found[branch]["blocks"] = 0
-    vit = create_backbone(backbone_name, image_size, pretrained, checkpoint_path, **found["vit"])
-    return DCAL(vit, num_classes, glca=found["glca"], pwca=found["pwca"], **found["model"])
+    with named_as_arguments():
+        vit = create_backbone(backbone_name, image_size, pretrained, checkpoint_path, **found["vit"])
+        return DCAL(vit, num_classes, glca=found["glca"], pwca=found["pwca"], **found["model"])
+
+
+ARGUMENTS = {
+    "attention.glca.blocks": "glca_blocks",
+    "attention.pwca.blocks": "pwca_blocks",
+    "attention.glca.": "",
+    "attention.pwca.": "",
+    "attention.": "",
+    "backbone.name": "backbone_name",
+    "backbone.checkpoint": "checkpoint_path",
+    "backbone.pretrained=true": "pretrained=True",
+    "backbone.": "",
+    "dataset.image_size": "image_size",
+    "null": "None",
+}
+"""Words of the configuration, in which the modules below name an option, and those of `create_dcal_model`."""
+
+
+@contextmanager
+def named_as_arguments() -> Iterator[None]:
+    """Inside, the message of a `UserError` names the arguments of `create_dcal_model` instead of configuration keys."""
+    try:
+        yield
+    except UserError as error:
+        words = re.compile("|".join(rf"\b{re.escape(key)}" for key in ARGUMENTS))
+        error.args = (words.sub(lambda match: ARGUMENTS[match[0]], str(error)),)
+        raise
 
 
 def _keywords(kind: type[GLCAOptions] | type[PWCAOptions], blocks: str) -> list[str]:

@@ -182,7 +182,7 @@ class DCAL(nn.Module):
 
         Raises:
             ValueError: what `draw_partners` raises, if partners are drawn here.
-            UserError: the model embeds cameras and `side` is missing.
+            UserError: images of integers; the model embeds cameras and `side` is missing.
         """
         if not (self.training and self.pwca_blocks):
             partners = None
@@ -201,11 +201,16 @@ class DCAL(nn.Module):
             side: (S,), as in `forward`.
 
         Raises:
-            UserError: the model embeds cameras and `side` is missing.
+            UserError: images of integers; the model embeds cameras and `side` is missing.
 
         Returns:
             the branches' features of the first B images, and the patches that GLCA selected there (B, K).
         """
+        if not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype}: the model takes normalised float images, (pixels / 255 - mean) / std with "
+                "mean and std of dcal.backbone.normalisation(model.vit)"
+            )
         # not len(images), which would fix the batch size of an exported graph
         batch = images.shape[0] if partners is None else len(partners.index_B)
         if partners is not None and partners.noise:

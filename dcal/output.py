@@ -20,9 +20,12 @@ class Branches(NamedTuple):
     glca: Tensor | None = None
     pwca: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Branches({', '.join(f'{name}={_shape(value)}' for name, value in self._asdict().items())})"
+
 
 class Output(NamedTuple):
-    """What the model returns for a batch."""
+    """What the model returns for a batch. It prints as the shapes of its tensors."""
 
     sa: Tensor
     """Logits of the self-attention branch, (B, C)."""
@@ -34,6 +37,9 @@ class Output(NamedTuple):
     """Features before the heads (and before BNNeck), each (B, D)."""
     selected: Tensor | None
     """Patches that GLCA selected, (B, K), 0 being the first patch; None without GLCA."""
+
+    def __repr__(self) -> str:
+        return f"Output({', '.join(f'{name}={_shape(value)}' for name, value in self._asdict().items())})"
 
     def logits(self) -> dict[str, Tensor]:
         """The logits of the branches that are there, by name."""
@@ -50,11 +56,18 @@ class Output(NamedTuple):
         return join_features([branch for branch in self.features[:2] if branch is not None])
 
 
+def _shape(value: Tensor | Branches | None) -> str:
+    """A tensor as its shape and type, for a line that can be read; anything else as it prints."""
+    return (
+        f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else repr(value)
+    )
+
+
 def combined_probabilities(logits: Sequence[Tensor]) -> Tensor:
     """Mean of the branches' probabilities, (B, C)."""
     return torch.stack([branch.float().softmax(-1) for branch in logits]).mean(0)
 
 
 def join_features(features: Sequence[Tensor]) -> Tensor:
-    """Concatenation in which every branch has the same say: each L2-normalised, and the whole again."""
+    """Concatenates the L2-normalised features of the branches with equal weight, and normalises the result."""
     return F.normalize(torch.cat([F.normalize(feature.float(), dim=-1) for feature in features], dim=-1), dim=-1)

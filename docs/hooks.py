@@ -32,6 +32,7 @@ LINKED = (
     "docs/**/*.md",
     "docs/**/*.png",
     "docs/**/*.svg",
+    "docs/*.ipynb",
     "docs/**/*.py",
     "docs/*.css",
 )

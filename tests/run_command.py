@@ -103,7 +103,7 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
         options = parse(arguments)
         queue = read_queue(experiments_dir().parent / options.file)
         return composed_command(["dcal-train", *jobs_of(queue, options.cells, options.common)[0].words])
-    name = program.removeprefix("dcal-")
+    name = "train" if program == "dcal-doctor" else program.removeprefix("dcal-")  # which checks a run's settings
     folder = config_dir() if (config_dir() / f"{name}.yaml").is_file() else config_dir() / name
     register()
     arguments = prepare(arguments, name)

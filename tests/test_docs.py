@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import io
@@ -155,3 +156,22 @@ def test_every_name_of_the_mapping_exists() -> None:
             or (name.startswith("make ") and f"\n{name.removeprefix('make ')}:" in targets)
         )
         assert known, f"docs/mapping.md: {name}"
+
+
+def test_quoted_messages_of_the_troubleshooting_page_exist() -> None:
+    """Three dots stand for what a message fills in. Messages of other programs are listed here."""
+    foreign = {
+        "dcal-train: command not found",
+        'Cannot find implementation or library stub for module named "dcal"',
+        "ModuleNotFoundError: onnx",
+    }
+    sources = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "dcal").rglob("*.py")]
+    nodes = (node for tree in sources for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    texts = [node.value for node in nodes if isinstance(node.value, str)]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    symptoms = re.findall(r"^\| (.+?) \|", page, re.MULTILINE)
+    quoted = {message for symptom in symptoms for message in re.findall(r"`([^`]* [^`]*)`", symptom)} - foreign
+    assert len(quoted) > 8
+    for message in quoted:
+        for part in (part.strip(" ;") for part in message.split("...")):
+            assert any(part in text for text in texts), f"docs/troubleshooting.md: {message}: no message says {part!r}"

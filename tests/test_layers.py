@@ -23,7 +23,7 @@ LAYERS = (
     "weights backbone heads output model create",
     "task visualize",
     "training inference report bench",
-    "commands __main__",
+    "commands __main__ api",
 )
 """From the lowest up; the table in CONTRIBUTING.md says the same."""
 

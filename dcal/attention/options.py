@@ -69,5 +69,5 @@ def branch_options(kind: type[Options], given: Options | Mapping[str, Any] | Non
     branch = "glca" if kind is GLCAOptions else "pwca"
     for name in given:
         if name not in names:
-            raise UserError(f"attention.{branch} has no option {name!r}: {nearest(str(name), names)}")
+            raise UserError(f"{branch} has no option {name!r}: {nearest(str(name), names)}")
     return kind(**given)

@@ -53,7 +53,8 @@ def k_reciprocal_rerank(
         (Q, G) distances on the CPU, float32, or float64 if the features are.
 
     Raises:
-        ValueError: shapes that do not fit, k1 or k2 below 1, lambda outside [0, 1], NaN or infinite features.
+        UserError, ValueError: shapes that do not fit, k1 or k2 below 1, lambda outside [0, 1], features that are not
+            finite.
     """
     query_features, gallery_features = torch.as_tensor(query_features), torch.as_tensor(gallery_features)
     if query_features.ndim != 2 or query_features.shape[1:] != gallery_features.shape[1:]:

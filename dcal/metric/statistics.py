@@ -76,7 +76,7 @@ class PairedComparison:
             at least six, see `verdict`; None if 10 000 are not enough because the items limit the comparison.
 
         Raises:
-            ValueError: size is not above 0, power is not between 0 and 1, or one seed was compared.
+            UserError: size is not above 0, power is not between 0 and 1, or one seed was compared.
         """
         if not size > 0 or not 0 < power < 1:
             raise UserError(f"size={size}, power={power}: size must be above 0 and power between 0 and 1")
@@ -128,8 +128,8 @@ def paired_comparison(
             observations, as the queries of one person in re-identification.
 
     Raises:
-        ValueError: different shapes, values that are not finite numbers, no seed, fewer than two items (or groups),
-            groups of another length, or a margin that is not above 0.
+        UserError, ValueError: different shapes, values that are not finite numbers, no seed, fewer than two items (or
+            groups), groups of another length, or a margin that is not above 0.
     """
     difference_SN = outcomes(first, "first") - outcomes(second, "second", np.shape(first))
     if margin is not None and not 0 < margin < np.inf:

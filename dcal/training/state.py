@@ -87,6 +87,8 @@ class TrainState:
     mixup: Mixup | None = None
     eval_model: DCAL | None = None
     """Under FSDP, a model of the same build that is not sharded."""
+    seconds: float = 0.0
+    """Spent training and evaluating, over all sessions; known when the run is finished."""
 
     def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.

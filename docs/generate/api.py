@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = {
     "Model": "create: create_dcal_model | model: DCAL | attention.options: GLCAOptions PWCAOptions | "
     "output: Output Branches",
+    "Training": "api.train: train FinishedRun | utils.errors: UserError",
     "Trained models": "inference.pretrained: load TrainedDCAL",
     "Backbone": "backbone: create_backbone normalisation Normalisation | weights.load: load_weights Loaded | "
     "weights.files: CheckpointError | attention.support: check_supported UnsupportedBackbone",
@@ -29,6 +30,12 @@ SECTIONS = {
     "Statistics": "metric.statistics: paired_comparison PairedComparison",
     "Data": "dataset.record: Catalog Record Part DataError | dataset.data: Data | dataset.images: Loader | "
     "dataset.readers.tables: make_catalog Entry | dataset.readers.reid_protocol: build_catalog Sighting Counts",
+    "Readers of data sets": "dataset.readers.fgvc: read_image_folder read_csv read_cub read_nabirds read_aircraft | "
+    "dataset.readers.fgvc_mat: read_cars read_dogs read_flowers read_pets | "
+    "dataset.readers.reid_custom: read_identity_folder read_identity_csv | "
+    "dataset.readers.reid_person: read_market1501 read_dukemtmc read_occluded_duke read_msmt17 | "
+    "dataset.readers.reid_vehicle: read_veri read_vehicleid | "
+    "dataset.synthetic.birds: read_synthetic_birds | dataset.synthetic.people: read_synthetic_people",
 }
 """Title -> modules of `dcal`, each with the names that it defines."""
 INTRODUCTION = """\

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, get_args
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
+from dcal.commands.app import CONFIGURED
 from dcal.commands.words.keys import config_file, group_options, key_types
 from dcal.utils.paths import config_dir
 
 GROUPS = ("dataset", "backbone", "attention", "task", "optimizer")
 DATASETS = " Which sets there are, with their own keys `dataset.reader.*`: [data sets](datasets.md)."
-COMMANDS = ("evaluate", "calibrate", "predict", "extract", "query", "explain", "export", "results", "bench")
+COMMANDS = tuple(name for name in CONFIGURED if name != "train")
 INTRODUCTION = """\
 # Configuration reference
 
@@ -31,9 +32,7 @@ key.
 
 - `dcal-train`: [the run](#the-run), [train](#train), [launch](#launch), [wandb](#wandb), [run](#run);
   the groups [dataset](#dataset), [backbone](#backbone), [attention](#attention), [task](#task), [optimizer](#optimizer)
-- the other commands: [evaluate](#dcal-evaluate), [calibrate](#dcal-calibrate), [predict](#dcal-predict),
-  [extract](#dcal-extract), [query](#dcal-query), [explain](#dcal-explain), [export](#dcal-export),
-  [results](#dcal-results) and [bench](#dcal-bench); `dcal-doctor` takes the keys of `dcal-train`, and
+- the other commands: {others}; `dcal-doctor` takes the keys of `dcal-train`, and
   `dcal-queue --help` explains its own
 """
 TYPES: dict[Any, str] = {
@@ -163,7 +162,8 @@ def train_keys() -> dict[str, list[Key]]:
 def page() -> str:
     kinds = dict(key_types(schema.Config, ""))
     chosen = {group: name for entry in OmegaConf.load(config_file("train")).defaults for group, name in pairs(entry)}
-    parts, explained = [INTRODUCTION], {}
+    others = ", ".join(f"[{name}](#dcal-{name})" for name in COMMANDS)
+    parts, explained = [INTRODUCTION.replace("{others}", others)], {}
     for title, keys in train_keys().items():
         parts += [f"## {title}", ""]
         explained |= {key.name: key.comment for key in keys}

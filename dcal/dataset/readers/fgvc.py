@@ -46,6 +46,9 @@ def read_cub(root: str | Path | None) -> Catalog:
     parts/ where they exist. Rows are joined by image id: ids may start anywhere, and lists longer than
     images.txt are fine.
 
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+
     Raises:
         DataError: a file is missing or malformed, an image has no label or split, or the lists contradict
             each other.

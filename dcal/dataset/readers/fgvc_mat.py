@@ -33,6 +33,9 @@ def read_cars(root: str | Path | None) -> Catalog:
     devkit's own list of test images has no labels; they are in cars_test_annos_withlabels.mat, beside or in
     devkit/. Without it there is no split `test`.
 
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+
     Raises:
         DataError: a list is missing or damaged.
     """
@@ -57,6 +60,9 @@ def read_cars(root: str | Path | None) -> Catalog:
 
 def read_dogs(root: str | Path | None) -> Catalog:
     """Stanford Dogs (Khosla et al. 2011): 120 breeds. Reads train_list.mat and test_list.mat beside Images/.
+
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
 
     Raises:
         DataError: a list is missing or damaged.
@@ -96,6 +102,9 @@ def read_flowers(root: str | Path | None, official_val: bool = False) -> Catalog
 def read_pets(root: str | Path | None) -> Catalog:
     """Oxford-IIIT Pet (Parkhi et al. 2012): 37 breeds. Reads annotations/trainval.txt and test.txt beside
     images/.
+
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
 
     Raises:
         DataError: a list is missing or malformed.

@@ -42,6 +42,9 @@ def read_market1501(root: str | Path | None) -> Catalog:
     gallery and is never trained on. 3 368 queries and 15 913 gallery images (plus 3 819 junk) are the
     single-query protocol.
 
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+
     Raises:
         DataError: wrong root, or a name of another pattern.
     """
@@ -70,6 +73,9 @@ def read_dukemtmc(root: str | Path | None) -> Catalog:
 
     408 of the 1 110 gallery identities are distractors without a query. The set was withdrawn by its authors.
 
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+
     Raises:
         DataError: wrong root, or a name of another pattern.
     """
@@ -90,6 +96,10 @@ def read_occluded_duke(root: str | Path | None, check_images: bool = True) -> Ca
     """Occluded-Duke (Miao et al., ICCV 2019): DukeMTMC-reID's images under new lists, every query occluded.
 
     Reads train.list, query.list and gallery.list beside Market's folders.
+
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+        check_images: whether every listed image must be there.
 
     Raises:
         DataError: wrong root, a listed image missing, or another pattern.
@@ -117,6 +127,12 @@ def read_msmt17(
     version only. `train`: list_train alone, or with list_val, as TransReID and the papers that follow it
     (DCAL among them) train. Test identities are numbered from 0 again: they are not the training identities
     of the same number.
+
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+        version: `V1` or `V2`.
+        train: `train+val`, 32 621 images, or `train`, 30 248.
+        check_images: whether every listed image must be there.
 
     Raises:
         UserError: unknown version or train.

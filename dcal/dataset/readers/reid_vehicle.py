@@ -42,6 +42,11 @@ def read_veri(
     the set's authors do, and adds `tracks` to the protocol: the track number of each gallery image, for
     `evaluate_retrieval`.
 
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+        evaluation: `image_to_image` or `image_to_track`.
+        check_images: whether every listed image must be there.
+
     Raises:
         UserError: unknown evaluation.
         DataError: wrong root, a listed image missing, or names that contradict the XML.
@@ -115,6 +120,12 @@ def read_vehicleid(
     The set has no cameras. Its protocol puts one random image of each test vehicle into the gallery, queries
     with all others, and averages over ten draws; `split_seed` is the draw (report the mean over 0..9). With
     one match per query, mAP is the mean reciprocal rank.
+
+    Args:
+        root: the data set's folder, as `dataset.root` takes it; `~` is the home directory.
+        test_size: vehicles in the test: 800, 1600 or 2400; also 3200, 6000 and 13164.
+        split_seed: number of the draw, from 0.
+        check_images: whether every listed image must be there.
 
     Raises:
         UserError: unknown test_size.

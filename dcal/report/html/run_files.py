@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.report.records import BadRun, Record, parse, read_metrics, read_run, read_yaml
 from dcal.run.copies import finished_runs
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
@@ -117,7 +117,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    lines = read_metrics(directory, record["split"])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
     card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))

@@ -1,0 +1,1 @@
+"""What Python offers in the place of a command."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from run_command import run_command
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dcal.commands import doctor
+from dcal.training.checkpoint import save_checkpoint
 
 TINY = ("experiment=tiny/fgvc",)
 
@@ -75,7 +76,11 @@ def test_a_run_in_every_state(fgvc_run: Path, tmp_path: Path, capfd: pytest.Capt
     shutil.copytree(fgvc_run, run)
     code, lines = asked(capfd, f"run={run}")
     assert code == 0 and "finished: top1" in line(lines, "OK", "state")
-    assert "fits" in line(lines, "OK", "weights") and "whole" in line(lines, "OK", "checkpoint")
+    assert "fits" in line(lines, "OK", "weights")
+    assert not any(" checkpoint " in text for text in lines), "a finished run keeps none"
+    weights = load_file(run / "last.safetensors")
+    save_checkpoint(run / "checkpoints", 2, weights, {})
+    assert "step 2 is whole" in line(asked(capfd, f"run={run}")[1], "OK", "checkpoint")
 
     (run / "result.json").unlink()
     assert "interrupted, after epoch 1" in line(asked(capfd, f"run={run}")[1], "WARN", "state")

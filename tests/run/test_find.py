@@ -31,6 +31,14 @@ def test_by_directory_by_id_and_the_last(root: Path) -> None:
     assert find_run("last", root) == root / "birds/aaaa1111/seed=0"
 
 
+def test_a_copy_is_meant_only_where_it_is_named(root: Path) -> None:
+    run = root / "cats/bbbb2222/seed=0"
+    for name in ("seed=0.bak", "seed=0.replaced-1", "copy of seed=0"):
+        shutil.copytree(run, run.with_name(name))
+    assert find_run("bbbb2222", root) == find_run("last", root) == run
+    assert find_run(run.with_name("seed=0.bak"), root) == run.with_name("seed=0.bak")
+
+
 def test_by_words_of_its_label(root: Path) -> None:
     labels = {"birds/aaaa1111/seed=0": "dcal bird_vit lr=0.1", "birds/aaaa1111/seed=1": "dcal bird_vit lr=0.1"}
     for name, label in {**labels, "cats/bbbb2222/seed=0": "glca bird_vit lr=0.1"}.items():
@@ -39,14 +47,6 @@ def test_by_words_of_its_label(root: Path) -> None:
     assert find_run("dcal seed=1", root) == root / "birds/aaaa1111/seed=1"
     with pytest.raises(UserError, match=r"^run=dcal: 2 runs, .*seed=0 \(dcal bird_vit lr=0.1\), "):
         find_run("dcal", root)
-
-
-def test_a_copy_is_meant_only_where_it_is_named(root: Path) -> None:
-    run = root / "cats/bbbb2222/seed=0"
-    for name in ("seed=0.bak", "seed=0.replaced-1", "copy of seed=0"):
-        shutil.copytree(run, run.with_name(name))
-    assert find_run("bbbb2222", root) == find_run("last", root) == run
-    assert find_run(run.with_name("seed=0.bak"), root) == run.with_name("seed=0.bak")
 
 
 def test_mistakes_say_what_there_is(root: Path) -> None:

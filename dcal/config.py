@@ -128,6 +128,7 @@ class TrainConfig:
     checkpoint_minutes: float = MISSING
     workers: int = MISSING
     progress: bool = MISSING
+    log_every: int | None = 50
     figures: bool = MISSING
 
 
@@ -144,6 +145,7 @@ class WandbConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    notes: str | None = None
     artifacts: bool = MISSING
     timeout: float = MISSING
 

@@ -7,6 +7,7 @@ an error and kept in `unknown`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -14,7 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+import wandb
 
 ENTITY = "somebody"
 KEY = "k" * 40
@@ -38,6 +43,11 @@ class Sent:
     @property
     def config(self) -> Answer:
         return {key: value["value"] for key, value in json.loads(self.fields["config"]).items()}
+
+    def step_metrics(self) -> dict[str, str]:
+        """The axis of each metric that `define_metric` gave one. The client numbers fields: 1 name, 2 glob, 5 axis."""
+        defined = json.loads(self.fields["config"])["_wandb"]["value"]["m"]
+        return {entry.get("1") or entry["2"]: defined[entry["5"] - 1]["1"] for entry in defined if "5" in entry}
 
     @property
     def history(self) -> list[Answer]:
@@ -66,6 +76,9 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, Sent] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.alerts: list[Answer] = []
+        self.views: dict[str, Answer] = {}
+        """Workspaces and reports by their id: `name`, `displayName`, `type`, `spec` (JSON), ..."""
         self.unknown: list[str] = []
         self.sweep: Answer = {}
         """`config` (YAML) and `points`: the parameters of runs that an agent has still to start."""
@@ -186,6 +199,42 @@ def commit_artifact(server: Server, given: Answer) -> Answer:
     return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "0"}}}
 
 
+def alert(server: Server, given: Answer) -> Answer:
+    server.alerts.append(given)
+    return {"notifyScriptableRunAlert": {"success": True}}
+
+
+def upsert_view(server: Server, given: Answer) -> Answer:
+    """A workspace (`project-view`) or a report (`runs`): a new one without an id."""
+    key = given.get("id") or f"view-{len(server.views)}"
+    inserted = key not in server.views
+    names = {"entityName": given["entityName"], "name": given["projectName"]}
+    server.views[key] = {**given, "id": key, "project": {"id": "project-0", **names}}
+    return {"upsertView": {"view": server.views[key], "inserted": inserted}}
+
+
+def list_reports(server: Server, given: Answer) -> Answer:
+    edges = [{"node": view, "cursor": key} for key, view in server.views.items() if view["type"] == "runs"]
+    return {"project": {"allViews": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}}
+
+
+def list_projects(server: Server, given: Answer) -> Answer:
+    node = {
+        "id": "project-0",
+        "name": "dcal",
+        "entityName": ENTITY,
+        "createdAt": "",
+        "isBenchmark": False,
+        "user": None,
+    }
+    return {"models": {"edges": [{"node": node, "cursor": ""}], "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+
+
+def find_view(server: Server, given: Answer) -> Answer:
+    found = [view for view in server.views.values() if view["name"] == given["viewName"]]
+    return {"project": {"allViews": {"edges": [{"node": view} for view in found]}}}
+
+
 def heartbeat(server: Server, given: Answer) -> Answer:
     """A run for an agent that has none, and the exit when there are no more."""
     commands = []
@@ -221,6 +270,14 @@ OPERATIONS: dict[str, Callable[[Server, Answer], Answer]] = {
     "CreateArtifactManifest": create_manifest,
     "UpdateArtifactManifest": update_manifest,
     "CommitArtifact": commit_artifact,
+    "NotifyScriptableRunAlert": alert,
+    "View": find_view,
+    "ProjectViews": list_reports,
+    "GetProjects": list_projects,
+    "GetDefaultEntity": viewer,
+    "UpsertView2": upsert_view,
+    "upsertView": upsert_view,
+    "ProjectInternalId": lambda server, given: {"project": {"id": "project-0", "internalId": "0"}},
     "CreateAgent": lambda server, given: {"createAgent": {"agent": {"id": "agent-0"}}},
     "Heartbeat": heartbeat,
     "SweepWithRuns": sweep_runs,
@@ -288,6 +345,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
+
+
+@contextmanager
+def answering(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[Server]:
+    """The server to which the client of this process and of those that it starts is connected; it must know all."""
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("HOME", str(home))  # a .netrc of the user's is none of ours
+    wandb.teardown()  # the client keeps the address of the server it has last spoken to
+    with serving() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        yield running
+    wandb.teardown()
+    assert not running.unknown, running.unknown[0]
 
 
 @contextmanager

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from hydra import compose
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.opened import open_run
+from dcal.commands.words.keys import group_options
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
+from dcal.inference.cross_domain import evaluate_on
+from dcal.inference.cross_domain import keep as keep_cells
 from dcal.inference.images import (
     SEEN_AS_IN_THE_RUN,
     WHOLE,
@@ -24,12 +28,20 @@ from dcal.inference.images import (
 )
 from dcal.inference.restore import Restored, drop_none, read_result
 from dcal.metric.decision.calibration import unknown_detection
+from dcal.run.copies import finished_runs
 from dcal.run.digest import sha256
+from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_atomically
+from dcal.run.find import find_run
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
+from dcal.visualize.cross_table import draw
+from dcal.visualize.cross_table import text as cross_text
 from dcal.visualize.reliability import FILE, table, text
+
+ONE_DATA_SET = ("dataset", "split", "reliability", "unknown", "save_items")
+"""Keys that `datasets=` does not go with."""
 
 
 def check_dataset_keys() -> None:
@@ -43,6 +55,10 @@ def check_dataset_keys() -> None:
 def evaluate(config: DictConfig) -> dict[str, float]:
     """Evaluates, prints and writes what was asked for; returns the metrics."""
     check_dataset_keys()
+    if config.datasets is not None:
+        return cross_domain(config)
+    if config.picture is not None:
+        raise UserError("picture: draws the table of datasets=[...]; name some, or leave it out")
     wanted = config.reliability or config.unknown is not None
     restored = open_run(config)
     if config.unknown is not None and restored.task.name != "fgvc":
@@ -84,6 +100,58 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if config.save_items:
         evaluation.save(with_folder(config.save_items))
     return evaluation.metrics
+
+
+def cross_domain(config: DictConfig) -> dict[str, float]:
+    """Evaluates one run, or every finished run below a folder, on several data sets; returns the metrics by both."""
+    typed = [word for word, key in typed_overrides() if key in ONE_DATA_SET or key.startswith("dataset.")]
+    if typed:
+        raise UserError(f"{typed[0]}: is for one data set, and datasets=[...] names several; leave one of them out")
+    nodes = {name: dataset_node(name, root) for name, root in named_sets(config.datasets).items()}
+    folder, rows, metric = Path(config.run).expanduser(), [], ""
+    several = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
+    runs = finished_runs(folder)[0] if several else [find_run(config.run, config.root)]
+    if not runs:
+        raise UserError(f"run={config.run}: no finished run is below this folder")
+    for directory in runs:
+        restored = open_run(OmegaConf.merge(config, {"run": str(directory)}))  # type: ignore[arg-type]
+        if metric not in ("", restored.task.headline):
+            raise UserError(f"run={config.run}: holds runs of both tasks; name a folder with runs of one")
+        metric = restored.task.headline
+        found = {name: evaluate_on(restored, node) for name, node in nodes.items()}
+        if config.weights == "last" and not drop_none(config.task):
+            keep_cells(restored, found)
+        label = str(directory.relative_to(folder)) if several else str(directory)
+        rows.append((label, {name: cell._asdict() for name, cell in found.items()}))
+    print(cross_text(rows, metric))
+    if config.picture is not None:
+        draw(rows, metric, Path(config.picture).expanduser())
+    if config.out:
+        write_atomically(with_folder(config.out), json.dumps({"metric": metric, "runs": dict(rows)}, indent=1) + "\n")
+    return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
+
+
+def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
+    """Root by name of data sets that are written NAME or NAME:ROOT."""
+    words = [str(word) for word in (datasets if isinstance(datasets, ListConfig) else [datasets])]
+    found: dict[str, str | None] = {}
+    for word in words:
+        name, _, root = word.partition(":")
+        choose("datasets", name, group_options("dataset"))
+        if name in found:
+            raise UserError(f"datasets: names {name} twice")
+        found[name] = root or None
+    if not found:
+        raise UserError("datasets=[]: name at least one data set")
+    return found
+
+
+def dataset_node(name: str, root: str | None) -> DictConfig:
+    """The configuration of a data set of `conf/dataset`."""
+    composed = compose("evaluate", [f"dataset={name}"])
+    composed.dataset.root = None if root is None else str(Path(root).expanduser())
+    node: DictConfig = composed.dataset
+    return node
 
 
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
-from tqdm import tqdm
 
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
@@ -30,6 +29,7 @@ from dcal.inference.index_parts import differences, drop_parts, open_parts, read
 from dcal.inference.restore import Opened
 from dcal.run.files import remove_partial
 from dcal.run.lock import acquire_lock
+from dcal.run.progress import work
 from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted, stop_requests
 
@@ -177,11 +177,11 @@ def compute(
     try:
         with (
             stop_requests() as stop,
-            tqdm(total=len(records), initial=start, desc="extract", unit="image", disable=None) as bar,
+            work("extract", len(records), "image", start) as piece,
         ):
             for index, features in embed(opened, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
-                bar.update(int(index[-1]) + 1 + start - bar.n)
+                piece.advance(int(index[-1]) + 1 + start - piece.count)
                 if stop or time.monotonic() - written >= PART_SECONDS:
                     write_part(folder, number, joined(pending, stamps))
                     number, written = number + 1, time.monotonic()

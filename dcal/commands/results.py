@@ -16,6 +16,8 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.commands.words.overrides import typed_overrides
+from dcal.report.dashboard import Page
+from dcal.report.dashboard import publish as publish_dashboard
 from dcal.report.format import markdown
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
@@ -86,13 +88,24 @@ def tabulate(config: DictConfig) -> None:
             publish(table, Path(config.figures), Path(config.html))
         for table in own:
             publish(table, Path(config.html), Path(config.html))
-    for table in [*tables, *own]:
-        if any(table.spec.takes(name) for name in names):
-            print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    shown = [table for table in (*tables, *own) if any(table.spec.takes(name) for name in names)]
+    for table in shown:
+        print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
+    if config.wandb is not None:
+        told = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
+        print(f"\nworkspace  {told.workspace}\nreport     {told.report}")
     if not names:
         print(f"runs={config.runs}: no finished run was read; name another folder by runs=", file=sys.stderr)
     elif not config.write:
         print(f"\nNothing was written; write=true writes records to {out}, and tables, figures and pages.")
+
+
+def dashboard_page(table: Table, results: Mapping[str, Results]) -> Page:
+    """A table for W&B, with the names of its runs, and the metrics of its columns after each epoch."""
+    names = [str(found["name"]) for name, found in results.items() if table.spec.takes(name)]
+    split = table.rows[0].records[0]["split"]
+    metrics = [f"{split}/{metric}" for metric in table.rows[0].values]
+    return Page(table.spec.title or table.spec.name, markdown(table), names, metrics)
 
 
 def described(spec: Spec, results: Mapping[str, Results]) -> Table | None:

@@ -25,7 +25,7 @@ def complete(run: Run) -> Outcome:
     result, status = run.result(), "finished before"
     if result is not None:
         rank_zero_only(print)("\n  ".join([f"finished before: {summary(result, run)}", *run.remarks(result)]))
-        rank_zero_only(answer_agent)(run, result["metrics"])
+        rank_zero_only(answer_agent)(run, result)
     else:
         from dcal.training.execute import execute  # torch, timm and the like take seconds: not for a finished run
 

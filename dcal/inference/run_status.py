@@ -42,7 +42,7 @@ def state(directory: Path) -> Iterator[Finding]:
     try:
         result = read_result(directory)
     except UserError as error:
-        yield Finding(FAIL, "state", str(error), f"the run goes on from its checkpoint: {command}")
+        yield Finding(FAIL, "state", str(error), f"the run is evaluated once more: {command}")
         return
     if result is not None:
         headline = result["headline"]

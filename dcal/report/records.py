@@ -16,9 +16,7 @@ the same identity; in memory every record has its own, as `items: {group}`.
 
 from __future__ import annotations
 
-import itertools
 import json
-import statistics
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -30,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.report.encoding import decode, digest, encode, encode_groups
+from dcal.report.epochs import curve, renamed, speed
 from dcal.run.copies import finished_runs
 from dcal.run.digest import check_digest
 from dcal.run.files import write_atomically
@@ -84,7 +83,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
     result = parse(directory / "result.json", json.loads)
     config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
     versions = parse(directory / "versions.json", json.loads)
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    lines = read_metrics(directory, result.get("split", "val"))
     try:
         record = {
             "cfg_id": result["cfg_id"],
@@ -97,7 +96,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
             "versions": {key: value for key, value in versions.items() if key not in ("argv", "platform")},
             "device": result.get("device"),
             **speed(lines, config["train.batch_size"]),
-            "curve": curve(lines, result["headline"]),
+            "curve": curve(lines, f"{result['split']}/{result['headline']}"),
             "items": read_items(directory / "items.npz"),
         }
         if "judged" in result:
@@ -109,6 +108,19 @@ def read_run(directory: Path) -> tuple[str, Record]:
         if metric not in NOT_METRICS and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
             raise BadRun(f"{directory / 'items.npz'}: its mean {metric} is not that of result.json")
     return name, record
+
+
+def read_metrics(directory: Path, split: str) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, by epoch.
+
+    Args:
+        split: that the run was judged on.
+
+    Raises:
+        BadRun: the file cannot be read.
+    """
+    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    return renamed(lines, split)
 
 
 def parse(path: Path, parser: Any) -> Any:
@@ -152,35 +164,6 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
     found["dataset"] = config["dataset"]["reader"]["_target_"].rpartition(".")[2].removeprefix("read_")
     return {key.rstrip("."): value for key, value in sorted(found.items())}
-
-
-def speed(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Seconds of training over all sessions, without evaluation, and images per second: an epoch's median.
-
-    A speed of 0 is none: older versions forgot it when a run was stopped in the evaluation and resumed.
-    """
-    steps = [0, *(line["step"] for line in lines)]
-    rates = [line["train/images_per_second"] for line in lines]
-    images = [(after - before) * batch_size for before, after in itertools.pairwise(steps)]
-    measured = [rate for rate in rates if rate]
-    if not measured:
-        raise KeyError("train/images_per_second")
-    usual = statistics.median(measured)
-    seconds = sum(number / (rate or usual) for number, rate in zip(images, rates, strict=True))
-    return {"train_seconds": round(seconds, 1), "images_per_second": round(usual, 1)}
-
-
-def curve(lines: list[dict[str, Any]], headline: str) -> dict[str, list[float | None]]:
-    """By epoch: losses and their weights, and the headline metric where it was evaluated."""
-    keys = sorted({key for line in lines for key in line if key.startswith(("train/loss", "train/weight"))})
-    if "train/loss_glca" not in keys and "train/loss_pwca" not in keys:
-        keys = ["train/loss"]  # a single branch: nothing to weigh
-    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, f"val/{headline}"]}
-    return {"epoch": [line["epoch"] for line in lines], **values}
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def read_items(path: Path) -> dict[str, Any]:

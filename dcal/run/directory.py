@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -21,26 +20,38 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.env import rank_zero_only
 from dcal.run.digest import sha256
-from dcal.run.files import explain_write_errors, fsync, remove_partial, write_atomically
+from dcal.run.files import (
+    explain_write_errors,
+    first_missing,
+    fsync,
+    remove_made,
+    remove_partial,
+    write_atomically,
+)
 from dcal.run.identity import Identity, identify
+from dcal.run.label import label
 from dcal.run.legacy import legacy_id
 from dcal.run.lock import acquire_lock
 from dcal.run.provenance import (
     changed_conditions,
     code_change,
+    git_diff,
     git_state,
     read_history,
     start_record,
     trained_by,
     versions,
 )
+from dcal.utils.errors import is_for_user
+from dcal.utils.signals import Interrupted
 
 log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
-HISTORY_FILE, WANDB_ID_FILE = "history.jsonl", "wandb_id"
-CHECKED = ("last.safetensors", "best.safetensors", "items.npz")
+HISTORY_FILE, LABEL_FILE, DIFF_FILE = "history.jsonl", "label.txt", "code.diff"
+LAST_WEIGHTS = "last.safetensors"
+CHECKED = (LAST_WEIGHTS, "best.safetensors", "items.npz")
 """Files of which the result keeps a checksum."""
-WHOLE = ("last.safetensors", "items.npz", "model.json", "metrics.jsonl")
+WHOLE = (LAST_WEIGHTS, "items.npz", "model.json", "metrics.jsonl")
 """What every finished run has."""
 
 
@@ -67,6 +78,10 @@ class Run:
         self.directory = self._today if self.fresh else self._found
         self.cfg_id = self.directory.parent.name
         self._lock: BaseFileLock | None = None
+        self._made: Path | None = None
+        """The topmost folder that this process has made for the run."""
+        self._aside: list[tuple[Path, Path]] = []
+        """What was trained before: where it was, and where it is now."""
         self._code: dict[str, Any] | None = None
 
     def _locate(self) -> tuple[Path, Path]:
@@ -116,6 +131,7 @@ class Run:
         if self.fresh:
             self._set_aside()
         with explain_write_errors(self.directory):
+            self._made = first_missing(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
             self._lock = acquire_lock(self.directory)
         self.failure_file.unlink(missing_ok=True)
@@ -133,10 +149,17 @@ class Run:
                 numbers = (before.with_name(f"{before.name}.replaced-{n}") for n in range(1, 10_000))
                 aside = next(path for path in numbers if not path.exists())
                 before.rename(aside)
+                self._aside.append((before, aside))
                 log.info("run.fresh=true: what was trained before is now %s", aside)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
+        # a start that failed leaves nothing behind, but for a fault of the program, whose traceback is kept
+        explained = error is not None and (is_for_user(error) or isinstance(error, Interrupted | KeyboardInterrupt))
+        if explained and self._made is not None and not (self.directory / HISTORY_FILE).is_file():
+            remove_made(self.directory, self._made)
+            for before, aside in self._aside:
+                aside.rename(before)
+        elif isinstance(error, Exception):
             with suppress(OSError):  # a full disk may be the very reason
                 write_atomically(self.failure_file, "".join(traceback.format_exception(error)))
         if self._lock is not None:
@@ -159,7 +182,7 @@ class Run:
             result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
             result["metrics"], result["headline"]
         except (ValueError, KeyError, TypeError):
-            log.warning("%s is damaged: the run goes on from its checkpoint, and writes it anew", self.result_file)
+            log.warning("%s is damaged: the run goes on from what it has kept, and writes it anew", self.result_file)
             with suppress(OSError):  # another process may have done it
                 self.result_file.replace(self.result_file.with_name("result.damaged.json"))
             return None
@@ -190,11 +213,14 @@ class Run:
         self._append(self.directory / HISTORY_FILE, now)
 
     def write_config(self, overrides: list[str]) -> None:
-        """Leaves in the directory: identity, resolved configuration, what was typed, and versions."""
+        """Leaves in the directory: identity, configuration, label, what was typed, versions, changes of the code."""
         self._code = git_state()  # now: who works on the code while it trains commits something else
+        if self._code["dirty"] and (diff := git_diff()):
+            write_atomically(self.directory / DIFF_FILE, diff + "\n")
         write_atomically(self.directory / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
         if self.cfg_id == self.identity.cfg_id:  # else an older run, which cannot be given one
             write_atomically(self.directory / IDENTITY_FILE, json.dumps(self.identity.to_json(), indent=1))
+        write_atomically(self.directory / LABEL_FILE, label(self.config) + "\n")
         write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
 
@@ -219,24 +245,13 @@ class Run:
         if self.metrics_file.exists():
             os.truncate(self.metrics_file, min(size, self.metrics_file.stat().st_size))
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged, by epoch; empty before the end of the first one."""
+        text = self.metrics_file.read_text(encoding="utf-8") if self.metrics_file.is_file() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
     def metrics_size(self) -> int:
         return self.metrics_file.stat().st_size if self.metrics_file.exists() else 0
-
-    def wandb_id(self) -> str:
-        """The id of this run at W&B: the same whenever it is resumed, another one when it is trained anew."""
-        file = self.directory / WANDB_ID_FILE
-        if not file.is_file():
-            older = (self.directory / "wandb").is_dir()  # from before such a file was kept
-            self._choose_wandb_id(unique=not older)
-        return file.read_text(encoding="utf-8").strip()
-
-    def renew_wandb_id(self) -> None:
-        """Makes the next `wandb_id` another one."""
-        self._choose_wandb_id(unique=True)
-
-    def _choose_wandb_id(self, unique: bool) -> None:
-        plain = f"{self.cfg_id}-{self.config.name}-{self.seed}"
-        write_atomically(self.directory / WANDB_ID_FILE, f"{plain}-{secrets.token_hex(3)}" if unique else plain)
 
     def prepare_result(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
         """Writes the result under another name, and returns it; `finish` makes it count."""
@@ -245,6 +260,7 @@ class Run:
             "status": "finished",
             "name": str(self.config.name),
             "cfg_id": self.cfg_id,
+            "label": label(self.config),
             "seed": self.seed,
             "metrics": metrics,
             "git": trained_by(history) if history else self._code or git_state(),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,22 @@ def remove_partial(folder: Path, name: str = "*") -> None:
     """
     for left in folder.glob(f".{name}.[0-9]*{PARTIAL}"):
         left.unlink(missing_ok=True)
+
+
+def first_missing(folder: Path) -> Path | None:
+    """The topmost part of a path that is not there yet; None if the folder is there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
+
+
+def remove_made(folder: Path, top: Path) -> None:
+    """Deletes a folder, and then those above it up to `top` that are empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # somebody else has put something there
+        for path in folder.parents if folder != top else ():
+            path.rmdir()
+            if path == top:
+                break
 
 
 def fsync(path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Which run directory a command means by `run=`: a path, the last one, or a configuration by its id."""
+"""Which run directory a command means by `run=`: a path, the last one, or a configuration by its id or label."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dcal.run.directory import CONFIG_FILE, RESULT_FILE
+from dcal.run.directory import CONFIG_FILE, LABEL_FILE, RESULT_FILE
 from dcal.utils.errors import UserError
 
 LAST = "last"
@@ -15,7 +15,8 @@ def find_run(spec: str | Path, root: str | Path) -> Path:
 
     Args:
         spec: the directory; or `last`, the run below `root` that was started or finished last; or a `cfg_id`, the
-            eight hex digits in a run's path, where one of its seeds may follow: `9bf6c8fb/seed=1`.
+            eight hex digits in a run's path, where one of its seeds may follow: `9bf6c8fb/seed=1`; or words of its
+            label (`dcal.run.label`), among them perhaps its seed: `glca lr=0.001 seed=1`.
         root: folder of runs.
 
     Raises:
@@ -33,13 +34,26 @@ def find_run(spec: str | Path, root: str | Path) -> Path:
     found = [
         run for run in runs if (words and run.parts[-len(words) :] == words) or run.parent.parts[-len(words) :] == words
     ]
+    asked = set(str(spec).split())
+    found = found or [run for run in runs if asked and asked <= {*_label(run).split(), run.name}]
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"run={spec}: {len(found)} runs, {', '.join(map(str, found[:4]))}: name one of them")
+        named = ", ".join(f"{run} ({_label(run)})" for run in found[:4])
+        raise UserError(f"run={spec}: {len(found)} runs, {named}: name one of them")
     below = sorted(str(file.parent) for file in folder.glob(f"**/{CONFIG_FILE}"))[:3] if folder.is_dir() else []
-    hint = f"did you mean {' or '.join(below)}?" if below else f"give a directory, {LAST}, or an id below root={root}"
+    hint = (
+        f"did you mean {' or '.join(below)}?"
+        if below
+        else f"give a directory, {LAST}, an id or words of a label below root={root}"
+    )
     raise UserError(f"run={spec}: no run directory, {CONFIG_FILE} is missing; {hint}")
+
+
+def _label(run: Path) -> str:
+    """The readable name of a run; empty for an older one, which has none."""
+    file = run / LABEL_FILE
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def _changed(run: Path) -> float:

@@ -34,6 +34,7 @@ NOT_IDENTITY = {
     "train": {
         "workers",
         "progress",
+        "log_every",
         "figures",
         "checkpoint_minutes",
         "eval_batch_size",

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.run.identity import NOT_IDENTITY as LEFT_OUT_TODAY
 from dcal.run.identity import schema_defaults
 
 MOVED = {
@@ -80,8 +81,9 @@ def legacy_id(config: DictConfig) -> str | None:
         else plain[key]
         for key in IDENTITY
     }
+    idle = {f"{node}.{name}" for node, names in LEFT_OUT_TODAY.items() for name in names}
     for key in schema_defaults().keys() - KEYS:
-        if _remove(identity, key, schema_defaults()[key]) != schema_defaults()[key]:
+        if _remove(identity, key, schema_defaults()[key]) != schema_defaults()[key] and key not in idle:
             return None
     reader = identity["dataset"].get("reader") or {}
     for key, value in list(reader.items()):  # an option of today's reader, which takes it from a newer key

@@ -43,20 +43,25 @@ def git_state() -> dict[str, Any]:
     named = os.environ.get("DCAL_COMMIT")
     if named:
         return {"commit": named, "dirty": False}
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
+    commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit,
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")) if commit else None,
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
     }
+
+
+def git_diff() -> str | None:
+    """What was changed in the code since its commit, as a patch; None outside a checkout."""
+    return _git("diff", "HEAD")
+
+
+def _git(*args: str) -> str | None:
+    """What git says in the checkout that the code runs from, if it does."""
+    try:
+        done = subprocess.run(["git", *args], cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError):  # a ValueError for a patch that is no UTF-8
+        return None
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:

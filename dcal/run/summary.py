@@ -17,8 +17,10 @@ def summary(result: dict[str, Any], run: Run) -> str:
         if f"{headline}_{branch}" in metrics
     )
     title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
+    if "label" in result:  # not of an older run
+        title += f"  {result['label']}"
     lines = [
-        f"{title}: {headline} {metrics[headline]:.4f}  ({branches})",
+        f"{title}: {headline} {metrics[headline]:.4f}" + (f"  ({branches})" if branches else ""),
         f"  everything  {run.directory}",
         *([f"  figure      {run.directory / 'examples.png'}"] if run.config.train.figures else []),
         f"  report      dcal-results report={run.directory}",

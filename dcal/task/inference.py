@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dcal.dataset.data import Loader
 from dcal.distributed.collectives import gather_items
 from dcal.model import DCAL
 from dcal.output import join_features
+from dcal.run.progress import work
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 
@@ -99,9 +101,15 @@ def infer_batches(
         yield Inferred(logits, features, selected, batch["label"], batch["camera"], batch["index"])
 
 
-def infer(
-    model: DCAL, batches: Iterable[Mapping[str, Any]], device: Device, flip: bool, features_only: bool = False
-) -> Inferred:
+def watched(batches: Iterable[Inferred], total: int) -> Iterator[Inferred]:
+    """The batches of an evaluation, counted for who watches."""
+    with work("evaluation", total, "batch") as piece:
+        for batch in batches:
+            yield batch
+            piece.advance(1)
+
+
+def infer(model: DCAL, batches: Loader, device: Device, flip: bool, features_only: bool = False) -> Inferred:
     """Evaluates `model` on every batch and joins the results; arguments as of `infer_batches`.
 
     Of several processes each gives its own batches and gets the results of all.
@@ -110,7 +118,7 @@ def infer(
         NotFinite: an image has a feature or score that is no finite number; the message counts them.
     """
     columns: dict[str, list[Tensor]] = {}
-    for seen in infer_batches(model, batches, device, flip, features_only):
+    for seen in watched(infer_batches(model, batches, device, flip, features_only), len(batches)):
         row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
         row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
         row |= {f"features/{branch}": value for branch, value in seen.features.items()}

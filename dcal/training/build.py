@@ -194,6 +194,8 @@ def check_train(cfg: Config) -> None:
         value, least = getattr(cfg.train, key), int(key != "workers")
         if value < least:
             raise UserError(f"train.{key}={value}: must be at least {least}")
+    if cfg.train.log_every is not None and cfg.train.log_every < 1:
+        raise UserError(f"train.log_every={cfg.train.log_every}: must be at least 1 batch; null logs epochs alone")
     if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
         raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
     if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:

@@ -163,7 +163,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(entry for entry in entries if entry.name[0].isdigit())
 
 
-def keep_newest(folder: Path) -> None:
-    """Drops all checkpoints but the newest: from it a finished run could write its weights once more."""
-    for old in list_checkpoints(folder)[:-1]:
-        shutil.rmtree(old, ignore_errors=True)
+@rank_zero_only
+def remove_checkpoints(folder: Path) -> None:
+    """Removes all checkpoints of a run that is trained to its end: what is left to do needs its weights alone."""
+    shutil.rmtree(folder, ignore_errors=True)

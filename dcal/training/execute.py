@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dcal.distributed.collectives import all_gather_object, init_distributed
-from dcal.distributed.env import module_command, rank_zero_only, world_size
+from dcal.distributed.env import module_command, rank_zero_only
 from dcal.distributed.launcher import ProcessFailed, errors_to_agent, launch, to_be_started
 from dcal.run.data_digest import judged_digest
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.run.progress import bars
 from dcal.run.summary import summary
 from dcal.training.build import build, side_sizes
-from dcal.training.checkpoint import keep_newest
+from dcal.training.checkpoint import remove_checkpoints
+from dcal.training.describe import announce, facts, hardware
+from dcal.training.log_file import logged_to
 from dcal.training.state import TrainState
 from dcal.training.trainer import fit
+from dcal.training.wandb_content import summarize
 from dcal.training.wandb_run import keep_artifact, track
 from dcal.utils.errors import UserError
 
@@ -57,7 +60,7 @@ def check_gpus(config: DictConfig) -> None:
 def train(run: Run) -> dict[str, Any]:
     """Trains a run and returns what its `result.json` holds."""
     config = run.config
-    with run:
+    with run, logged_to(run.directory), bars(config.train.progress):
         found = next((result for result in all_gather_object(run.result()) if result is not None), None)
         if found is not None:  # of another process, which has finished the run while this one was starting
             rank_zero_only(print)(summary(found, run))
@@ -69,6 +72,7 @@ def train(run: Run) -> dict[str, Any]:
             write_card(run.directory, state)
             device = hardware(state.device.torch.type)
             run.note_start(device)
+            announce(state, run, tracker)
             evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
@@ -82,18 +86,19 @@ def train(run: Run) -> dict[str, Any]:
                     run.directory,
                     tracker,
                 )
-            tracker.summary.update({key: value for key, value in evaluation.metrics.items()})
             result = run.prepare_result(
                 evaluation.metrics,
                 headline=state.task.headline,
                 split=state.validation,
                 judged=judged_digest(state.data.catalog, state.task.splits(state.validation)),
                 device=device,
+                **facts(state),
             )
+            rank_zero_only(summarize)(run, tracker, result)
             rank_zero_only(keep_artifact)(run, tracker)
+        remove_checkpoints(run.directory / "checkpoints")
         # last, for it means finished: a run killed before draws its figures and ends its log when it is repeated
         run.finish()
-        rank_zero_only(keep_newest)(run.directory / "checkpoints")
     rank_zero_only(print)(summary(result, run))
     return result
 
@@ -105,14 +110,6 @@ def write_card(directory: Path, state: TrainState) -> None:
         "sides": side_sizes(state.task.side_information, state.data),
     }
     write_atomically(directory / "model.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-
-
-def hardware(device: str) -> str:
-    """What the run computed on, for the cost of a table."""
-    if device != "cuda":
-        return f"{os.cpu_count()} CPU cores"
-    name = torch.cuda.get_device_name()
-    return name if world_size() == 1 else f"{world_size()} × {name}"
 
 
 def _overrides() -> list[str]:

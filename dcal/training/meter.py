@@ -5,7 +5,7 @@ Losses stay on the device. The one that is looked at is the previous step's, lon
 
 from __future__ import annotations
 
-import sys
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +16,10 @@ from tqdm import tqdm
 
 from dcal.config import TrainConfig
 from dcal.dataset.record import Record
-from dcal.distributed.env import rank, rank_zero_only
+from dcal.run.progress import bars_shown, say
+from dcal.training.state import TrainState
+from dcal.training.step_log import StepLog, Sums, value_name
+from dcal.training.wandb_run import log_batch
 from dcal.utils.errors import UserError
 
 
@@ -26,6 +29,20 @@ class BadLoss(UserError):
     remedies = "lower optimizer.lr, set train.clip_grad, or use train.precision=fp32; the last checkpoint is kept"
 
 
+def create_meter(state: TrainState, tracker: Any) -> Meter:
+    """The meter of a run.
+
+    Args:
+        tracker: the W&B run.
+    """
+    rates = state.optimization.optimizer.param_groups
+    batches = len(state.loader)
+    steps = StepLog(
+        state.train.log_every, batches, functools.partial(log_batch, tracker), lambda: float(rates[0]["lr"])
+    )
+    return Meter(state.train, batches, state.data.records("train"), steps)
+
+
 class Meter:
     """Running sums of one epoch, and the clock of the whole run.
 
@@ -33,10 +50,11 @@ class Meter:
         cfg: for the progress bar, the batch size and the time between checkpoints.
         batches: per epoch.
         records: the training images, to name those of a bad batch.
+        steps: reports between two epochs.
     """
 
-    def __init__(self, cfg: TrainConfig, batches: int, records: Sequence[Record]) -> None:
-        self.cfg, self.batches, self.records = cfg, batches, records
+    def __init__(self, cfg: TrainConfig, batches: int, records: Sequence[Record], steps: StepLog) -> None:
+        self.cfg, self.batches, self.records, self.steps = cfg, batches, records, steps
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}  # steps that had the value: not every step has every branch
         self.images, self.epoch_seconds = 0, 0.0  # of the epoch, in all its sessions
@@ -47,15 +65,16 @@ class Meter:
     def watch(self, batches: Iterable[dict[str, Tensor]], epoch: int, first: int) -> Iterator[dict[str, Tensor]]:
         """The batches under a progress bar that shows images per second and the loss."""
         self.epoch_started = time.monotonic() - self.epoch_seconds
+        title = f"epoch {epoch + 1}/{self.cfg.epochs}"
         with tqdm(
             total=self.batches * self.cfg.batch_size,
             initial=first * self.cfg.batch_size,
-            desc=f"epoch {epoch + 1}/{self.cfg.epochs}",
+            desc=title,
             unit="img",
             leave=False,
-            disable=not self.cfg.progress or not sys.stderr.isatty() or rank() > 0,
+            disable=not bars_shown(),
         ) as self.bar:
-            yield from batches
+            yield from self.steps.watch(batches, title, first, self.summed())
         self.check_pending()
         self.epoch_seconds = time.monotonic() - self.epoch_started
 
@@ -70,8 +89,11 @@ class Meter:
         self.images += len(batch["label"])
         self.epoch_seconds = time.monotonic() - self.epoch_started
         for name, value in losses.items():
+            if name == "grad_norm":  # which fp16 may leave infinite: its mean would tell nothing
+                continue
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
             self.counts[name] = self.counts.get(name, 0) + 1
+        self.steps.add(step, self.summed(), losses["grad_norm"])
         if self.bar is not None:
             self.bar.update(len(batch["label"]))
 
@@ -91,6 +113,11 @@ class Meter:
         if value != value or abs(value) == float("inf"):
             names = ", ".join("/".join(self.records[i].path.parts[-2:]) for i in index.tolist())
             raise BadLoss(f"the loss of step {step} is {value}: {BadLoss.remedies}. The images of that step: {names}")
+        self.steps.report()
+
+    def summed(self) -> Sums:
+        """The sums of the epoch so far."""
+        return Sums(dict(self.sums), dict(self.counts), self.images, self.epoch_seconds)
 
     def close_epoch(self) -> dict[str, float]:
         """Means as `train/loss`, `train/loss_<branch>` and `train/pairs_<kind>`, and the speed of the epoch.
@@ -99,22 +126,22 @@ class Meter:
 
         Starts the next epoch.
         """
-        own = ("loss", "pairs_self", "pairs_same_class")
-        names = {name: f"train/{name}" if name in own else f"train/loss_{name}" for name in self.sums}
-        values = {names[name]: (total / self.counts[name]).item() for name, total in self.sums.items()}
+        values = {f"train/{value_name(name)}": (total / self.counts[name]).item() for name, total in self.sums.items()}
         values["train/images_per_second"] = self.images / max(self.epoch_seconds, 1e-9)
         self.sums, self.counts, self.images, self.epoch_seconds = {}, {}, 0, 0.0
         return values
 
-    @rank_zero_only
     def report(self, values: Mapping[str, float], headline: str) -> None:
-        """One line per epoch where there is no progress bar to look at, or an evaluation to tell."""
-        judged = f"  {headline} {values[f'val/{headline}']:.4f}" if f"val/{headline}" in values else ""
+        """One line per epoch.
+
+        Args:
+            headline: of `values`, the one that tells how good the model is: `test/top1`.
+        """
+        judged = f"  {headline} {values[headline]:.4f}" if headline in values else ""
         left = (self.cfg.epochs - values["epoch"]) * (time.monotonic() - self.epoch_started)
-        tqdm.write(
+        say(
             f"epoch {int(values['epoch'])}/{self.cfg.epochs}  loss {values['train/loss']:.3f}{judged}  "
-            f"{values['train/images_per_second']:.0f} img/s  {left / 60:.1f} min left",
-            file=sys.stderr,
+            f"{values['train/images_per_second']:.0f} img/s  {left / 60:.1f} min left"
         )
 
     def checkpoint_due(self) -> bool:

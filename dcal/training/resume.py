@@ -6,8 +6,10 @@ import logging
 import math
 from dataclasses import dataclass
 
+from safetensors.torch import load_file
+
 from dcal.distributed.collectives import all_gather_object, rank_and_world_size
-from dcal.run.directory import Run
+from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.training.checkpoint import load_latest, save_checkpoint
 from dcal.training.meter import BadLoss, Meter
 from dcal.training.parallel import full_state_dict, load_optimizer, load_weights
@@ -61,7 +63,8 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     """Puts everything back to the newest checkpoint, if there is one."""
     found = load_latest(run.directory / "checkpoints")
     if found is None:
-        run.forget_metrics_after(0)
+        if not restore_end(state, run, at, meter):
+            run.forget_metrics_after(0)
         return
     saved = found.state
     load_weights(state.model, found.weights)
@@ -80,3 +83,19 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     # a process that there was not before shares what all share; torch's random numbers are its own
     restore_rng_state(states[rank] if rank < len(states) else {**states[0], **torch_state()})
     log.info("continuing at epoch %d, step %d", at.epoch + 1, at.step)
+
+
+def restore_end(state: TrainState, run: Run, at: Progress, meter: Meter) -> bool:
+    """Puts everything to the end of a run that has lost its result: its weights are there, and no checkpoint any more.
+
+    Returns:
+        whether it was trained to its end.
+    """
+    weights, lines = run.directory / LAST_WEIGHTS, run.metrics()
+    if not weights.is_file() or not lines or lines[-1]["epoch"] != state.train.epochs:
+        return False
+    load_weights(state.model if state.ema is None else state.ema.module, load_file(weights))
+    at.epoch, at.step = lines[-1]["epoch"], lines[-1]["step"]
+    meter.restore(meter.state(), lines[-1].get("seconds", 0.0))  # 0: an older run
+    log.info("trained to the end: only evaluated once more")
+    return True

@@ -91,6 +91,8 @@ class TrainState:
     """A model of the same build that is not sharded and has no adapters, where the one that learns is or has."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """Of the adapters of the model, if it has any."""
+    seconds: float = 0.0
+    """Spent training and evaluating, over all sessions; known when the run is finished."""
 
     def assemble_eval_model(self) -> DCAL:
         """The model that is evaluated and kept: the moving average if there is one.

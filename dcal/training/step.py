@@ -23,7 +23,7 @@ from dcal.distributed.collectives import all_gather, average_gradients, rank_and
 from dcal.output import Branches
 from dcal.task.objective import Losses
 from dcal.training.accumulation import MicroBatch, split_batch
-from dcal.training.parallel import gradients_averaged
+from dcal.training.parallel import full_state_dict, gradients_averaged
 from dcal.training.state import TrainState
 from dcal.utils.memory import is_out_of_memory, out_of_memory_names
 from dcal.utils.rng import restore_rng_state, restore_torch_state, rng_state, torch_state
@@ -46,8 +46,8 @@ class Batch(NamedTuple):
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, and the
-    shares of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`.
+    """One optimizer step on one batch; returns for the log the detached losses, `loss` and one per branch, the shares
+    of self-pairs and same-class pairs, `pairs_self` and `pairs_same_class`, and the norm of the gradients, `grad_norm`.
 
     Args:
         progress: share of the training that is done, in [0, 1].
@@ -61,8 +61,8 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
         "finds the number), train.activation_checkpointing=true, a smaller train.batch_size or dataset.image_size"
     ):
         losses = compute_gradients(state, batch, progress)
-        apply_gradients(state)
-    return losses
+        norm = apply_gradients(state)
+    return {**losses, "grad_norm": norm}
 
 
 def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ def compute_gradients(state: TrainState, batch: Mapping[str, Tensor], progress: 
 
 
 def differentiate(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """Leaves the gradients of the batch's loss in the parameters; returns what `update` does."""
+    """Leaves the gradients of the batch's loss in the parameters; returns what `update` does, but for their norm."""
     state.optimization.optimizer.zero_grad(set_to_none=True)
     # images and targets
     heads_only = progress < state.train.head_epochs / state.train.epochs
@@ -187,14 +187,19 @@ def named(loss: Losses) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in {"loss": loss.total, **loss.branches}.items()}
 
 
-def apply_gradients(state: TrainState) -> None:
-    """Clips, steps the optimizer, the schedule and the moving average."""
+def apply_gradients(state: TrainState) -> Tensor:
+    """Clips, steps the optimizer, the schedule and the moving average; returns the gradients' norm before clipping."""
     optimizer, schedule = state.optimization
+    state.scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     if state.train.clip_grad is not None:
-        state.scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), state.train.clip_grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, state.train.clip_grad)
+    else:
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
     state.scaler.step(optimizer)
     state.scaler.update()
     schedule.step()
     if state.ema is not None:
         state.ema.update(state.model, schedule.last_epoch)  # without the step timm leaves its warm-up out
+    whole: Tensor = full_state_dict(norm.detach())
+    return whole

@@ -10,14 +10,14 @@ from typing import Any
 
 from dcal.dataset.images import worker_deaths
 from dcal.distributed.collectives import all_gather_batches, all_reduce_max, world_size
-from dcal.run.directory import Run
+from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.task.evaluation import Evaluation
 from dcal.training.checkpoint import save_weights
-from dcal.training.meter import Meter
+from dcal.training.meter import Meter, create_meter
 from dcal.training.resume import Progress, resume, save
 from dcal.training.state import TrainState
 from dcal.training.step import update
-from dcal.training.wandb_run import catch_up
+from dcal.training.wandb_run import catch_up, log_epoch
 from dcal.utils.memory import out_of_memory_names
 from dcal.utils.signals import Interrupted, Stop, stop_requests
 
@@ -32,7 +32,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
         OutOfMemory: the message names the keys to change.
         WriteError: the run directory cannot be written; the last checkpoint is kept.
     """
-    cfg, at, meter = state.train, Progress(), Meter(state.train, len(state.loader), state.data.records("train"))
+    cfg, at, meter = state.train, Progress(), create_meter(state, tracker)
     resume(state, run, at, meter)
     catch_up(run, tracker)
     evaluation: Evaluation | None = None
@@ -57,16 +57,19 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
             # logging, before the checkpoint, which remembers how much of the log belongs to it
             at.epoch, at.batch = at.epoch + 1, 0
             values = {"epoch": at.epoch, "step": at.step, **meter.close_epoch(), **weights_and_rates(state)}
+            values["seconds"] = meter.seconds()
             if evaluation is not None:
-                values |= {f"val/{key}": value for key, value in evaluation.metrics.items()}
+                values |= {f"{state.validation}/{key}": value for key, value in evaluation.metrics.items()}
                 keep_best(state, run, at, evaluation)
             run.log(values)
-            tracker.log(values, step=at.step)
-            meter.report(values, state.task.headline)
+            log_epoch(run, tracker, values)
+            meter.report(values, f"{state.validation}/{state.task.headline}")
             save(state, run, at, meter)
-        save_weights(run.directory / "last.safetensors", state.assemble_eval_model().state_dict())
+        save_weights(run.directory / LAST_WEIGHTS, state.assemble_eval_model().state_dict())
         # None: killed between the last checkpoint and the result
-        return evaluation or evaluate_or_stop(state, run, at, meter, stop)
+        evaluation = evaluation or evaluate_or_stop(state, run, at, meter, stop)
+    state.seconds = meter.seconds()
+    return evaluation
 
 
 def evaluate_or_stop(state: TrainState, run: Run, at: Progress, meter: Meter, stop: Stop) -> Evaluation:

@@ -10,16 +10,25 @@ import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
-
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
+from dcal.training.wandb_content import (
+    TAG_LENGTH,
+    begin,
+    curves,
+    display_name,
+    logged_config,
+    notes,
+    summarize,
+    tags,
+)
 from dcal.utils.errors import UserError, choose
 from dcal.utils.signals import Interrupted
 
@@ -28,10 +37,10 @@ log = logging.getLogger(__name__)
 
 FINISH_SECONDS = 600.0
 """How long the end of a run waits for a server that has gone away; what has not been sent is kept."""
-TAG_LENGTH = 64
-"""Most characters of a tag of W&B."""
 OPEN = "wandb_open"
 """In the run directory while the log is not ended: the number of lines that W&B had when it was opened."""
+ID_FILE = "wandb_id"
+"""In the run directory: the id of the run at W&B."""
 RESERVED = re.compile(r"[^\w.-]")
 """What an id of W&B may not contain, or only in escapes, and the name of a run may."""
 ARTIFACT = ("config_resolved.yaml", "model.json", "result.json", "items.npz", "last.safetensors", "best.safetensors")
@@ -58,13 +67,17 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)
     if mode != "disabled":
         _open_marker(run)
+        begin(run, tracked)
     try:
         yield tracked
     except BaseException as error:  # what wandb's own context would do, but without printing the stack
         if isinstance(error, Interrupted | KeyboardInterrupt):
             tracked.mark_preempting()  # an agent of a sweep may go on with it
         else:
-            tracked.summary["error"] = f"{type(error).__name__}: {error}"
+            problem = f"{type(error).__name__}: {error}"
+            tracked.summary["error"] = problem
+            if mode == "online":
+                tracked.alert(f"{run.config.name} failed", f"{display_name(run)}: {problem}", level="ERROR")
         _finish(run, tracked, 1)
         raise
     _finish(run, tracked, 0)
@@ -99,7 +112,18 @@ def catch_up(run: Run, tracked: Any) -> None:
     lines = run.metrics_file.read_text(encoding="utf-8").splitlines()[int(marker.read_text(encoding="utf-8")) :]
     for values in map(json.loads, lines):
         if values["step"] >= tracked.step:
-            tracked.log(values, step=values["step"])
+            log_epoch(run, tracked, values)
+
+
+def log_epoch(run: Run, tracked: Any, values: Mapping[str, Any]) -> None:
+    """Logs what an epoch has given, as far as it is a curve."""
+    tracked.log(curves(run, values), step=values["step"])
+
+
+def log_batch(tracked: Any, values: dict[str, Any], step: int) -> None:
+    """Logs values of a step between two epochs, but for steps that a session which was broken off has logged."""
+    if step >= tracked.step:
+        tracked.log(values, step=step)
 
 
 def _online(run: Run, job_type: str) -> Any:
@@ -118,8 +142,8 @@ def _online(run: Run, job_type: str) -> Any:
             deleted = "deleted" in str(error)
             if not deleted or attempt == 2 or _agent_run() is not None:
                 break
-            log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", run.wandb_id())
-            run.renew_wandb_id()
+            log.warning("wandb: the run %s was deleted on the server: it is logged as a new one", _id(run))
+            _choose_id(run, unique=True)
     problem = "the server says that this run was deleted there"
     if not deleted:
         problem = f"no answer within wandb.timeout={run.config.wandb.timeout:g} s"
@@ -136,8 +160,6 @@ def _online(run: Run, job_type: str) -> Any:
 def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: str) -> Any:
     import wandb
 
-    config = OmegaConf.to_container(run.config, resolve=True, throw_on_missing=True)
-    assert isinstance(config, dict)
     settings = wandb.Settings(
         console="off",
         silent=True,
@@ -152,19 +174,37 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             project=run.config.wandb.project,
             entity=run.config.wandb.entity,
             group=run.config.wandb.group,
-            tags=list(run.config.wandb.tags),
+            tags=tags(run),
+            notes=notes(run),
             job_type=job_type,
-            name=f"{run.config.name}/{run.cfg_id}/seed={run.seed}",
+            name=display_name(run),
             # none where nothing is logged: only the first process writes the file that keeps the id
-            id=None if mode == "disabled" else _agent_run() or RESERVED.sub("-", run.wandb_id()),
+            id=None if mode == "disabled" else _id(run),
             resume="allow",
             dir=str(run.directory),
-            config={**{str(key): value for key, value in config.items()}, "cfg_id": run.cfg_id},
+            config=logged_config(run),
             settings=settings,
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
         raise UserError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
+
+
+def _id(run: Run) -> str:
+    """The id of a run at W&B: the same whenever it is resumed, another one when it is trained anew."""
+    agent = _agent_run()
+    if agent is not None:
+        return agent
+    file = run.directory / ID_FILE
+    if not file.is_file():
+        older = (run.directory / "wandb").is_dir()  # from before such a file was kept
+        _choose_id(run, unique=not older)
+    return RESERVED.sub("-", file.read_text(encoding="utf-8").strip())
+
+
+def _choose_id(run: Run, unique: bool) -> None:
+    plain = f"{run.cfg_id}-{run.config.name}-{run.seed}"
+    write_atomically(run.directory / ID_FILE, f"{plain}-{secrets.token_hex(3)}" if unique else plain)
 
 
 def _agent_run() -> str | None:
@@ -189,9 +229,9 @@ def keep_artifact(run: Run, tracked: Any) -> None:
     tracked.log_artifact(artifact)
 
 
-def answer_agent(run: Run, metrics: Mapping[str, float]) -> None:
+def answer_agent(run: Run, result: Mapping[str, Any]) -> None:
     """Tells a W&B sweep the result of a point that was finished before the sweep asked for it."""
     if _agent_run() is not None:
         with track(run) as tracked:
-            tracked.log({f"val/{key}": value for key, value in metrics.items()})
-            tracked.summary.update(dict(metrics))
+            tracked.log({f"{result['split']}/{key}": value for key, value in result["metrics"].items()})
+            summarize(run, tracked, result)

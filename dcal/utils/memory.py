@@ -76,6 +76,27 @@ def _cgroups() -> Iterator[tuple[Path, Path, Path]]:
                 break
 
 
+def peak_memory(device: str) -> int | None:
+    """Most bytes that this process has held so far: of the GPU as torch counts them, of a CPU the resident set.
+
+    Args:
+        device: `cuda` or `cpu`.
+
+    Returns:
+        None where the system does not say.
+    """
+    if device == "cuda":
+        import torch  # not for `keep_freed_memory`, which every command begins with
+
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 class OutOfMemory(UserError):
     """Memory ran out; the message names the keys to change."""
 

@@ -23,6 +23,8 @@ from dcal.utils.device import Device
 from dcal.visualize import gallery
 
 # matplotlib and wandb take a second to import: inside the functions that draw and log, for `dcal-predict` does neither
+CHARTED_CLASSES = 100
+"""Of more classes W&B draws no confusion matrix: a chart of its holds 10 000 rows."""
 EXAMPLES = 6
 LOOK_BATCH = 16
 
@@ -195,7 +197,7 @@ def log_examples(tracker: Any, images: Tensor, rollout: Tensor, columns: Mapping
 
 
 def log_classes(tracker: Any, names: Sequence[str], label: Tensor, prediction: Tensor) -> None:
-    """Per-class accuracy and the confusion matrix (its cells that are not zero) as W&B tables."""
+    """Per-class accuracy and confused classes as W&B tables, and the confusion matrix as a chart, if it is readable."""
     import wandb
 
     truth, guess = label.numpy(), prediction.numpy()
@@ -204,10 +206,15 @@ def log_classes(tracker: Any, names: Sequence[str], label: Tensor, prediction: T
     classes = wandb.Table(columns=["class", "images", "accuracy"])
     for name, row, share in zip(names, cells, accuracy, strict=True):
         classes.add_data(name, int(row.sum()), float(share))
-    confusion = wandb.Table(columns=["truth", "prediction", "images"])
+    confused = wandb.Table(columns=["truth", "prediction", "images"])
     for row, column in zip(*cells.nonzero(), strict=True):
-        confusion.add_data(names[row], names[column], int(cells[row, column]))
-    tracker.log({"classes": classes, "confusion": confusion})
+        confused.add_data(names[row], names[column], int(cells[row, column]))
+    found: dict[str, Any] = {"classes": classes, "confused": confused}
+    if len(names) <= CHARTED_CLASSES:
+        found["confusion"] = wandb.plot.confusion_matrix(
+            y_true=truth.tolist(), preds=guess.tolist(), class_names=list(names), title="Confusion matrix"
+        )
+    tracker.log(found)
 
 
 def log_cameras(tracker: Any, cameras: Mapping[int, Mapping[str, float]]) -> None:

@@ -21,7 +21,7 @@ from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode, decode_groups, encode, encode_groups
 from dcal.report.format import markdown
 from dcal.report.pages import fill
-from dcal.report.records import collect, load, load_all, parse, read_yaml
+from dcal.report.records import collect, load, load_all, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
@@ -67,7 +67,7 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
     (folder / "versions.json").write_text(json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"}))
     lines = [
         {"epoch": 1, "step": 10, "train/images_per_second": 50.0, "train/loss": 2.0},
-        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "val/top1": 0.9},
+        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "test/top1": 0.9},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     order = np.random.default_rng(seed).permutation(ITEMS)
@@ -85,6 +85,15 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+def test_older_runs_called_every_evaluation_val(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, 0, 8)
+    _, today = read_run(folder)
+    file = folder / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"test/', '"val/'))
+    assert read_run(folder)[1]["curve"] == today["curve"]
+    assert today["curve"]["test/top1"] == [None, 0.9]
+
+
 def configure(folder: Path, **more: Any) -> Any:
     tables = folder / "tables.yaml"
     entry = {"runs": "fgvc-birds", "by": ["attention"], "against": {"attention": "none"}, "order": ["none"]}
@@ -100,6 +109,7 @@ def configure(folder: Path, **more: Any) -> Any:
             "device": None,
             "report": None,
             "verdicts": None,
+            "wandb": None,
             "write": True,
             **more,
         }

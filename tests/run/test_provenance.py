@@ -154,9 +154,31 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
     assert [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
 
 
-def test_a_finished_run_keeps_one_checkpoint(tmp_path: Path) -> None:
-    command(tmp_path, "train.epochs=3")
-    assert len(list((only_run(tmp_path) / "checkpoints").iterdir())) == 1
+def test_a_finished_run_keeps_no_checkpoint(tmp_path: Path) -> None:
+    """Its weights are enough to give it a result that it has lost, the same one."""
+    words = ["train.epochs=3", "train.ema_decay=0.5"]
+    command(tmp_path, *words)
+    run = only_run(tmp_path)
+    assert not (run / "checkpoints").exists()
+    before = {name: (run / name).read_bytes() for name in ("metrics.jsonl", "last.safetensors")}
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    (run / "result.json").unlink()
+    command(tmp_path, *words)
+    assert json.loads((run / "result.json").read_text())["metrics"] == metrics
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """But what was there before; a fault of the program leaves its traceback."""
+    root = tmp_path / "a" / "b"
+    refused("train", *TINY, f"run.root={root}", "train.batch_size=4096", capfd=capfd)
+    assert not list(tmp_path.iterdir())
+    command(tmp_path)
+    run = only_run(tmp_path)
+    result = (run / "result.json").read_bytes()
+    told = refused("train", *TINY, f"run.root={tmp_path}", "run.fresh=true", "wandb.mode=maybe", capfd=capfd)
+    assert "wandb.mode" in told and (run / "result.json").read_bytes() == result
+    assert [path.name for path in run.parent.iterdir()] == ["seed=0"]
 
 
 def test_one_flipped_bit_in_the_weights_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +220,7 @@ def test_a_torn_result_is_written_again(tmp_path: Path, capfd: pytest.CaptureFix
         run_command("doctor", f"run={run}")
     assert ended.value.code == 1 and "result.json: not JSON" in capfd.readouterr().out
     command(tmp_path)
-    assert capfd.readouterr().out.count("result.json is damaged: the run goes on from its checkpoint") == 1
+    assert capfd.readouterr().out.count("result.json is damaged: the run goes on from what it has kept") == 1
     assert json.loads((run / "result.json").read_text())["metrics"] == metrics
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,8 @@ def test_a_point_that_fails_does_not_stop_the_others(
     assert [note["status"] for note in notes(tmp_path)] == ["finished before", "failed", "failed", "finished"]
     assert "being worked on by process 4711" in said.err and "RuntimeError: a bug" in said.err
     last = said.out.strip().splitlines()
-    assert last[-1].startswith("4 points: 1 finished before, 2 failed, 1 finished") and "seed=3" in last[-2]
+    assert last[-1].startswith("4 points: 1 finished before, 2 failed, 1 finished") and "seed=3" in last[-4]
+    assert last[-2].endswith("2 of 4 seeds")
     assert "Traceback" in (first.parent / "seed=1" / "failure.txt").read_text()
     assert not (first.parent / "seed=2" / "failure.txt").exists(), "it belongs to another process"
 
@@ -138,8 +140,32 @@ def test_table() -> None:
         "seed=0   top1 0.5000  finished  outputs/a",
         "seed=10  -            failed    b",
         "    ValueError: no",
-        "2 points: 1 finished, 1 failed: repeat the command to run these again",
+        "over seeds:",
+        "top1 0.5000, 1 of 2 seeds",
+        "2 points: 1 finished, 1 failed: repeat the command to run the others",
     ]
+
+
+def test_table_averages_seeds() -> None:
+    note = {"status": "finished", "headline": "top1", "error": "", "directory": "a", "value": 0.5}
+    seeds = [{**note, "value": value, "overrides": ["lr=1", f"seed={seed}"]} for seed, value in ((0, 0.4), (1, 0.6))]
+    other = [{**note, "overrides": ["lr=2", "seed=0"]}]
+    assert table([*seeds, *other], 4).splitlines()[3:] == [
+        "over seeds:",
+        "lr=1  top1 0.5000, standard deviation 0.1414, 2 of 2 seeds",
+        "lr=2  top1 0.5000, 1 of 1 seeds",
+        "3 of 4 points: 3 finished: repeat the command to run the others",
+    ]
+
+
+def test_an_interrupted_sweep_shows_its_table(
+    fgvc_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dcal.training.execute.execute", lambda run: os.kill(os.getpid(), signal.SIGINT))
+    assert sweep(fgvc_run.parents[3], "seed=0,1", "train.epochs=1,2") == 128 + signal.SIGINT
+    said = capfd.readouterr().out.strip().splitlines()
+    assert said[-1] == "2 of 4 points: 1 finished before, 1 interrupted: repeat the command to run the others"
+    assert said[-3].startswith("train.epochs=1  top1") and said[-2].startswith("train.epochs=2  -")
 
 
 def plugin(name: str) -> None:
@@ -172,7 +198,8 @@ def test_launchers(
     said = capfd.readouterr().out
     assert "2 points: 1 finished, 1 failed" in said and "train.batch_size=4096" in said
     assert [note["status"] for note in notes(tmp_path)] == ["finished", "failed"]
-    assert len(results(tmp_path)) == 1 and len(list(tmp_path.glob("tiny/fgvc/*/*/failure.txt"))) == 1
+    assert len(results(tmp_path)) == 1
+    assert len(list(tmp_path.glob("tiny/fgvc/*"))) == 1, "a start that fails leaves no directory"
     if "submitit" in name:
         logs = "".join(log.read_text() for log in tmp_path.glob("sweeps/*/.submitit/*/*_0_log.*"))
         assert "stopped by SIGUSR2" in logs and "continuing at epoch 1, step 3" in logs

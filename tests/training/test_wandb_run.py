@@ -15,7 +15,7 @@ import pytest
 import wandb
 import yaml
 from run_command import refused, run_command
-from wandb_server import KEY, Sent, Server, serving
+from wandb_server import Sent, Server, answering, serving
 
 from dcal.inference.restore import restore
 from dcal.training import trainer as engine
@@ -30,16 +30,8 @@ TINY = ("experiment=tiny/fgvc", "attention=glca", "train.progress=false", "train
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("HOME", str(tmp_path))  # a .netrc of the user's is none of ours
-    wandb.teardown()  # the client keeps the address of the server it has last spoken to
-    with serving() as running:
-        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+    with answering(monkeypatch, tmp_path) as running:
         yield running
-    wandb.teardown()
-    assert not running.unknown, running.unknown[0]
 
 
 def train(runs: Path, *words: str) -> Path:
@@ -76,7 +68,11 @@ def check_history(sent: Sent, directory: Path) -> None:
     arrived = [line for line in sent.history if "epoch" in line]
     assert [line["epoch"] for line in arrived] == [1, 2]
     for line, there in zip(lines, arrived, strict=True):
-        assert {key: there[key] for key in line} == line
+        for key, value in line.items():
+            if key.endswith(("/images", "_chance")) or key == "seconds":
+                assert key not in there, "the same after every epoch: that is no curve"
+            else:
+                assert there[key] == value
 
 
 def test_online(
@@ -99,9 +95,14 @@ def test_online(
     result = json.loads((directory / "result.json").read_text())
     assert {key: sent.summary[key] for key in result["metrics"]} == result["metrics"]
     fields = sent.fields
-    assert (fields["groupName"], fields["jobType"], fields["tags"]) == ("tiny/fgvc", "train", ["one", "two"])
-    assert sent.config["cfg_id"] == result["cfg_id"] and sent.config["attention"]["glca"]["top_ratio"] == 0.1
+    assert (fields["groupName"], fields["jobType"]) == ("tiny/fgvc", "train")
+    assert fields["tags"] == ["synthetic_birds", "test_vit", "glca", "one", "two"]
+    assert fields["displayName"] == f"tiny/fgvc: glca test_vit epochs=2 seed=0 {result['cfg_id']}"
+    assert fields["notes"].startswith("dcal-train experiment=tiny/fgvc attention=glca")
     assert any(name.startswith("media/table/examples") for name in sent.files)
+    assert any(name.startswith("media/table/confusion_table") for name in sent.files)
+    (alert,) = server.alerts
+    assert alert["title"] == "tiny/fgvc failed" and "a bad day" in alert["text"] and alert["severity"] == "ERROR"
 
     (model,) = [artifact for artifact in server.artifacts.values() if artifact.type == "model"]
     assert model.committed and "last.safetensors" in model.files and "last.safetensors" in model.manifest.decode()
@@ -113,12 +114,48 @@ def test_online(
     restore(copy)
 
 
+def test_what_is_on_the_dashboard(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Choices of the groups, axes, the best epoch, values within an epoch, the run's address, changes of the code."""
+    monkeypatch.setattr("dcal.run.directory.git_state", lambda: {"commit": "0" * 40, "dirty": True})
+    monkeypatch.setattr("dcal.run.directory.git_diff", lambda: "+ one line more")
+    words = [
+        "wandb.mode=online",
+        "train.log_every=1",
+        "dataset.val_fraction=0.5",
+        "train.batch_size=8",
+        "wandb.notes=mine",
+    ]
+    directory = train(tmp_path, *words, "optimizer.lr=1e-4")
+    (sent,) = server.runs.values()
+    config = sent.config
+    chosen = {"attention": "glca", "backbone": "test_vit", "dataset": "synthetic_birds", "task": "fgvc"}
+    assert {key: config[key] for key in chosen} == chosen and config["experiment"] == "tiny/fgvc"
+    assert config["options"]["attention"]["glca"]["top_ratio"] == 0.1 and config["train"]["epochs"] == 2
+    assert "torch" in config["versions"] and config["label"].startswith("glca test_vit epochs=2 ")
+    assert sent.fields["notes"] == "mine" and "lr=0.0001" in sent.fields["displayName"]
+    assert sent.files["code.diff"] == b"+ one line more\n" == (directory / "code.diff").read_bytes()
+
+    within = [line for line in sent.history if "batch/loss" in line]
+    assert [line["step"] for line in within] == [1, 3], "two batches an epoch, the second of which is the epoch's own"
+    assert {"batch/loss_sa", "batch/lr", "batch/grad_norm", "batch/data_seconds"} <= set(within[0])
+    axes = sent.step_metrics()
+    assert axes["val/*"] == axes["train/*"] == "epoch" and axes["batch/*"] == "step"
+
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: float(line["val/top1"]))
+    assert (sent.summary["best/top1"], sent.summary["best/epoch"]) == (best["val/top1"], best["epoch"])
+    assert sent.summary["parameters"] > 10_000 and sent.summary["images"] == 16
+    assert f"{server.url}/somebody/dcal/runs/{sent.name}" in "".join(capfd.readouterr())
+
+
 def test_a_request_to_stop_is_a_preemption(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     breaks_off(monkeypatch, Interrupted(15))
     with pytest.raises(SystemExit):
         train(tmp_path, "wandb.mode=online", "name='one: two/three'")  # more than the client takes for an id
     (sent,) = server.runs.values()
-    assert "-one--two-three-0-" in sent.name and "one: two/three" in sent.fields["displayName"]
+    assert "-one--two-three-0-" in sent.name and "one: two/three" in sent.fields["displayName"] and not server.alerts
     assert sent.preempting and sent.exitcode == 1 and "error" not in sent.summary
 
 
@@ -200,7 +237,8 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))
     for sent in server.runs.values():
         assert sent.exitcode == 0 and sent.fields["sweep"] == "sweep-0"
-        assert sent.summary["val/top1"] == result["metrics"]["top1"]
+        assert sent.summary["test/top1"] == result["metrics"]["top1"]
+        assert sent.config["attention"] == "glca", "as in runs of no sweep"
 
 
 def test_a_run_trained_anew_is_another_one_on_the_server(server: Server, tmp_path: Path) -> None:

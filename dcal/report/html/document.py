@@ -29,7 +29,7 @@ from dcal.report.html.curves import LINES, charts
 from dcal.report.html.experiment import Experiment, Variant, Verdict, experiments, verdict, verdict_of
 from dcal.report.html.run_files import Folder
 from dcal.report.html.settings import Settings, settings
-from dcal.visualize import reliability
+from dcal.visualize import cross_table, reliability
 
 CLOSEUPS = 6
 """Configurations whose pictures are shown, so that the report of a large sweep stays small."""
@@ -88,6 +88,8 @@ class View(NamedTuple):
     classes: Breakdown | None
     cameras: Breakdown | None
     reliability: list[Reliability]
+    elsewhere: tuple[list[str], list[tuple[str, list[str]]]]
+    """Other data sets, and for each run that was evaluated on some its label and cells."""
     closeups: list[Closeup]
     closeups_left_out: int
     missing: list[str]
@@ -146,6 +148,7 @@ def view(experiment: Experiment, folder: Folder) -> View:
         by_class(experiment) if fgvc else None,
         None if fgvc else by_camera(experiment),
         reliability_of(experiment),
+        elsewhere(experiment),
         closeups,
         max(0, len(experiment.variants) - CLOSEUPS),
         missing(experiment),
@@ -213,6 +216,13 @@ def reliability_of(experiment: Experiment) -> list[Reliability]:
         for variant, runs in zip(experiment.variants, asked, strict=True)
         if runs
     ][:CLOSEUPS]
+
+
+def elsewhere(experiment: Experiment) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The table of `dcal-evaluate datasets=[...]`."""
+    runs = [(f"{v.label}, seed {r.record['seed']}", r.elsewhere) for v in experiment.variants for r in v.runs]
+    names = list(dict.fromkeys(name for _, cells in runs for name in cells))
+    return names, [(label, [cross_table.shown(cells.get(name)) for name in names]) for label, cells in runs if cells]
 
 
 def missing(experiment: Experiment) -> list[str]:

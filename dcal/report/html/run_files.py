@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.records import BadRun, Record, parse, read_run, read_yaml
+from dcal.report.records import BadRun, Record, parse, read_metrics, read_run, read_yaml
 from dcal.run.copies import finished_runs
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
+from dcal.visualize.cross_table import FILE as CROSS_DOMAIN
 from dcal.visualize.gallery import Gallery
 from dcal.visualize.reliability import FILE as RELIABILITY
 
@@ -40,6 +41,8 @@ class RunFiles(NamedTuple):
     """What was typed."""
     reliability: dict[str, Any]
     """What `dcal-evaluate reliability=true` has found; empty where it was not asked."""
+    elsewhere: dict[str, Any]
+    """By data set: what `dcal-evaluate datasets=[...]` has found; empty where it was not asked."""
 
 
 class Folder(NamedTuple):
@@ -117,15 +120,16 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
+    lines = read_metrics(directory, record["split"])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
     card, overrides = (optional(directory / file) for file in ("model.json", "overrides.json"))
     names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
     typed = [str(entry) for entry in overrides] if isinstance(overrides, list) else []
-    found = optional(directory / RELIABILITY)
+    found, elsewhere = (optional(directory / file) for file in (RELIABILITY, CROSS_DOMAIN))
     reliability = found if isinstance(found, dict) else {}
-    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed, reliability), problems
+    cells = elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
+    return RunFiles(directory, name, record, config, lines, items, names, pictures, typed, reliability, cells), problems
 
 
 def optional(path: Path) -> Any:

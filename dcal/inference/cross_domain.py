@@ -1,0 +1,85 @@
+"""A run on data sets that it was not trained on: one figure per set, with its interval, kept with the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcal.inference.images import check_sides, open_data
+from dcal.inference.restore import Restored
+from dcal.inference.trust import RunError
+from dcal.metric.interval import mean_interval
+from dcal.run.digest import sha256
+from dcal.run.files import write_atomically
+from dcal.task.evaluation import Evaluation
+from dcal.visualize.cross_table import FILE
+
+
+class Cell(NamedTuple):
+    """The headline metric of a run on a data set, and its 95 % interval over identities, or over images."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+    """Queries, or images."""
+
+
+def evaluate_on(restored: Restored, dataset: Mapping[str, Any]) -> Cell:
+    """Evaluates a run on the test split of a data set, with the run's own settings.
+
+    Args:
+        dataset: the data set's whole configuration.
+
+    Raises:
+        UserError, DataError: the run cannot be evaluated on these data.
+    """
+    data, task, train = open_data(restored, dataset), restored.task, restored.config.train
+    for part in task.splits("test"):
+        check_sides(restored, data.records(part))
+    return cell(
+        task.evaluate(restored.model, data, "test", train.eval_batch_size, train.workers, restored.device),
+        task.headline,
+    )
+
+
+def cell(evaluation: Evaluation, headline: str) -> Cell:
+    """The headline of an evaluation with its interval."""
+    items = {key: value.numpy() for key, value in evaluation.items.items()}
+    if "average_precision" in items:
+        kept = items["valid"].astype(bool)
+        outcome, groups = items["average_precision"][kept], items["label"][kept]
+    else:
+        outcome, groups = (items["prediction"] == items["label"]).astype(np.float64), None
+    units = len(outcome) if groups is None else len(np.unique(groups))
+    low, high = mean_interval(outcome, groups) if units > 1 else (np.nan, np.nan)
+    return Cell(evaluation.metrics[headline], max(0.0, low), min(1.0, high), len(outcome))
+
+
+def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
+    """Adds cells by data set to those that are kept with the run, if they are of its last weights."""
+    file = restored.directory / FILE
+    weights = sha256(restored.weights)
+    before = read(restored.directory)
+    cells = {} if before.get("weights") != weights else before["cells"]
+    cells |= {name: {k: v for k, v in one._asdict().items() if v == v} for name, one in found.items()}
+    content = {"weights": weights, "metric": restored.task.headline, "cells": cells}
+    write_atomically(file, json.dumps(content, indent=1) + "\n")
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """What is kept with a run; empty if nothing is.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    file = directory / FILE
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{file}: not JSON ({error}); delete it and evaluate again") from None
+    return content

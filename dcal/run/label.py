@@ -1,0 +1,76 @@
+"""A readable name for a run, beside the hash in its path: what was chosen, and what was set by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, flatten
+
+GROUPS = ("attention", "backbone", "dataset", "task", "optimizer")
+FILES = ("experiment", "variant", "ablation")
+"""Groups of `experiments/`, of which nothing may be chosen."""
+ELSEWHERE = {"dataset.root", "backbone.checkpoint"}
+"""Keys whose values are too long for a name."""
+
+
+def choices(config: DictConfig) -> dict[str, str]:
+    """What was chosen of each group: `{"attention": "dcal", "backbone": "deit_tiny", ...}`.
+
+    The attention is named by the branches that it has, for keys may switch them. Without Hydra, which knows the names
+    of the options, a backbone is named as in timm, and the other groups after what they build.
+    """
+    known = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    found = {group: str(known[group]) for group in (*FILES, *GROUPS) if known.get(group) not in (None, "null")}
+    reader = str((config.dataset.get("reader") or {}).get("_target_", "")).rpartition(".")[2].removeprefix("read_")
+    built = {
+        "backbone": str(config.backbone.name),
+        "dataset": reader or "dataset",
+        "task": str(config.task._target_).rpartition(".")[2].lower(),
+        "optimizer": str(config.optimizer.opt),
+    }
+    return {**built, **found, "attention": attention_name(dict(flatten({"attention": plain(config.attention)})))}
+
+
+def label(config: DictConfig) -> str:
+    """For example `dcal deit_tiny lr=0.001 top_ratio=0.2`: attention, backbone, and the keys that were typed.
+
+    Only keys that decide the numbers count, by the values that they have got.
+    """
+    chosen = choices(config)
+    keys = [key for key in typed_keys() if decides(key) and OmegaConf.select(config, key) is not None]
+    last = [key.rpartition(".")[2] for key in keys]
+    names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
+    values = [f"{name}={compact(OmegaConf.select(config, key))}" for name, key in zip(names, keys, strict=True)]
+    return " ".join([chosen["attention"], chosen["backbone"], *values])
+
+
+def typed_keys() -> list[str]:
+    """The keys on the command line, groups included, each once and in their order; of a sweep those of its point."""
+    if not HydraConfig.initialized():
+        return []
+    words = HydraConfig.get().overrides.task
+    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words if not word.startswith("~")))
+
+
+def decides(key: str) -> bool:
+    """Whether a dotted key decides the numbers of a run, and has a value that fits into a name."""
+    node, _, rest = key.partition(".")
+    return node in IDENTITY and bool(rest) and rest not in NOT_IDENTITY.get(node, ()) and key not in ELSEWHERE
+
+
+def compact(value: Any) -> str:
+    """A value without spaces."""
+    plain_value = plain(value) if OmegaConf.is_config(value) else value
+    if isinstance(plain_value, list):
+        return ",".join(map(compact, plain_value))
+    if isinstance(plain_value, dict):
+        return ",".join(f"{key}:{compact(entry)}" for key, entry in plain_value.items())
+    return f"{plain_value:g}" if isinstance(plain_value, float) else str(plain_value).replace(" ", "_")
+
+
+def plain(node: Any) -> Any:
+    """A node of a configuration as dictionaries and lists."""
+    return OmegaConf.to_container(node, resolve=True)

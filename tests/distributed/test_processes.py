@@ -45,7 +45,7 @@ def test_two_processes_take_the_steps_of_one(results: dict[str, dict[str, Any]],
         for name, column in alone["items"].items():
             assert torch.equal(found["items"][name], column), name
         for ours, theirs in zip(found["losses"], alone["losses"], strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-6)
+            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
         for part in ("weights", "evaluated", "objective", "optimizer"):
             torch.testing.assert_close(found[part], alone[part], rtol=1e-5, atol=1e-6)
 

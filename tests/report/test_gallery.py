@@ -59,7 +59,8 @@ def test_tables_for_wandb() -> None:
     tracker = SimpleNamespace(log=logged.update)
     log_classes(tracker, ["ant", "bee", "cow"], torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
     assert logged["classes"].data[:2] == [["ant", 2, 0.5], ["bee", 1, 1.0]]
-    assert logged["confusion"].data == [["ant", "ant", 1], ["ant", "bee", 1], ["bee", "bee", 1]]
+    assert logged["confused"].data == [["ant", "ant", 1], ["ant", "bee", 1], ["bee", "bee", 1]]
+    assert logged["confusion"].table.data[1] == ["ant", "bee", 1]
     log_cameras(tracker, {3: {"mAP": 0.5, "queries": 7}})
     assert logged["cameras"].columns == ["camera", "mAP", "queries"] and logged["cameras"].data == [[3, 0.5, 7]]
 

@@ -18,14 +18,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcal.report.items import Array, Items
 from dcal.run.files import atomic_write
-from dcal.task.evaluation import Evaluation
 from dcal.utils.errors import UserError
+
+if TYPE_CHECKING:  # comparing takes no torch
+    from dcal.task.evaluation import Evaluation
 
 COLUMNS = ("item", "label", "seed", "group", "prediction", "average_precision", "first_rank")
 

@@ -1,4 +1,4 @@
-"""From `git clone` to a finished run on a folder of pictures: the five lines that docs/install.md shows, in a shell.
+"""From `git clone` to a finished run on a folder of pictures: the five lines that the README shows, in a shell.
 
 Three things differ from the page: the clone is of this checkout, the environment is the one that the tests run in, and
 the run is short and begins with random weights, for nothing is fetched here.
@@ -21,11 +21,7 @@ SHORT = "backbone.pretrained=false dataset.image_size=32 train.epochs=1 train.ba
 
 
 def lines_of_the_page() -> list[str]:
-    page = (
-        (ROOT / "docs" / "install.md")
-        .read_text(encoding="utf-8")
-        .partition("\n## Your own pictures in five commands")[2]
-    )
+    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Your own pictures")[2]
     code = next(fences(page)).code.replace("\\\n", " ")
     return [line.partition("  #")[0].strip() for line in code.splitlines()]
 

@@ -215,7 +215,7 @@ def test_an_index_of_another_model_is_refused(
 
 
 def test_a_model_with_camera_embedding_wants_cameras() -> None:
-    device = SimpleNamespace(num_cameras=3, num_views=1, torch=torch.device("cpu"))
+    device = SimpleNamespace(num_cameras=3, num_views=1, torch=torch.device("cpu"), pins_memory=False)
     config = OmegaConf.create(
         {
             "dataset": {"image_size": [8, 8], "resize": [8, 8], "decode": "full"},

@@ -111,7 +111,9 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
         check_words(arguments, name)
         arguments = follow_image_size(arguments, name)
     overrides = [word for word in arguments if word[0] != "-" and ("=" in word or word[0] == "~")]
-    search = [f"file://{path}" for path in (experiments_dir(), *config_folders(arguments))]
+    # elsewhere `figures=` is a key, not the folder of experiments/
+    own = [] if name == "results" else [experiments_dir()]
+    search = [f"file://{path}" for path in (*own, *config_folders(arguments))]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3"):
         searchpath = f"hydra.searchpath=[{','.join(repr(place) for place in search)}]"

@@ -125,7 +125,7 @@ def bucket(run: Sent) -> Answer:
         "eventsTail": "[]",
         "tags": run.fields.get("tags"),
         "notes": None,
-        "wandbConfig": "{}",
+        "wandbConfig": json.dumps({"t": {}} if run.fields.get("config") else {}),  # "t": it was started
     }
 
 

@@ -156,7 +156,7 @@ def tabulate(config: DictConfig) -> None:
         print(render_all([grid_of(table) for table in shown if table.rows], config.format))
     if config.wandb is not None:
         written = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
-        tell(f"workspace  {written.workspace}\nreport     {written.report}")
+        print(f"\nworkspace  {written.workspace}\nreport     {written.report}")
     if not names:
         tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:

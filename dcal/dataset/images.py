@@ -214,10 +214,12 @@ def worker_deaths() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # a file that was being written fails after it
+        death = next((each for each in (error, error.__context__) if "DataLoader worker" in str(each)), None)
+        if death is None:
             raise
         raise DataError(
-            f"{str(error).rstrip('. ')}: memory may be short (try a smaller train.workers or dataset.cache=disk); the "
+            f"{str(death).rstrip('. ')}: memory may be short (try a smaller train.workers or dataset.cache=disk); the "
             "last checkpoint is kept, repeat the command to go on"
         ) from error
 

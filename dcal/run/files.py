@@ -31,7 +31,8 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        if "DataLoader worker" in str(error):  # torch tells its death wherever the main process happens to be
+        # torch raises a worker's death wherever the main process happens to be; what is written there fails after it
+        if any("DataLoader worker" in str(each) for each in (error, error.__context__)):
             raise
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise WriteError(

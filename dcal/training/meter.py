@@ -20,7 +20,7 @@ from dcal.dataset.record import Record
 from dcal.run.progress import bars_shown, say
 from dcal.training.state import TrainState
 from dcal.training.step_log import StepLog, Sums, value_name
-from dcal.training.wandb_run import log_batch
+from dcal.training.wandb_run import log_step
 from dcal.utils.accelerator import HostCopy
 from dcal.utils.errors import UserError
 
@@ -39,9 +39,7 @@ def create_meter(state: TrainState, tracker: Any) -> Meter:
     """
     rates = state.optimization.optimizer.param_groups
     batches = len(state.loader)
-    steps = StepLog(
-        state.train.log_every, batches, functools.partial(log_batch, tracker), lambda: float(rates[0]["lr"])
-    )
+    steps = StepLog(state.train.log_every, batches, functools.partial(log_step, tracker), lambda: float(rates[0]["lr"]))
     return Meter(state.train, batches, state.data.records("train"), steps)
 
 

@@ -117,11 +117,11 @@ def catch_up(run: Run, tracked: Any) -> None:
 
 def log_epoch(run: Run, tracked: Any, values: Mapping[str, Any]) -> None:
     """Logs what an epoch has given, as far as it is a curve."""
-    tracked.log(curves(run, values), step=values["step"])
+    log_step(tracked, curves(run, values), values["step"])
 
 
-def log_batch(tracked: Any, values: dict[str, Any], step: int) -> None:
-    """Logs values of a step between two epochs, but for steps that a session which was broken off has logged."""
+def log_step(tracked: Any, values: Mapping[str, Any], step: int) -> None:
+    """Logs values of a step, but for steps that a session which was broken off has logged."""
     if step >= tracked.step:
         tracked.log(values, step=step)
 

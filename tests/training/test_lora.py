@@ -30,6 +30,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("lora"))
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an interrupted run."""
+    pytest.importorskip("peft")
+    root = tmp_path_factory.mktemp("interrupted")
+    killed(lambda: run_command("train", *WORDS, f"run.root={root}"), step=4)
+    (folder,) = root.glob("**/checkpoints")
+    return max(folder.iterdir())
+
+
 def trained(root: Path) -> Path:
     with one_thread():
         run_command("train", *WORDS, f"run.root={root}")
@@ -37,9 +47,8 @@ def trained(root: Path) -> Path:
     return result.parent
 
 
-def test_a_run_keeps_plain_weights_and_its_checkpoints_keep_the_adapters(run: Path) -> None:
+def test_a_run_keeps_plain_weights_and_its_checkpoints_keep_the_adapters(run: Path, checkpoint: Path) -> None:
     last = load_file(run / "last.safetensors")
-    (checkpoint,) = (run / "checkpoints").iterdir()
     apart = load_file(checkpoint / "model.safetensors")
     assert not any(is_adapter(name) or "base_layer" in name for name in last)
     assert any(is_adapter(name) for name in apart)
@@ -54,8 +63,7 @@ def test_the_kept_weights_are_those_that_were_judged(run: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == expected
 
 
-def test_a_checkpoint_opens_like_the_kept_weights(run: Path) -> None:
-    (checkpoint,) = (run / "checkpoints").iterdir()
+def test_a_checkpoint_opens_like_the_kept_weights(run: Path, checkpoint: Path) -> None:
     apart = load_file(checkpoint / "model.safetensors")
     name = "vit.blocks.0.attn.qkv"
     change = apart[f"{name}.lora_B.default.weight"] @ apart[f"{name}.lora_A.default.weight"]

@@ -71,7 +71,7 @@ def check_history(sent: Sent, directory: Path) -> None:
         for key, value in line.items():
             if key.endswith(("/images", "_chance")) or key == "seconds":
                 assert key not in there, "the same after every epoch: that is no curve"
-            else:
+            elif key != "train/images_per_second":  # by the clock: an epoch that is trained again was logged before
                 assert there[key] == value
 
 

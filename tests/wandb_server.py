@@ -350,11 +350,13 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def answering(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[Server]:
     """The server to which the client of this process and of those that it starts is connected; it must know all."""
+    # the client keeps the address of the server it has last spoken to, and in a variable that of its own process, which
+    # must be gone before variables are set aside: it would come back without the process
+    wandb.teardown()
     for variable in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("HOME", str(home))  # a .netrc of the user's is none of ours
-    wandb.teardown()  # the client keeps the address of the server it has last spoken to
     with serving() as running:
         monkeypatch.setenv("WANDB_BASE_URL", running.url)
         yield running

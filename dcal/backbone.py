@@ -66,6 +66,8 @@ def create_backbone(
         )
     if pretrained and checkpoint:
         raise UserError("backbone.pretrained=true and backbone.checkpoint are both set: choose one source of weights")
+    if not isinstance(kwargs, Mapping | None):
+        raise UserError(f"backbone.kwargs={kwargs!r}: must be arguments by their names, as +backbone.kwargs.depth=8")
     if not 0 <= drop_path_rate < 1:
         raise UserError(f"backbone.drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
     if patch_stride is not None and patch_stride < 1:

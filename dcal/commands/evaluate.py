@@ -36,7 +36,6 @@ from dcal.run.find import find_run
 from dcal.run.listing import finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
-from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError, choose
 from dcal.visualize.cross_table import draw
 from dcal.visualize.cross_table import text as cross_text
@@ -165,9 +164,9 @@ def dataset_node(name: str, root: str | None) -> DictConfig:
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
     """How well low confidence tells the images of `unknown=` from those of the split."""
     images = list(config.unknown) if isinstance(config.unknown, ListConfig) else config.unknown
-    task, loader = restored.task, open_images(restored, find_images(images, "unknown"))
-    seen = infer(restored.model, loader, restored.device, task.flip_test)
-    confidence: torch.Tensor = combined_scores(seen.logits, task.inference).exp().amax(1)
+    predictor = restored.predictor
+    seen = predictor.infer(open_images(restored, find_images(images, "unknown")))
+    confidence: torch.Tensor = predictor.log_probabilities(seen).exp().amax(1)
     return unknown_detection(evaluation.items["confidence"].numpy(), confidence.numpy())
 
 

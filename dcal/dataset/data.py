@@ -80,11 +80,11 @@ class Data:
                 f"dataset.test_fraction={test_fraction}: only dataset=image_folder splits by it; {reader.name} has "
                 "splits of its own"
             )
-        self.image_size = (image_size[0], image_size[1])
         self._transforms = {
             True: train_transform(image_size, resize, augment),
             False: eval_transform(image_size, resize),
         }
+        self.image_size = (image_size[0], image_size[1])
         self.source = reader
         """The catalog as it was read, before images are held out, left out or given another label."""
         self.root = root

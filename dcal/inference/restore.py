@@ -22,6 +22,7 @@ from yaml import YAMLError
 from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import lora_options
 from dcal.config import Config
+from dcal.inference.predictor import Predictor
 from dcal.inference.trust import RunError, Trust, plain, without_weights
 from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
@@ -52,6 +53,20 @@ class Opened(ABC):
     device: Device
     trust: Trust
     """What a data set may name, once it is opened."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model as it answers."""
+        task, dataset = self.task, self.config.dataset
+        return Predictor(
+            self.model,
+            self.device,
+            self.class_names,
+            task.inference,
+            task.flip_test,
+            dataset.image_size,
+            dataset.resize,
+        )
 
     @property
     @abstractmethod

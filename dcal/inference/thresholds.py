@@ -16,7 +16,6 @@ from dcal.inference.restore import Restored
 from dcal.inference.trust import RunError
 from dcal.run.digest import sha256
 from dcal.run.files import write_atomically
-from dcal.task.inference import BRANCHES
 
 logger = logging.getLogger(__name__)
 FILE = "thresholds.json"
@@ -90,15 +89,7 @@ def promises(thresholds: Mapping[str, Any]) -> list[str]:
 
 def _settings(restored: Restored) -> dict[str, Any]:
     """What the scores depend on besides the images."""
-    own = restored.config
-    return {
-        "task": restored.task.name,
-        "weights": sha256(restored.weights),
-        "inference": [branch for branch in BRANCHES if branch in restored.task.inference],
-        "flip_test": restored.task.flip_test,
-        "image_size": list(own.dataset.image_size),
-        "resize": list(own.dataset.resize),
-    }
+    return {"task": restored.task.name, "weights": sha256(restored.weights), **restored.predictor.settings()}
 
 
 def _percent(share: float) -> str:

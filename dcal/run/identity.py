@@ -194,7 +194,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def attention_name(flat: Flat) -> str:
     """`none`, `glca`, `pwca` or `dcal`, by the branches that a flat configuration has."""
-    glca, pwca = flat["attention.glca.blocks"] != 0, flat["attention.pwca.blocks"] != 0
+    glca, pwca = flat["attention.glca.blocks"] != 0, flat.get("attention.pwca.blocks") != 0
     return {(False, False): "none", (True, False): "glca", (False, True): "pwca", (True, True): "dcal"}[glca, pwca]
 
 
@@ -228,7 +228,7 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
     What is wrong with the data is not said here: the run meets it again when it opens them, and has a place to note it.
     """
     reader = config.dataset.get("reader")
-    if reader is None or str(reader.get("_target_")).rpartition(".")[2].startswith("read_synthetic_"):
+    if not OmegaConf.is_dict(reader) or str(reader.get("_target_")).rpartition(".")[2].startswith("read_synthetic_"):
         return None, True  # drawn by the program: its options are part of the settings
     try:
         with quiet("dcal.dataset"):

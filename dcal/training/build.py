@@ -24,6 +24,7 @@ from dcal.model import DCAL
 from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
+from dcal.utils.arguments import typed_arguments
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
 from dcal.utils.rng import part_ways, seed_everything
@@ -232,20 +233,48 @@ def check_train(cfg: Config) -> None:
 
 
 def make(node: DictConfig) -> Any:
-    """Instantiates a group, and gives its own error instead of Hydra's wrapping of it."""
+    """Instantiates a group, and gives its own error instead of Hydra's wrapping of it.
+
+    Raises:
+        UserError: a `_target_` or an option of it cannot be meant; the message names its key.
+    """
     try:
-        return instantiate(node, _convert_="all")
+        return instantiate(with_typed_reader(node) if "reader" in node else node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
+        cause, (text, _, key) = error.__cause__, str(error).partition("full_key: ")
+        if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
             raise UserError(
-                f"{error.__cause__}: an option of another choice of this group, perhaps set by "
-                "experiment=...: leave that out; an option of a reader is removed by ~dataset.reader.OPTION"
+                f"{cause}: an option of another choice of this group, perhaps set by experiment=...: leave that out; "
+                "an option of a reader is removed by ~dataset.reader.OPTION"
             ) from None
-        if isinstance(error.__cause__, ImportError) and str(error.__cause__).startswith("Error loading"):
-            what, why, *_ = str(error.__cause__).splitlines()
+        if text.startswith(("Error locating", "Expected a callable")):
+            found = OmegaConf.select(node._get_root(), key) if key else node
+            why = "; ".join(str(cause or text).splitlines()[:2])
             raise UserError(
-                f"_target_: {what} {why}: its module must be installed, in the current folder or in PYTHONPATH"
+                f"{key or node._key()}._target_={found.get('_target_')}: no function or class is there ({why}); its "
+                "module must be installed, in the current folder or in PYTHONPATH"
             ) from None
-        if isinstance(error.__cause__, Exception):
-            raise error.__cause__ from None
-        raise
+        raise cause or error from None
+
+
+def with_typed_reader(node: DictConfig) -> DictConfig:
+    """The data set's node with the options of its reader as the reader annotates them.
+
+    Raises:
+        UserError: there is no reader, or an option is of another type.
+    """
+    reader = node.reader
+    if not OmegaConf.is_dict(reader) or not isinstance(reader.get("_target_"), str):
+        raise UserError(
+            f"dataset.reader={reader}: must name in _target_ the function that reads the data set, with its arguments "
+            "beside it; the options of `dataset=` do"
+        )
+    try:
+        function = instantiate({"_target_": reader._target_, "_partial_": True}).func
+    except InstantiationException:  # said of the whole node
+        return node
+    plain: Any = OmegaConf.to_container(reader, resolve=True)
+    typed = copy.deepcopy(node)
+    OmegaConf.set_readonly(typed, False)
+    typed.reader = typed_arguments(function, plain, "dataset.reader")
+    return typed

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compose import composed
 from omegaconf import OmegaConf
 from run_command import killed, one_thread, run_command
-from test_config import composed
 
 from dcal.run.directory import Run
 from dcal.run.sweep import table

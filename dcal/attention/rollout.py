@@ -32,7 +32,7 @@ from dcal.attention.trace import (
     fuse_heads,
     row_times_attention,
 )
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import check_number, choose
 
 HEAD_FUSIONS = ("mean", "max", "min")
 
@@ -68,8 +68,7 @@ def num_selected(ratio: float, patches: int) -> int:
     Raises:
         UserError: the ratio is not in (0, 1].
     """
-    if not 0.0 < ratio <= 1.0:
-        raise UserError(f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]")
+    check_number("attention.glca.top_ratio", ratio, gt=0, le=1, note="it is the share of patches to select")
     return max(1, math.floor(ratio * patches + 1e-9))  # 0.29 * 100 must be 29, not 28
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from dcal.metric.decision.calibration import unknown_detection
 from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 from dcal.run.find import find_run
 from dcal.run.listing import finished_runs
 from dcal.run.result import read_result
@@ -99,7 +98,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             "metrics": evaluation.metrics,
             **({} if found is None else {"reliability": found}),
         }
-        write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
+        write_json(with_folder(config.out), content)
     if config.save_items:
         file = with_folder(config.save_items)
         if file.suffix == ".csv":
@@ -134,7 +133,7 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     if config.picture is not None:
         draw(rows, metric, Path(config.picture).expanduser())
     if config.out:
-        write_atomically(with_folder(config.out), json.dumps({"metric": metric, "runs": dict(rows)}, indent=1) + "\n")
+        write_json(with_folder(config.out), {"metric": metric, "runs": dict(rows)})
     return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
 
 
@@ -176,7 +175,7 @@ def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: s
         print(f"not kept in {FILE} of the run: the data, the weights or the settings are others than in its result")
         return
     content = {"weights": sha256(restored.weights), "split": split, **found}
-    write_atomically(restored.directory / FILE, json.dumps(content, indent=1) + "\n")
+    write_json(restored.directory / FILE, content)
     print(f"kept  {restored.directory / FILE}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +18,9 @@ from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
 from dcal.metric.faithfulness import Curves, curves, summary
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 from dcal.task.fgvc import short
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 from dcal.visualize.attention_maps import attention_maps, distraction
 from dcal.visualize.explain_figure import Sheet, draw_faithfulness, draw_sheet
 
@@ -60,8 +59,7 @@ def check(config: DictConfig) -> None:
     if config.faithfulness is None:
         refuse_data_keys(config.dataset, f"images={config.images}")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
-        if config[key] is not None and config[key] < least:
-            raise UserError(f"{key}={config[key]}: must be at least {least}")
+        check_number(key, config[key], ge=least)
 
 
 def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
@@ -152,7 +150,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
         "steps": config.steps,
         "maps": results,
     }
-    write_atomically(out / "faithfulness.json", json.dumps(content, indent=1) + "\n")
+    write_json(out / "faithfulness.json", content)
     draw_faithfulness(results, images, out / "faithfulness.png")
     print(table(results))
     print(f"{origin}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")

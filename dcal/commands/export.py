@@ -19,7 +19,7 @@ from dcal.inference.pretrained import CONFIG, of_run
 from dcal.inference.restore import Restored
 from dcal.run.digest import sha256
 from dcal.run.files import read_json
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 CARD = "README.md"
 
@@ -70,8 +70,7 @@ def check(config: DictConfig, formats: Sequence[str]) -> None:
         raise UserError(f"repo={config.repo} is pushed to under format=hub only")
     if not config.batch_sizes or min(config.batch_sizes) < 1:
         raise UserError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
-    if config.limit < 1:
-        raise UserError(f"limit={config.limit}: compare on at least 1 image")
+    check_number("limit", config.limit, ge=1)
 
 
 def check_free(target: Path) -> None:

@@ -23,7 +23,7 @@ from dcal.inference.restore import Restored
 from dcal.inference.thresholds import NO_CLASS, read_thresholds
 from dcal.run.files import atomic_write
 from dcal.task.inference import finite
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 FORMATS = ("table", "csv", "jsonl")
 
@@ -31,8 +31,7 @@ FORMATS = ("table", "csv", "jsonl")
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
     kind = chosen_format(config.format, config.out)
-    if config.top < 1:
-        raise UserError(f"top={config.top}: must be at least 1")
+    check_number("top", config.top, ge=1)
     paths = find_images(config.images)
     restored = open_run(config)
     if restored.task.name != "fgvc":

@@ -22,7 +22,8 @@ from dcal.inference.restore import Opened, Restored
 from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, judge
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
+from dcal.utils.text import aligned
 from dcal.visualize.examples import RankedList, draw_ranked_lists
 
 PICTURED = 8
@@ -46,8 +47,7 @@ class Found(NamedTuple):
 
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
-    if config.top < 1:
-        raise UserError(f"top={config.top}: must be at least 1")
+    check_number("top", config.top, ge=1)
     choose("same_camera", config.same_camera, ("mark", "drop"))
     paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
     file = Path(config.index).expanduser()
@@ -158,12 +158,8 @@ def table(found: Found, index: Index) -> str:
     known = (("camera", found.query.camera), ("label", found.query.label))
     words = [f"{name} {value}" for name, value in known if value >= 0] + [NOBODY] * found.nobody
     title = "  ".join([printable(found.query.path), *words])
-    aligned = []
-    for name, values in columns.items():
-        width = max(map(len, [name, *values]))
-        side = "<" if name in ("answer", "mark", "image") else ">"
-        aligned.append([f"{cell:{side}{width}}" for cell in [name, *values]])
-    lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+    right = [n for n, name in enumerate(columns) if name not in ("answer", "mark", "image")]
+    lines = aligned([list(columns), *map(list, zip(*columns.values(), strict=True))], right)
     return "\n".join([title, *lines, ""])
 
 

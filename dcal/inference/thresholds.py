@@ -15,7 +15,7 @@ from typing import Any
 from dcal.inference.restore import Restored
 from dcal.inference.trust import RunError
 from dcal.run.digest import sha256
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 
 logger = logging.getLogger(__name__)
 FILE = "thresholds.json"
@@ -35,7 +35,7 @@ def write_thresholds(restored: Restored, split: str, data_sha256: str, images: i
     """
     file = restored.directory / FILE
     content = {**_settings(restored), "data": data_sha256, "split": split, "images": images, **found}
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    write_json(file, content)
     return file
 
 

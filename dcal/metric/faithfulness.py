@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.metric.interval import mean_interval
-from dcal.utils.errors import UserError
+from dcal.utils.errors import check_number
 
 CURVES = ("deletion", "insertion")
 
@@ -47,8 +47,7 @@ def curves(image_CHW: Tensor, map_hw: Tensor, score: Score, steps: int, hidden: 
     Raises:
         UserError: steps is less than 1.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: must be at least 1")
+    check_number("steps", steps, ge=1)
     patches = map_hw.numel()
     rank_P = map_hw.flatten().argsort(descending=True, stable=True).argsort()
     count_T = (torch.arange(steps + 1) * patches / steps).round()

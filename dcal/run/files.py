@@ -102,6 +102,11 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes a whole JSON file or leaves the old one."""
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 

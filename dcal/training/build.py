@@ -26,7 +26,7 @@ from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
 from dcal.utils.arguments import typed_arguments
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.rng import part_ways, seed_everything
 
 
@@ -196,17 +196,13 @@ def check_train(cfg: Config) -> None:
     if not 0 <= cfg.seed < 2**63:
         raise UserError(f"seed={cfg.seed}: must be at least 0 and below 2^63, what torch takes")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
-        value, least = getattr(cfg.train, key), int(key != "workers")
-        if value < least:
-            raise UserError(f"train.{key}={value}: must be at least {least}")
-    if cfg.train.log_every is not None and cfg.train.log_every < 1:
-        raise UserError(f"train.log_every={cfg.train.log_every}: must be at least 1 batch; null logs epochs alone")
-    if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
-        raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
-    if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
-        raise UserError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
-    if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
-        raise UserError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
+        check_number(f"train.{key}", getattr(cfg.train, key), ge=int(key != "workers"))
+    check_number("train.log_every", cfg.train.log_every, ge=1, note="null logs epochs alone")
+    check_number(
+        "train.head_epochs", cfg.train.head_epochs, ge=0, lt=cfg.train.epochs, note="the latter is train.epochs"
+    )
+    check_number("train.clip_grad", cfg.train.clip_grad, gt=0, note="null clips nothing")
+    check_number("train.ema_decay", cfg.train.ema_decay, gt=0, lt=1, note="null averages nothing")
     _, processes = rank_and_world_size()
     if cfg.train.accumulate * processes > cfg.train.batch_size:
         raise UserError(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcal.utils.text import aligned
+
 FILE = "cross_domain.json"
 """In a run directory: what `dcal-evaluate datasets=[...]` has found."""
 Cells = Mapping[str, Mapping[str, float]]
@@ -24,8 +26,7 @@ def text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
     """The table in aligned columns."""
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     table = [[f"{metric} in %", *columns], *([label, *(shown(cells.get(c)) for c in columns)] for label, cells in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(aligned(table))
 
 
 def draw(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from dcal.visualize.gallery import FILE, Gallery, encode, save
+from dcal.visualize.gallery import FILE, Gallery, encode_jpeg, save_gallery
 
 GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
 CONFIG: dict[str, Any] = {
@@ -106,7 +106,9 @@ def complete(folder: Path) -> Path:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (len(numbers), 32, 48, 3), dtype=np.uint8)
     maps = rng.random((len(numbers), 4, 6), dtype=np.float32)
-    save(Gallery(["test"] * len(numbers), numbers, [encode(p) for p in pixels], maps, maps > 2), folder / FILE)
+    save_gallery(
+        Gallery(["test"] * len(numbers), numbers, [encode_jpeg(p) for p in pixels], maps, maps > 2), folder / FILE
+    )
     return folder
 
 
@@ -126,7 +128,7 @@ def as_reid(folder: Path, cameras: bool = True) -> Path:
     result |= {"primary_metric": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
     (folder / "result.json").write_text(json.dumps(result))
     parts, numbers = ["query", "query", "gallery", "gallery"], [0, 5, 7, 8]
-    jpeg = encode(np.full((64, 32, 3), 90, dtype=np.uint8))
+    jpeg = encode_jpeg(np.full((64, 32, 3), 90, dtype=np.uint8))
     maps = np.random.default_rng(0).random((4, 8, 4), dtype=np.float32)
-    save(Gallery(parts, numbers, [jpeg] * 4, maps, maps > 2), folder / FILE)
+    save_gallery(Gallery(parts, numbers, [jpeg] * 4, maps, maps > 2), folder / FILE)
     return folder

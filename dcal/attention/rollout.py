@@ -28,9 +28,9 @@ from dcal.attention.trace import (
     Trace,
     attention_rows,
     attention_with_trace,
-    full_precision,
     fuse_heads,
     row_times_attention,
+    without_autocast,
 )
 from dcal.utils.errors import check_number, choose
 
@@ -49,7 +49,7 @@ def rollout_row(traces: Sequence[Trace], fusion: str = "mean", weights_BN: Tenso
     """
     q = traces[-1].q_BHND
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with full_precision(q.device):
+    with without_autocast(q.device):
         if weights_BN is None:
             # e_cls times the last block's map is the first row of the map: nothing else of it is computed.
             s_BN = fuse_heads(attention_rows(traces[-1], slice(0, 1), dtype), fusion).squeeze(1)

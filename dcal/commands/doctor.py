@@ -58,7 +58,7 @@ def doctor(config: DictConfig) -> None:
         ("disk", lambda: disk(config)),
     ]
     with quiet("dcal.dataset.data"):  # its notes are findings here
-        code = report(checks)
+        code = run_checks(checks)
     if code:
         raise SystemExit(code)
 
@@ -73,10 +73,10 @@ def examine_run(spec: str) -> None:
         ("run", lambda: state(find_run(spec, "outputs"))),
         ("weights", lambda: weights(find_run(spec, "outputs"))),
     ]
-    raise SystemExit(report(checks))
+    raise SystemExit(run_checks(checks))
 
 
-def report(checks: Iterable[tuple[str, Check]]) -> int:
+def run_checks(checks: Iterable[tuple[str, Check]]) -> int:
     """Runs the checks, prints what each finds, and returns the exit code.
 
     What a check raises is a finding, too: a sentence if the user can correct it, else its stack, on stderr.

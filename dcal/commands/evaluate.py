@@ -14,8 +14,7 @@ from dcal.commands.opened import open_run
 from dcal.commands.words.keys import group_options
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
-from dcal.inference.cross_domain import evaluate_on
-from dcal.inference.cross_domain import keep as keep_cells
+from dcal.inference.cross_domain import evaluate_on, keep_cells
 from dcal.inference.images import (
     SEEN_AS_IN_THE_RUN,
     WHOLE,
@@ -36,9 +35,8 @@ from dcal.run.listing import finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
 from dcal.utils.errors import UserError, choose
-from dcal.visualize.cross_table import draw
-from dcal.visualize.cross_table import text as cross_text
-from dcal.visualize.reliability import FILE, table, text
+from dcal.visualize.cross_table import cross_text, draw_cross_table
+from dcal.visualize.reliability import FILE, reliability_rows, reliability_text
 
 ONE_DATA_SET = ("dataset", "split", "reliability", "unknown", "save_items")
 """Keys that `datasets=` does not go with."""
@@ -77,7 +75,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         restored.model, data, split, train.eval_batch_size, train.workers, restored.device, reliability=wanted
     )
     comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
-    print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
+    print(metric_lines(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
     if result and not comparable:
@@ -86,7 +84,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if found is not None:
         if config.unknown is not None:
             found["unknown"] = unknown_images(config, restored, evaluation)
-        print(text(table(found)))
+        print(reliability_text(reliability_rows(found)))
         keep(found, config, restored, split, comparable)
     if config.out:
         content = {
@@ -131,7 +129,7 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         rows.append((label, {name: cell._asdict() for name, cell in found.items()}))
     print(cross_text(rows, metric))
     if config.picture is not None:
-        draw(rows, metric, Path(config.picture).expanduser())
+        draw_cross_table(rows, metric, Path(config.picture).expanduser())
     if config.out:
         write_json(with_folder(config.out), {"metric": metric, "runs": dict(rows)})
     return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
@@ -186,7 +184,7 @@ def with_folder(file: str) -> Path:
     return path
 
 
-def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:
+def metric_lines(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:
     """One line per metric; beside it what the run's `result.json` says, and whether that is the very same number."""
     width = max(map(len, metrics))
     lines = []

@@ -17,7 +17,7 @@ from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
-from dcal.metric.faithfulness import Curves, curves, summary
+from dcal.metric.faithfulness import Curves, curves, summarize
 from dcal.run.files import write_json
 from dcal.task.fgvc import short
 from dcal.utils.errors import UserError, check_number
@@ -138,7 +138,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     for curves_of in faithfulness(restored, records, config.steps):
         for name, both in curves_of.items():
             found.setdefault(name, []).append(both)
-    results = summary(found, "random")
+    results = summarize(found, "random")
     images = len(found["random"])
     out.mkdir(parents=True, exist_ok=True)
     content = {
@@ -152,7 +152,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     }
     write_json(out / "faithfulness.json", content)
     draw_faithfulness(results, images, out / "faithfulness.png")
-    print(table(results))
+    print(faithfulness_table(results))
     print(f"{origin}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
 
 
@@ -178,7 +178,7 @@ def faithfulness(opened: Opened, records: Sequence[Any], steps: int) -> Iterator
                 bar.update()
 
 
-def table(results: Mapping[str, Any]) -> str:
+def faithfulness_table(results: Mapping[str, Any]) -> str:
     """A line per map: the areas with their intervals, and how they differ from a random order."""
     lines = [f"{'map':<8}  {'deletion AUC':<24}  {'insertion AUC':<24}  minus random: deletion, insertion"]
     for name, entry in results.items():

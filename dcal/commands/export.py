@@ -19,7 +19,7 @@ from dcal.inference.pretrained import CONFIG, of_run
 from dcal.inference.restore import Restored
 from dcal.run.digest import sha256
 from dcal.run.files import read_json
-from dcal.utils.errors import UserError, check_number, choose
+from dcal.utils.errors import UserError, check_number, choose, first_line
 
 CARD = "README.md"
 
@@ -55,7 +55,7 @@ def export(config: DictConfig) -> Path:
         try:
             print(model.push_to_hub(config.repo, private=config.private))
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
-            raise UserError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
+            raise UserError(f"repo={config.repo}: could not be pushed ({first_line(error)})") from error
     return target
 
 

@@ -25,7 +25,7 @@ from dcal.dataset.record import DataError, Record
 from dcal.inference.embed import embed, provenance
 from dcal.inference.images import chosen
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
-from dcal.inference.index_parts import differences, drop_parts, open_parts, read_part, write_part
+from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
 from dcal.inference.restore import Opened
 from dcal.run.files import remove_partial
 from dcal.run.lock import acquire_lock
@@ -48,7 +48,7 @@ def extract(config: DictConfig) -> None:
     folder = out.with_name(f"{out.name}.parts")
     if out.exists():
         index = read_index(out, "out")
-        other = differences(index.settings, settings)
+        other = setting_differences(index.settings, settings)
         if other:
             raise UserError(f"out={out}: exists, made with other settings ({other}); delete it or choose another name")
         shutil.rmtree(folder, ignore_errors=True)

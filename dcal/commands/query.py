@@ -17,7 +17,7 @@ from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers
 from dcal.dataset.record import Record
 from dcal.inference.embed import embed, provenance
 from dcal.inference.index import Index, read_index
-from dcal.inference.index_parts import differences
+from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
 from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
 from dcal.metric.nearest import nearest
@@ -59,7 +59,7 @@ def query(config: DictConfig) -> None:
     found = search(opened, index, asked(config, index, paths), config.top, config.same_camera == "drop")
     taken = time.monotonic() - began
     for one in found:
-        print(table(one, index))
+        print(ranked_table(one, index))
     if found and found[0].answers:
         print("\n".join(["what the answers promise:", *promises(thresholds_of(opened) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
@@ -76,7 +76,7 @@ def check_origin(index: Index, opened: Opened, file: Path) -> None:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
     now = {key: value for key, value in provenance(opened).items() if key != "run"}
-    other = differences({key: index.settings.get(key) for key in now}, now)
+    other = setting_differences({key: index.settings.get(key) for key in now}, now)
     if other:
         raise UserError(
             f"index={file}: made by another model, {index.settings.get('run')} ({other}); "
@@ -141,7 +141,7 @@ def judged(query: Record, index: Index) -> Tensor:
     return torch.where(same_G, MARKS.index("same camera"), unknown_G)
 
 
-def table(found: Found, index: Index) -> str:
+def ranked_table(found: Found, index: Index) -> str:
     """The query and an aligned line for each image that was found; columns that are known."""
     columns = {
         "rank": [str(rank) for rank in range(1, len(found.rows) + 1)],

@@ -58,7 +58,7 @@ def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
     return Cell(evaluation.metrics[primary_metric], max(0.0, low), min(1.0, high), len(outcome))
 
 
-def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
+def keep_cells(restored: Restored, found: Mapping[str, Cell]) -> None:
     """Adds cells by data set to those that are kept with the run, if they are of its last weights."""
     file = restored.directory / FILE
     weights = sha256(restored.weights)

@@ -27,7 +27,7 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
     """
     file = folder / "settings.json"
     if file.is_file():
-        other = differences(read_json(file), settings)
+        other = setting_differences(read_json(file), settings)
         if other:
             raise UserError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
     else:
@@ -65,7 +65,7 @@ def drop_parts(folder: Path, first: int, count: int) -> None:
         _file(folder, number).unlink()
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Where two settings differ, in words; empty if they are equal."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)

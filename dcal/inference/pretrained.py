@@ -30,17 +30,16 @@ from dcal.dataset.transform import eval_transform
 from dcal.inference.model_card import facts_of, model_card
 from dcal.inference.predictor import Predictor
 from dcal.inference.restore import Restored, restore
-from dcal.inference.trust import TIMM_VIT, RunError, Trust, without_weights
+from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, RunError, Trust, without_weights
 from dcal.model import DCAL
 from dcal.output import Output, combined_probabilities, join_features
 from dcal.run.find import find_run
 from dcal.task.inference import NotFinite, Scores, finite
 from dcal.utils.device import Device, choose_device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Picture = Image.Image | NDArray[np.uint8] | str | Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-DCAL_TARGET = "dcal.model.DCAL"
 
 
 class TrainedDCAL(DCAL, PyTorchModelHubMixin):
@@ -283,6 +282,6 @@ def _read_folder(folder: Path) -> TrainedDCAL:
         model = TrainedDCAL(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         model.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, OSError, UserError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise RunError(f"{folder}: {CONFIG} and {WEIGHTS} are not those of a trained model ({reason})") from None
     return model

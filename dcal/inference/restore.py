@@ -23,7 +23,7 @@ from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import lora_options
 from dcal.config import Config
 from dcal.inference.predictor import Predictor
-from dcal.inference.trust import RunError, Trust, plain, without_weights
+from dcal.inference.trust import RunError, Trust, plain_data, without_weights
 from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
@@ -32,7 +32,7 @@ from dcal.run.result import read_result
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 from dcal.utils.paths import config_dir
 
 __all__ = ["Opened", "Restored", "RunError", "restore"]
@@ -128,7 +128,7 @@ def restore(
     config.device = device
     if not drop_none((changes or {}).get("train", {})).get("precision"):
         config.train.precision = available_precision(config.train.precision, device)
-    values: dict[str, Any] = plain(OmegaConf.to_container(config), folder)
+    values: dict[str, Any] = plain_data(OmegaConf.to_container(config), folder)
     for group in ("backbone", "attention", "task"):  # what is instantiated here
         trust.check(group, values[group])
     lora = lora_options(values["backbone"].get("lora"))
@@ -150,7 +150,7 @@ def restore(
         # a checkpoint of a run with adapters has them apart
         model.load_state_dict(merge_adapters(load_file(file, device=str(place.torch)), lora))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
@@ -179,14 +179,14 @@ def read_config(directory: Path) -> DictConfig:
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
-        written = plain(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
+        written = plain_data(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
         # a run that is older than a key had what is the default today; keys of groups have no such default
         today: Any = OmegaConf.load(config_dir() / "train.yaml")
         defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])
         config = OmegaConf.merge(OmegaConf.structured(Config), defaults, written)
         OmegaConf.resolve(config)  # what the defaults refer to, such as wandb.group to the name
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
+        raise RunError(f"{file}: not the configuration of a run ({first_line(error)})") from None
     assert isinstance(config, DictConfig)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise RunError(f"{file}: written by another version of dcal, has no {', '.join(missing)}: add what the run had")

@@ -63,7 +63,7 @@ def area(curve_T: Tensor) -> float:
     return float(torch.trapezoid(curve_T.cpu().double(), dx=1.0 / (len(curve_T) - 1)))
 
 
-def summary(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:
+def summarize(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:
     """Mean curves and areas of each map over images, with 95 % intervals over images.
 
     Args:

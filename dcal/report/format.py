@@ -10,7 +10,7 @@ from dcal.metric.interval import Interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
 from dcal.report.grid import Grid, markdown_rows
 from dcal.report.outcomes import outcomes
-from dcal.report.records import Record
+from dcal.report.records import RunRecord
 from dcal.report.table import Row, Spec, Table, show
 
 TITLES = {
@@ -66,11 +66,11 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
     texts = [row.label, *(show(row.records[0]["config"].get(key)) for key in spec.show)]
-    texts += [spread(row.values[columns[0]]), "–" if row.interval is None else percents(row.interval)]
+    texts += [mean_and_deviation(row.values[columns[0]]), "–" if row.interval is None else percents(row.interval)]
     if spec.against:
         exploratory = bool(spec.primary) and row.label not in spec.primary
         texts += ["–"] * len(DIFFERENCE) if row.difference is None else difference_cells(row.difference, exploratory)
-    texts += [spread(row.values[key]) for key in columns[1:]]
+    texts += [mean_and_deviation(row.values[key]) for key in columns[1:]]
     texts += [str(len(row.records)), f"{median(record['train_seconds'] for record in row.records) / 60:.1f}"]
     return texts + ([show(spec.paper.get(row.label, "–"))] if spec.paper else [])
 
@@ -125,7 +125,7 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Mean ± standard deviation over seeds, in percent."""
     if not values:
         return "–"
@@ -204,7 +204,7 @@ def distinct(texts: Iterable[str]) -> list[str]:
     return sorted(set(texts))
 
 
-def commit_of(record: Record) -> str:
+def commit_of(record: RunRecord) -> str:
     git = record["git"]
     return (git.get("commit") or "unknown")[:8] + (" (changed)" if git.get("dirty") else "")
 
@@ -242,5 +242,5 @@ def lower_is_better(metric: str) -> bool:
 def metric_values(name: str, values: Sequence[float]) -> str:
     """Mean ± standard deviation over seeds as a table shows it: shares in percent, others as they are."""
     if not lower_is_better(name):
-        return spread(values)
+        return mean_and_deviation(values)
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

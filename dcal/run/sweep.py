@@ -103,7 +103,7 @@ def show_table() -> list[dict[str, Any]]:
     folder, points = _begun.pop()
     notes = [read_json(file) for file in sorted(folder.glob("points/*.json"))]
     if notes:
-        text = table(notes, points)
+        text = sweep_table(notes, points)
         write_atomically(folder / "summary.txt", text + "\n")
         print(f"\n{text}")
     return notes
@@ -119,7 +119,7 @@ def planned(config: DictConfig) -> int | None:
     return math.prod(len(list(entry.sweep_iterator())) for entry in overrides if entry.is_sweep_override())
 
 
-def table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
+def sweep_table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
     """One line per point (its overrides, primary metric, status, directory), errors, means over seeds, the sum.
 
     Args:

@@ -22,6 +22,11 @@ def is_for_user(error: BaseException) -> bool:
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def choose(key: str, value: T, options: Iterable[T]) -> T:
     """Returns `value` if it is one of `options`.
 

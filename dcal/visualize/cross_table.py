@@ -22,14 +22,14 @@ def shown(cell: Mapping[str, float] | None) -> str:
     return f"{100 * cell['value']:.1f}{interval}"
 
 
-def text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
+def cross_text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
     """The table in aligned columns."""
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     table = [[f"{metric} in %", *columns], *([label, *(shown(cells.get(c)) for c in columns)] for label, cells in rows)]
     return "\n".join(aligned(table))
 
 
-def draw(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:
+def draw_cross_table(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:
     """Draws the table, darker where the value is higher; a cell that was not evaluated is empty."""
     import matplotlib  # half a second: only where a picture is asked for
 

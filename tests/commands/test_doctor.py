@@ -126,7 +126,7 @@ def test_a_fault_of_a_check_shows_its_stack(capfd: pytest.CaptureFixture[str]) -
     def absent() -> list[doctor.Finding]:
         raise UserError("dataset.root=birds: no such folder")
 
-    assert doctor.report([("data", faulty), ("root", absent)]) == 1
+    assert doctor.run_checks([("data", faulty), ("root", absent)]) == 1
     said = capfd.readouterr()
     assert "this check itself failed: IndexError: no such row" in line(said.out.splitlines(), "FAIL", "data")
     assert "in faulty" in said.err and "in absent" not in said.err

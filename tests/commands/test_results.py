@@ -18,10 +18,10 @@ from run_command import refused, run_command
 from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
-from dcal.report.encoding import decode, decode_groups, encode, encode_groups
+from dcal.report.encoding import decode_groups, decode_outcomes, encode_groups, encode_outcomes
 from dcal.report.format import markdown
 from dcal.report.pages import fill
-from dcal.report.records import collect, load, load_all, parse, read_run, read_yaml
+from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
@@ -58,7 +58,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     )
 )
 def test_outcomes_survive_their_encoding(values: np.ndarray) -> None:
-    np.testing.assert_allclose(decode(encode(values)), values, atol=0 if values.dtype == bool else 5.1e-5)
+    np.testing.assert_allclose(
+        decode_outcomes(encode_outcomes(values)), values, atol=0 if values.dtype == bool else 5.1e-5
+    )
 
 
 def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
@@ -70,7 +72,7 @@ def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
     assert record["config"]["optimizer.lr"] == 0.0001 and record["config"]["dataset.image_size"] == [224, 224]
     assert "secret" not in json.dumps(records) and "train.workers" not in record["config"]
     assert record["train_seconds"] == 100 / 50 + 100 / 100 and record["images_per_second"] == 75
-    np.testing.assert_array_equal(decode(record["items"]["top1"]), np.arange(ITEMS) < ITEMS - 4)  # by index
+    np.testing.assert_array_equal(decode_outcomes(record["items"]["top1"]), np.arange(ITEMS) < ITEMS - 4)  # by index
     assert len({r["items"]["digest"] for r in records}) == 1
 
 
@@ -100,8 +102,8 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     )
     ((record,),) = collect(tmp_path)[0].values()
     assert record["items"]["count"] == 2
-    assert decode(record["items"]["mAP"]).tolist() == [1.0, 0.25]
-    assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
+    assert decode_outcomes(record["items"]["mAP"]).tolist() == [1.0, 0.25]
+    assert decode_outcomes(record["items"]["rank1"]).tolist() == [1.0, 0.0]
     assert decode_groups(record["items"]["group"]).tolist() == [0, 1], "identities 3 and 7, by query"
 
 
@@ -279,12 +281,12 @@ def test_configurations_may_lack_a_key_that_others_have() -> None:
 def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
     folder = runs.parent
     tabulate(configure(folder))
-    first = load(folder / "results" / "fgvc-birds.json")
+    first = load_results(folder / "results" / "fgvc-birds.json")
     shutil.rmtree(runs)
     write_run(runs, 0, 2)
     write_run(runs, 7, 3)
     tabulate(configure(folder))
-    second = load(folder / "results" / "fgvc-birds.json")
+    second = load_results(folder / "results" / "fgvc-birds.json")
     assert len(second["runs"]) == len(first["runs"]) + 1
     ((again,),) = [[r for r in second["runs"] if (r["cfg_id"], r["seed"]) == ("id-dcal", 0)]]
     assert again["metrics"]["top1"] == 0.95

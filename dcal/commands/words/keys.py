@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
 from dcal.run.identity import flatten
-from dcal.utils.errors import UserError, nearest
+from dcal.utils.errors import UserError, first_line, nearest
 from dcal.utils.paths import config_dir, experiments_dir
 
 FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
@@ -177,7 +177,7 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise UserError(f"{word}: this is no key=value that can be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{word}: this is no key=value that can be read ({first_line(error)})") from None
 
 
 def _check_value(override: Override, required: bool) -> None:

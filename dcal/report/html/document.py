@@ -17,11 +17,11 @@ from dcal.report.format import (
     commit_of,
     difference_cells,
     footnote,
+    mean_and_deviation,
     metric_title,
     metric_values,
     percents,
     split_metric,
-    spread,
 )
 from dcal.report.html.charts import Chart, Strip, strips
 from dcal.report.html.closeup import Breakdown, Closeup, by_camera, by_class, closeup
@@ -158,7 +158,7 @@ def view(experiment: Experiment, folder: Folder) -> View:
 
 def hero(variant: Variant) -> tuple[str, str]:
     """The primary metric's mean in percent, and its standard deviation over seeds."""
-    value, _, deviation = spread(next(iter(variant.row.values.values()))).partition(" ± ")
+    value, _, deviation = mean_and_deviation(next(iter(variant.row.values.values()))).partition(" ± ")
     return value, deviation
 
 
@@ -171,7 +171,7 @@ def result_rows(experiment: Experiment) -> list[ResultRow]:
         difference = variant.row.difference
         found = "" if difference is None else verdict_of(variant)
         told = None if difference is None else difference_cells(difference)
-        cells = [spread(values) for values in variant.row.values.values()]
+        cells = [mean_and_deviation(values) for values in variant.row.values.values()]
         interval = "–" if variant.row.interval is None else percents(variant.row.interval)
         rows.append(ResultRow(variant.label, cells, interval, strip, told, found, variant.is_reference))
     return rows
@@ -209,7 +209,7 @@ def reliability_of(experiment: Experiment) -> list[Reliability]:
         Reliability(
             variant.label,
             runs[0].record["seed"],
-            reliability.table(runs[0].reliability),
+            reliability.reliability_rows(runs[0].reliability),
             reliability.plots(runs[0].reliability),
             reliability.cameras(runs[0].reliability),
         )

@@ -52,7 +52,7 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
             )
         seeds = next(iter(row.values.values()))
         axes.plot([factor * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
-        axes.plot(factor * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
+        axes.plot(factor * row.primary, height, "|", color="#1d2f63", ms=14, mew=2)
     labels = [f"{row.label}  ({number})" for number, row in enumerate(table.rows, 1)]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
@@ -66,9 +66,9 @@ def draw_cost(axes: Any, table: Table, metric: str) -> None:
     factor = scale_of(metric)[0]
     for number, row in enumerate(table.rows, 1):
         cost = median(1000 / record["images_per_second"] for record in row.records)
-        axes.plot(cost, factor * row.headline, "o", color="#4269d0", alpha=0.6)
+        axes.plot(cost, factor * row.primary, "o", color="#4269d0", alpha=0.6)
         axes.annotate(
-            f"({number})", (cost, factor * row.headline), xytext=(4, 3), textcoords="offset points", fontsize=8
+            f"({number})", (cost, factor * row.primary), xytext=(4, 3), textcoords="offset points", fontsize=8
         )
     axes.margins(0.1)
     axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)

@@ -78,11 +78,6 @@ def own(root: Path, *words: str) -> str:
     return identify(composed("dataset=image_folder", f"dataset.root='{root}'", *words)).cfg_id
 
 
-def test_an_option_of_a_branch_that_is_off_makes_no_other_run() -> None:
-    plain = identify(composed("attention=none"))
-    assert identify(composed("attention=none", "attention.glca.top_ratio=0.5", "attention.pwca.stream=figure")) == plain
-
-
 SAME = [
     ["seed=3"],
     ["name=other"],

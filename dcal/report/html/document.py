@@ -129,8 +129,8 @@ def view(experiment: Experiment, folder: Folder) -> View:
         experiment.name,
         records[0]["config"]["dataset"],
         experiment.task,
-        metric_title(experiment.headline),
-        *hero(best, experiment.headline),
+        metric_title(experiment.primary_metric),
+        *hero(best, experiment.primary_metric),
         "" if best.row.interval is None else percents(best.row.interval),
         experiment.rank,
         verdict(experiment),
@@ -156,9 +156,9 @@ def view(experiment: Experiment, folder: Folder) -> View:
     )
 
 
-def hero(variant: Variant, headline: str) -> tuple[str, str]:
-    """The headline's mean in percent, and its standard deviation over seeds."""
-    value, _, deviation = metric_values(headline, variant.row.values[headline]).partition(" ± ")
+def hero(variant: Variant, metric: str) -> tuple[str, str]:
+    """The primary metric's mean in percent, and its standard deviation over seeds."""
+    value, _, deviation = metric_values(metric, variant.row.values[metric]).partition(" ± ")
     return value, deviation
 
 

@@ -19,7 +19,7 @@ def encode_outcomes(values: NDArray[Any]) -> str:
 
 
 def decode_outcomes(text: str) -> NDArray[np.float64]:
-    """The outcomes that `encode` was given, as float64."""
+    """The outcomes that `encode_outcomes` was given, as float64."""
     kind, count, code = text.split(":")
     raw = base64.b64decode(code)
     if kind == "bits":

@@ -22,11 +22,6 @@ def is_for_user(error: BaseException) -> bool:
     return isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def choose(key: str, value: T, options: Iterable[T]) -> T:
     """Returns `value` if it is one of `options`.
 
@@ -84,3 +79,8 @@ def nearest(word: str, options: Sequence[str]) -> str:
     if near:
         return f"did you mean {' or '.join(lower[name] for name in near)}? (one of {', '.join(options)})"
     return f"choose one of {', '.join(options)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

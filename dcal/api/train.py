@@ -34,13 +34,13 @@ class FinishedRun(NamedTuple):
     """With `result.json`, weights, figures and the log; `dcal.load(directory)` gives its model."""
     metrics: dict[str, float]
     """Shares in [0, 1] and losses, by name."""
-    headline: str
+    primary_metric: str
     """Name of the metric that the run is compared by: `top1`, or `mAP` in re-identification."""
 
     @property
     def value(self) -> float:
         """The metric that the run is compared by."""
-        return self.metrics[self.headline]
+        return self.metrics[self.primary_metric]
 
 
 def train(overrides: Sequence[str] = ()) -> FinishedRun:
@@ -64,7 +64,7 @@ def train(overrides: Sequence[str] = ()) -> FinishedRun:
     with composed(overrides) as config:
         run = Run(config)
         result = run.result() or execute(run)
-    return FinishedRun(run.directory, result["metrics"], result["headline"])
+    return FinishedRun(run.directory, result["metrics"], result["primary_metric"])
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from dcal.inference.images import (
     open_data,
     open_images,
 )
-from dcal.inference.restore import Restored, drop_none, read_result
+from dcal.inference.restore import Restored, drop_none
 from dcal.metric.decision.calibration import unknown_detection
 from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
@@ -36,6 +36,7 @@ from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_atomically
 from dcal.run.find import find_run
 from dcal.run.listing import finished_runs
+from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError, choose
@@ -129,9 +130,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         raise UserError(f"run={config.run}: no finished run is below this folder")
     for directory in runs:
         restored = open_run(OmegaConf.merge(config, {"run": str(directory)}))  # type: ignore[arg-type]
-        if metric not in ("", restored.task.headline):
+        if metric not in ("", restored.task.primary_metric):
             raise UserError(f"run={config.run}: holds runs of both tasks; name a folder with runs of one")
-        metric = restored.task.headline
+        metric = restored.task.primary_metric
         found = {name: evaluate_on(restored, node) for name, node in nodes.items()}
         if config.weights == "last" and not drop_none(config.task):
             keep_cells(restored, found)

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from dcal.inference.restore import Restored, read_config, read_result
+from dcal.inference.restore import Restored, read_config
 from dcal.inference.thresholds import promises, read_thresholds
 from dcal.run.identity import dataset_name
+from dcal.run.result import read_result
 
 TASKS = {
     "fgvc": ("image-classification", "fine-grained classification"),
@@ -198,7 +199,7 @@ def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
         "weights": restored.weights.name,
         "dataset": dataset_name(plain["dataset"]),
         "flip_test": plain["task"]["flip_test"],
-        **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
+        **{key: result[key] for key in ("cfg_id", "split", "primary_metric", "metrics", "git") if key in result},
         "configuration": groups,
     }
     if (thresholds := read_thresholds(restored)) is not None:

@@ -27,6 +27,7 @@ from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
+from dcal.run.result import read_result
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
@@ -175,12 +176,6 @@ def read_config(directory: Path) -> DictConfig:
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise RunError(f"{file}: written by another version of dcal, has no {', '.join(missing)}: add what the run had")
     return config
-
-
-def read_result(directory: Path) -> dict[str, Any] | None:
-    """`result.json` of a run, None if it is not finished."""
-    file = directory / "result.json"
-    return read_json(file) if file.is_file() else None
 
 
 def weight_file(directory: Path, weights: str) -> Path:

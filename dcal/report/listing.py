@@ -17,6 +17,7 @@ from dcal.report.typed import read_overrides, without
 from dcal.run.directory import CONFIG_FILE, IDENTITY_FILE, RESULT_FILE
 from dcal.run.identity import attention_name, dataset_name_of, recorded_defaults
 from dcal.run.listing import STATES, run_directories, state_of
+from dcal.run.result import read_result
 from dcal.utils.errors import UserError, choose, nearest
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -30,7 +31,7 @@ class Listed(NamedTuple):
     seed: int | None
     """None where the folder is not named after one."""
     state: str
-    headline: str
+    primary_metric: str
     metrics: Mapping[str, float]
     """Empty for a run that is not finished."""
     changed: float
@@ -62,14 +63,14 @@ def list_runs(root: Path) -> Iterator[Listed]:
         state, result = state_of(directory), {}
         if state == "finished":
             with suppress(OSError, ValueError):
-                result = json.loads((directory / RESULT_FILE).read_text(encoding="utf-8"))
-            if not isinstance(result, dict) or not {"metrics", "headline"} <= set(result):
+                result = read_result(directory) or {}
+            if not isinstance(result, dict) or not {"metrics", "primary_metric"} <= set(result):
                 state, result = "interrupted", {}  # torn: the run writes it anew when it is repeated
         files = (directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE))
         changed = max(file.stat().st_mtime for file in files if file.is_file())
         seed = directory.name.removeprefix("seed=")
         number = int(seed) if seed.isdigit() else None
-        yield Listed(directory, number, state, result.get("headline", ""), result.get("metrics", {}), changed)
+        yield Listed(directory, number, state, result.get("primary_metric", ""), result.get("metrics", {}), changed)
 
 
 def settings_of(directory: Path) -> Settings:
@@ -133,7 +134,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         root: the folder.
         where: conditions `key=value`: settings as tables have them, `state` or `seed`.
         sort: one of `ORDERS`: the newest, the best or the first in the alphabet on top.
-        metric: what is shown; None for the headline of each run.
+        metric: what is shown; None for the primary metric of each run.
 
     Raises:
         UserError: no such folder, key, metric or order.
@@ -172,7 +173,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
 
 def line_of(runs: Sequence[Listed], metric: str | None) -> Line:
     """Runs of one configuration and state, with the values of the metric that is shown."""
-    name = metric or runs[0].headline
+    name = metric or runs[0].primary_metric
     return Line(runs, name, [run.metrics[name] for run in runs if name in run.metrics])
 
 

@@ -51,7 +51,7 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
             )
         seeds = next(iter(row.values.values()))
         axes.plot([100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
-        axes.plot(100 * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
+        axes.plot(100 * row.primary, height, "|", color="#1d2f63", ms=14, mew=2)
     labels = [f"{row.label}  ({number})" for number, row in enumerate(table.rows, 1)]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
@@ -64,8 +64,8 @@ def draw_cost(axes: Any, table: Table, metric: str) -> None:
     """Mean per row, by its number, against milliseconds per training image."""
     for number, row in enumerate(table.rows, 1):
         cost = median(1000 / record["images_per_second"] for record in row.records)
-        axes.plot(cost, 100 * row.headline, "o", color="#4269d0", alpha=0.6)
-        axes.annotate(f"({number})", (cost, 100 * row.headline), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.plot(cost, 100 * row.primary, "o", color="#4269d0", alpha=0.6)
+        axes.annotate(f"({number})", (cost, 100 * row.primary), xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.margins(0.1)
     axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)
     axes.set_ylabel(f"{metric} (%)", fontsize=8)

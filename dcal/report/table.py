@@ -38,7 +38,7 @@ class Spec:
     show: list[str] = field(default_factory=list)
     """Further configuration keys to print."""
     columns: list[str] | None = None
-    """Metrics; the first gets the interval and the comparison. None: the headline."""
+    """Metrics; the first gets the interval and the comparison. None: the primary metric."""
     against: dict[str, Any] = field(default_factory=dict)
     """A row is compared with the row that has these values instead of its own."""
     primary: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Row(NamedTuple):
     """Against its reference; None for a reference itself."""
 
     @property
-    def headline(self) -> float:
+    def primary(self) -> float:
         return mean(next(iter(self.values.values())))
 
 
@@ -145,7 +145,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     for label in labels:
         groups[label].sort(key=lambda record: int(record["seed"]))
         check_row(spec, label, groups[label])
-    columns = spec.columns or [records[0]["headline"]]
+    columns = spec.columns or [records[0]["primary_metric"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
     judged = {label: outcomes(groups[label], columns[0]) for label in labels}
     differences = compare(spec, by, groups, judged, columns[0])
@@ -157,14 +157,14 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
 
 
 def with_sa(record: Record) -> Record:
-    """The record with its headline as SA's, too, where the model has no GLCA: Re-ID's evaluation does not repeat it."""
+    """The record with its primary metric as that of SA, too, if there is no GLCA: Re-ID does not repeat it then."""
     if record["config"]["attention"] not in ("none", "pwca"):
         return record
-    headline = record["headline"]
+    primary_metric = record["primary_metric"]
     own = {
-        key: {f"{headline}_sa": record[key][headline], **record[key]}
+        key: {f"{primary_metric}_sa": record[key][primary_metric], **record[key]}
         for key in ("metrics", "items")
-        if headline in record[key]
+        if primary_metric in record[key]
     }
     return {**record, **own}
 

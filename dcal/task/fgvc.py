@@ -44,7 +44,7 @@ class FGVC(TaskOptions):
     """
 
     name: ClassVar = "fgvc"
-    headline: ClassVar = "top1"
+    primary_metric: ClassVar = "top1"
 
     def __post_init__(self) -> None:
         super().__post_init__()

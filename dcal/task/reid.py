@@ -53,7 +53,7 @@ class ReID(TaskOptions):
     """
 
     name: ClassVar = "reid"
-    headline: ClassVar = "mAP"
+    primary_metric: ClassVar = "mAP"
 
     def __post_init__(self) -> None:
         super().__post_init__()

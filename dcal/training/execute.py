@@ -17,7 +17,7 @@ from dcal.run.data_digest import joint_judged_digest, judged_digest
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
 from dcal.run.progress import bars
-from dcal.run.summary import summary
+from dcal.run.result import summary
 from dcal.training.build import build, side_sizes
 from dcal.training.checkpoint import remove_checkpoints
 from dcal.training.describe import announce, facts, hardware
@@ -88,7 +88,7 @@ def train(run: Run) -> dict[str, Any]:
                 )
             result = run.prepare_result(
                 evaluation.metrics,
-                headline=state.task.headline,
+                primary_metric=state.task.primary_metric,
                 split=state.validation,
                 judged=judged(state),
                 device=device,

@@ -121,7 +121,7 @@ def as_reid(folder: Path, cameras: bool = True) -> Path:
     items |= {"camera": np.array([0, 0, 0, 4, 4, 4])} if cameras else {}
     np.savez(folder / "items.npz", **items)
     result = json.loads((folder / "result.json").read_text())
-    result |= {"headline": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
+    result |= {"primary_metric": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
     (folder / "result.json").write_text(json.dumps(result))
     parts, numbers = ["query", "query", "gallery", "gallery"], [0, 5, 7, 8]
     jpeg = encode(np.full((64, 32, 3), 90, dtype=np.uint8))

@@ -129,7 +129,7 @@ def view(experiment: Experiment, folder: Folder) -> View:
         experiment.name,
         records[0]["config"]["dataset"],
         experiment.task,
-        metric_title(experiment.headline),
+        metric_title(experiment.primary_metric),
         *hero(best),
         "" if best.row.interval is None else percents(best.row.interval),
         best.label,
@@ -157,7 +157,7 @@ def view(experiment: Experiment, folder: Folder) -> View:
 
 
 def hero(variant: Variant) -> tuple[str, str]:
-    """The headline's mean in percent, and its standard deviation over seeds."""
+    """The primary metric's mean in percent, and its standard deviation over seeds."""
     value, _, deviation = spread(next(iter(variant.row.values.values()))).partition(" ± ")
     return value, deviation
 

@@ -45,7 +45,7 @@ class Experiment(NamedTuple):
 
     name: str
     task: str
-    headline: str
+    primary_metric: str
     table: Table
     variants: list[Variant]
     plain: list[RunFiles]
@@ -58,7 +58,7 @@ class Experiment(NamedTuple):
 
     @property
     def best(self) -> Variant:
-        return max(self.variants, key=lambda variant: variant.row.headline)
+        return max(self.variants, key=lambda variant: variant.row.primary)
 
 
 class Verdict(NamedTuple):
@@ -107,10 +107,10 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
     """
     results = merge(name, [], (run.record for run in runs))
     records: list[Record] = results["runs"]
-    headline = records[0]["headline"]
+    primary_metric = records[0]["primary_metric"]
     by = differing(records)
-    against, reference = compared_with(records, by, headline)
-    columns = [headline, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
+    against, reference = compared_with(records, by, primary_metric)
+    columns = [primary_metric, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
     spec = Spec(name, [name], by=by, columns=columns, against=against, order=ordered_labels(records, by))
     table = make_table(spec, {name: results})
     files = {(run.record["cfg_id"], run.record["seed"]): run for run in runs}
@@ -123,10 +123,12 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
         )
         for row in table.rows
     ]
-    return Experiment(name, results["task"], headline, table, variants, list(plain))
+    return Experiment(name, results["task"], primary_metric, table, variants, list(plain))
 
 
-def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -> tuple[dict[str, Any], str | None]:
+def compared_with(
+    records: Sequence[Record], by: Sequence[str], primary_metric: str
+) -> tuple[dict[str, Any], str | None]:
     """`Spec.against`, and the label of the reference where it is one row for all.
 
     The plain ViT is the reference where it is there: the only one of its kind for all rows, or each row's own (same
@@ -140,7 +142,7 @@ def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -
         return {"attention": "none"}, None
     values: dict[str, list[float]] = {label: [] for label in labels}
     for record in records:
-        values[label_of(record, by)].append(record["metrics"][headline])
+        values[label_of(record, by)].append(record["metrics"][primary_metric])
     reference = plain[0] if len(plain) == 1 else max(labels, key=lambda label: mean(values[label]))
     return {key: labels[reference]["config"].get(key) for key in by}, reference
 
@@ -189,7 +191,7 @@ def compared_verdict(experiment: Experiment) -> Verdict:
     if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
         kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
     elif groups["better"]:
-        best = max(groups["better"], key=lambda variant: variant.row.headline)
+        best = max(groups["better"], key=lambda variant: variant.row.primary)
         kind, head = "good", f"{best.label} is better than {name}"
     elif groups["undecided"] or groups["one training only"]:
         kind, head = "open", f"No configuration is demonstrably better than {name}"
@@ -225,7 +227,7 @@ def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
 def single_verdict(experiment: Experiment) -> Verdict:
     """One configuration: whether combined inference does better than the backbone's branch alone on the same items."""
     (variant,) = experiment.variants
-    metric, records = experiment.headline, variant.row.records
+    metric, records = experiment.primary_metric, variant.row.records
     both, sa, glca = (outcomes(records, f"{metric}{branch}") for branch in ("", "_sa", "_glca"))
     if both is None or sa is None or glca is None:
         head = f"{variant.label}: one branch at test time, nothing to compare within the run"

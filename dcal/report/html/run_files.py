@@ -129,7 +129,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     overrides = read_overrides(directory)
     found, elsewhere = (optional(directory / file) for file in (RELIABILITY, CROSS_DOMAIN))
     reliability = found if isinstance(found, dict) else {}
-    end, metrics = f"/{record['headline']}", record["metrics"]
+    end, metrics = f"/{record['primary_metric']}", record["metrics"]
     cells = {key.removesuffix(end): {"value": value} for key, value in metrics.items() if key.endswith(end)}
     cells |= elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
     run = RunFiles(directory, name, record, config, lines, items, names, pictures, overrides, reliability, cells)

@@ -155,7 +155,7 @@ def test_what_commands_refuse_of_a_joint_run(
 
 
 REFUSED = [
-    (["task=reid", "dataset.members.market.root=/x"], "dataset.members='market': did you mean market1501?"),
+    (["task=reid", "dataset.members.market.root=/x"], "dataset.members='market': did you mean market1501"),
     (["task=reid"], "dataset.members: dataset=joint needs members, such as dataset.members.market1501.root=FOLDER"),
     (["task=reid", "dataset.members=market1501"], "dataset.members: dataset=joint needs members"),
     (["task=reid", "dataset.members.market1501=/x"], "dataset.members.market1501=/x: is a data set, and has keys"),
@@ -171,7 +171,7 @@ REFUSED = [
     (["task=reid", *member("one"), "dataset.root=/x"], "dataset.root: every member has its own"),
     (["task=reid", "dataset.members.joint.root=/x"], "dataset.members='joint'"),
     (["dataset=synthetic_birds", "dataset.batches=balanced"], "need dataset=joint"),
-    (["task=reid", *member("one"), "dataset.reader.level=species"], "dataset.reader.level: every member has its own"),
+    (["experiment=tiny/reid", *member("one")], "dataset.reader.image_size: every member has its own"),
     (["dataset=cub", "dataset.members.cub.root=/x"], "dataset.members: of several data sets, needs dataset=joint"),
     (["task=reid", *member("one"), "dataset.members.synthetic_birds={}"], "train on sets of one task"),
     (["task=fgvc", *member("one"), *member("two")], "is judged on the split test, which one + two lacks"),

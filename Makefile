@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= outputs
 ARGS ?=
+JOBS ?= 2
 
 # uv takes the torch build that fits this machine's driver, or the one for the CPU; pip has no such option: docs/install.md
 UV ?= $(shell command -v uv)
@@ -34,8 +35,8 @@ extras: $(STAMP) ## install what is optional: export, launchers, parquet, notebo
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, JOBS files at a time
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 kill-test: $(STAMP) ## kill training at random moments, many times, and compare (ARGS="--kills 50 bf16" narrows it, ARGS="device=cuda deterministic=true")
 	$(BIN)/python tests/kill_harness.py $(ARGS)

@@ -17,7 +17,7 @@ from tiny import MEMBERS, SMALL, image_size, images_for, scramble, tiny_vit
 from torch import Tensor, nn
 
 from dcal.attention.support import REASONS, UnsupportedBackbone, check_supported
-from dcal.backbone import create_backbone, embed_patches, final_norm, normalisation, portable
+from dcal.backbone import create_backbone, embed, final_norm, normalisation, portable
 from dcal.model import DCAL
 from dcal.utils.errors import UserError
 from dcal.weights.files import CheckpointError
@@ -41,7 +41,7 @@ def small(size: tuple[int, int] = (64, 64), checkpoint: Path | None = None, name
 def test_any_family_at_a_size_that_is_not_square(member: str) -> None:
     vit = tiny_vit(member).double().eval()
     images = images_for(member)
-    tokens, ropes = embed_patches(vit, images)
+    tokens, ropes = embed(vit, images)
     assert tokens.shape == (3, vit.num_prefix_tokens + 12, 32) and len(ropes) == 3
     # the tokens that timm's own forward hands to its first block
     seen: list[Tensor] = []
@@ -58,7 +58,7 @@ def test_overlapping_patches(stride: int, grid: tuple[int, int]) -> None:
     """Trap 7: 256 × 128 with TransReID's stride of 12 gives 21 × 10 patches."""
     vit = create_backbone(DEIT, (256, 128), patch_stride=stride, kwargs=SMALL)
     assert vit.patch_embed.grid_size == grid
-    tokens, _ = embed_patches(vit, torch.randn(1, 3, 256, 128))
+    tokens, _ = embed(vit, torch.randn(1, 3, 256, 128))
     assert tokens.shape[1] == 1 + grid[0] * grid[1]
     model = DCAL(vit, 5, glca={"blocks": 1}, pwca={"blocks": None}).eval()
     assert model(torch.randn(2, 3, 256, 128)).selected.max() < grid[0] * grid[1]

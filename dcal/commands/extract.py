@@ -22,7 +22,7 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
 from dcal.dataset.record import DataError, Record
-from dcal.inference.embed import embed, provenance
+from dcal.inference.embed import embed_images, provenance
 from dcal.inference.images import chosen
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
 from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
@@ -131,7 +131,7 @@ def update(opened: Opened, records: Sequence[Record], stamps: Sequence[str], out
         for position in batch:
             features.pop(position, None)
         try:
-            for positions, rows in embed(opened, records[start : batch.stop], first=start):
+            for positions, rows in embed_images(opened, records[start : batch.stop], first=start):
                 values = rows.numpy().astype(index.features.dtype)
                 features |= {
                     start + position: value for position, value in zip(positions.tolist(), values, strict=True)
@@ -179,7 +179,7 @@ def compute(
             stop_requests() as stop,
             work("extract", len(records), "image", start) as piece,
         ):
-            for index, features in embed(opened, records[start:], first=start) if start < len(records) else ():
+            for index, features in embed_images(opened, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 piece.advance(int(index[-1]) + 1 + start - piece.count)
                 if stop or time.monotonic() - written >= PART_SECONDS:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
-from dcal.inference.embed import embed, provenance
+from dcal.inference.embed import embed_images, provenance
 from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
@@ -111,7 +111,7 @@ def search(opened: Opened, index: Index, queries: Sequence[Record], top: int, dr
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
     thresholds = thresholds_of(opened)
     found = []
-    for positions, query_BD in embed(opened, queries):
+    for positions, query_BD in embed_images(opened, queries):
         for position, query_D in zip(positions.tolist(), query_BD, strict=True):
             marks_G = judged(queries[position], index)
             out_1G = torch.isin(marks_G, left_out)[None] if drop else None

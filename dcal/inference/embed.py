@@ -16,7 +16,7 @@ from dcal.task.inference import finite
 logger = logging.getLogger(__name__)
 
 
-def embed(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def embed_images(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Embeds batch by batch.
 
     The features are those of a run's evaluation: each branch's L2-normalised, concatenated, normalised again. Those of

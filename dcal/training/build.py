@@ -235,7 +235,7 @@ def make(node: DictConfig) -> Any:
         UserError: a `_target_` or an option of it cannot be meant; the message names its key.
     """
     try:
-        return instantiate(with_typed_reader(node) if "reader" in node else node, _convert_="all")
+        return instantiate(with_typed_readers(node) if "reader" in node else node, _convert_="all")
     except InstantiationException as error:
         cause, (text, _, key) = error.__cause__, str(error).partition("full_key: ")
         if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
@@ -253,24 +253,27 @@ def make(node: DictConfig) -> Any:
         raise cause or error from None
 
 
-def with_typed_reader(node: DictConfig) -> DictConfig:
-    """The data set's node with the options of its reader as the reader annotates them.
+def with_typed_readers(node: DictConfig) -> DictConfig:
+    """The data set's node with the options of its reader, or those of its members, as the reader annotates them.
 
     Raises:
         UserError: there is no reader, or an option is of another type.
     """
-    reader = node.reader
-    if not OmegaConf.is_dict(reader) or not isinstance(reader.get("_target_"), str):
-        raise UserError(
-            f"dataset.reader={reader}: must name in _target_ the function that reads the data set, with its arguments "
-            "beside it; the options of `dataset=` do"
-        )
-    try:
-        function = instantiate({"_target_": reader._target_, "_partial_": True}).func
-    except InstantiationException:  # said of the whole node
-        return node
-    plain: Any = OmegaConf.to_container(reader, resolve=True)
     typed = copy.deepcopy(node)
     OmegaConf.set_readonly(typed, False)
-    typed.reader = typed_arguments(function, plain, "dataset.reader")
+    members = typed.get("members")
+    nodes = {"dataset": typed} if members is None else {f"dataset.members.{name}": members[name] for name in members}
+    for name, own in nodes.items():
+        reader = own.get("reader")
+        if not OmegaConf.is_dict(reader) or not isinstance(reader.get("_target_"), str):
+            raise UserError(
+                f"{name}.reader={reader}: must name in _target_ the function that reads the data set, with its "
+                "arguments beside it; the options of `dataset=` do"
+            )
+        try:
+            function = instantiate({"_target_": reader._target_, "_partial_": True}).func
+        except InstantiationException:  # said of the whole node
+            continue
+        given: Any = OmegaConf.to_container(reader, resolve=True)
+        own.reader = typed_arguments(function, given, f"{name}.reader")
     return typed

@@ -23,8 +23,8 @@ from dcal.run.identity import flatten
 from dcal.utils.errors import UserError, first_line, nearest
 from dcal.utils.paths import config_dir, experiments_dir
 
-FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
-"""Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
+FREE = ("hydra.", "hydra/", "dataset.reader.", "dataset.members.", "backbone.kwargs.")
+"""Keys below these belong to Hydra, a reader, a member or a timm model, so they are not ours to list."""
 
 INTERNAL = ("_partial_", "_args_", "_recursive_", "_convert_")
 """Hydra's own keys in a node, which say how `dcal` calls a `_target_`."""

@@ -182,7 +182,7 @@ def full_errors() -> bool:
 def one_sentence(error: Exception) -> str:
     """What an error of Hydra says, and its cause, without the lines on where in Hydra it arose."""
     texts = [str(found).strip() for found in (error, error.__cause__) if found is not None and str(found).strip()]
-    lines = [text.splitlines()[0].rstrip(".") for text in texts]
+    lines = [text.splitlines()[0].removeprefix("Error merging override ").rstrip(".: ") for text in texts]
     if any(f"Key '{group}' not in" in text for group in ("experiment", "variant", "ablation") for text in texts):
         lines.append("the first line of such a file must be: # @package _global_")
     return ": ".join(dict.fromkeys(lines))

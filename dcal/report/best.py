@@ -11,12 +11,12 @@ import numpy as np
 
 from dcal.metric.interval import ALPHA, Floats, mean_interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison, paired_comparison
-from dcal.report.format import lower_is_better, metric_values, p_text, split, split_metric, title_of
+from dcal.report.format import lower_is_better, metric_values, p_text, scale_of, split, split_metric, title_of
 from dcal.report.grid import Grid, render
 from dcal.report.items import Items, read_items
 from dcal.report.listing import condition
 from dcal.report.records import Record, read_run, with_defaults
-from dcal.report.table import differing, label_of, matches, show
+from dcal.report.table import differing, label_of, matches, show, with_shared_ids
 from dcal.report.typed import read_overrides, train_command, without
 from dcal.run.identity import is_idle
 from dcal.run.listing import finished_runs
@@ -110,7 +110,8 @@ def read_trials(root: Path, where: Sequence[str]) -> list[Trial]:
         UserError: there is none, or they were judged on different items.
     """
     directories = finished_runs(root)[0]
-    found = with_defaults({"runs": [read_run(directory)[1] for directory in directories]})["runs"]
+    read = with_defaults({"runs": [read_run(directory)[1] for directory in directories]})["runs"]
+    found = with_shared_ids(read)
     wanted = condition(where)
     pairs = [pair for pair in zip(directories, found, strict=True) if matches(pair[1], wanted)]
     if not pairs:
@@ -243,7 +244,8 @@ def ends(metric: str, low: float, high: float) -> tuple[float, float]:
 
 def number(metric: str, value: float, sign: str = "") -> str:
     """A value or a difference of a metric as its tables show it."""
-    return f"{value:{sign}.3f}" if lower_is_better(metric) else f"{100 * value:{sign}.2f}"
+    factor, decimals = scale_of(metric)
+    return f"{factor * value:{sign}.{decimals}f}"
 
 
 def settings_text(choice: Choice, one: Candidate) -> str:

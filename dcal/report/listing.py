@@ -157,7 +157,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         first, age = line.runs[0], time.time() - line.changed
         ends = [" ".join(word for word in words if word not in common)]
         begin = [str(first.directory.parent), first.state, seeds_text([run.seed for run in line.runs])]
-        shown = metric_values(line.metric, line.values) if line.values else "–"
+        shown = metric_values(line.metric, line.values)
         rows.append([*begin, f"{title_of(line.metric)} {shown}".strip(), age_text(age), *ends])
         numbers.append([*begin, line.metric, *split(shown, 2), round(age), *ends])
     return Grid(

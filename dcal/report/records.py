@@ -33,7 +33,7 @@ from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, recorded_defaults
 from dcal.run.legacy import renamed_keys
 from dcal.run.listing import finished_runs
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Record = dict[str, Any]
 Results = dict[str, Any]
@@ -133,10 +133,6 @@ def parse(path: Path, parser: Any) -> Any:
         return parser(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException) as error:
         raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def read_yaml(text: str) -> Any:

@@ -136,6 +136,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     ]
     if not records:
         return Table(spec, [])
+    records = with_shared_ids(records)
     by = differing(records) if spec.by is None else spec.by
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -169,6 +170,25 @@ def with_sa(record: Record) -> Record:
     return {**record, **own}
 
 
+def with_shared_ids(records: Sequence[Record]) -> list[Record]:
+    """The records, those of one configuration that was judged on the same items under one id.
+
+    Older versions gave a run another id for an option that decides nothing in it. Where two ids have a run of the same
+    seed, both stay.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        config = record["config"]
+        settings = {key: value for key, value in sorted(config.items()) if not is_idle(key, config)}
+        items = record["items"]
+        groups.setdefault(repr((settings, record["split"], items["digest"], items.get("images"))), []).append(record)
+    ids: dict[int, str] = {}
+    for group in groups.values():
+        if len({record["seed"] for record in group}) == len(group):
+            ids |= {id(record): min(other["cfg_id"] for other in group) for record in group}
+    return [{**record, "cfg_id": ids.get(id(record), record["cfg_id"])} for record in records]
+
+
 def matches(record: Record, where: Mapping[str, Any]) -> bool:
     config = {**record["config"], "split": record["split"]}
     return all(
@@ -181,10 +201,11 @@ def differing(records: Sequence[Record]) -> list[str]:
     """Keys in which configurations differ; numbers of blocks only where `attention` does not say as much."""
     configs = [record["config"] for record in records]
     keys = sorted({key for config in configs for key in config})
-    found = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+    values = {key: [config.get(key) for config in configs if not is_idle(key, config)] for key in keys}
+    found = [key for key in keys if any(value != values[key][0] for value in values[key])]
 
     def implied(key: str) -> bool:
-        pairs = {(config["attention"], config.get(key)) for config in configs}
+        pairs = {(config["attention"], show(config.get(key))) for config in configs}
         by_attention = len(pairs) == len({attention for attention, _ in pairs})
         return key in ("attention.glca.blocks", "attention.pwca.blocks") and by_attention
 

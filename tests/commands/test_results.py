@@ -438,6 +438,21 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     assert (folder / "html" / "fgvc-birds.html").is_file()
 
 
+def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs.parent
+    for result in runs.rglob("result.json"):
+        found = json.loads(result.read_text())
+        found["metrics"]["images"] = ITEMS
+        result.write_text(json.dumps(found))
+    entry = {"runs": "fgvc-birds", "by": ["attention"], "columns": ["nll", "images", "top1"]}
+    config = configure(folder)
+    (folder / "tables.yaml").write_text(OmegaConf.to_yaml({"birds": entry}))
+    tabulate(config)
+    assert "| none | 0.500 ± 0.000 | – | 40 ± 0 | 79.17 ± 1.44 | 3 |" in capsys.readouterr().out
+    html = (folder / "html" / "birds.html").read_text()
+    assert "<td>0.500</td><td>40</td>" in html and "<td>50.00</td>" not in html
+
+
 def test_an_axis_shows_all_seeds_and_cuts_a_long_interval() -> None:
     short = Row("a", [], {"top1": [0.80, 0.82]}, Interval(0.79, 0.83), None)
     long = Row("b", [], {"top1": [0.81, 0.84]}, Interval(0.40, 1.00), None)

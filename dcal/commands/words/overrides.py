@@ -132,10 +132,8 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
     new = [round(r * n / o) for r, n, o in zip(before.resize, size, before.image_size, strict=True)]
     word = f"dataset.resize=[{new[0]},{new[1]}]"
     if new != list(before.resize):
-        print(
-            f"{word}: as large beside dataset.image_size as it was, {before.resize} beside {before.image_size}",
-            file=sys.stderr,
-        )
+        ratio = f"{before.resize} to {before.image_size}"
+        print(f"{word}: follows dataset.image_size, in the ratio of {ratio}", file=sys.stderr)
     return [*arguments, word]
 
 

@@ -7,11 +7,11 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
-from dcal.report.format import difference_cells
+from dcal.report.format import difference_cells, metric_values
 from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record, merge
-from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
+from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, with_shared_ids
 from dcal.run.identity import is_idle, recorded_defaults
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
@@ -60,6 +60,21 @@ class Experiment(NamedTuple):
     def best(self) -> Variant:
         return max(self.variants, key=lambda variant: variant.row.primary)
 
+    @property
+    def leaders(self) -> list[str]:
+        """The configurations that show the largest figure: one, or several where none has a lead."""
+        figures = [metric_values(self.primary_metric, [variant.row.primary]) for variant in self.variants]
+        largest = metric_values(self.primary_metric, [self.best.row.primary])
+        return [variant.label for variant, figure in zip(self.variants, figures, strict=True) if figure == largest]
+
+    @property
+    def rank(self) -> str:
+        """Which configuration the best figure is of, and out of how many; empty where there is one."""
+        total, leaders = len(self.variants), self.leaders
+        if total == 1:
+            return ""
+        return f"{f'all {total} alike' if len(leaders) == total else f'best of {total}'}: {'; '.join(leaders)}"
+
 
 class Verdict(NamedTuple):
     """What the runs say, in one line and in a few."""
@@ -105,8 +120,10 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
     Args:
         plain: runs of the plain ViT that are not among them, and that the verdict compares with.
     """
-    results = merge(name, [], (run.record for run in runs))
-    records: list[Record] = results["runs"]
+    records = with_shared_ids([run.record for run in runs])
+    runs = [run._replace(record=record) for run, record in zip(runs, records, strict=True)]
+    results = merge(name, [], records)
+    records = results["runs"]
     primary_metric = records[0]["primary_metric"]
     by = differing(records)
     against, reference = compared_with(records, by, primary_metric)
@@ -189,7 +206,7 @@ def compared_verdict(experiment: Experiment) -> Verdict:
     reference = experiment.reference
     name = reference.label if reference else "the plain ViT with the same settings"
     if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
-        kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
+        kind, head = "open", experiment.rank[0].upper() + experiment.rank[1:]
     elif groups["better"]:
         best = max(groups["better"], key=lambda variant: variant.row.primary)
         kind, head = "good", f"{best.label} is better than {name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+import dcal
 from dcal.api.train import composed
 from dcal.run.directory import Run
 from dcal.training.build import build
@@ -92,3 +94,11 @@ def test_arguments_are_converted_as_the_schema_converts() -> None:
 def test_arguments_of_another_type_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         typed_arguments(read, given, "reader")
+
+
+@pytest.mark.parametrize("name", [name for name in dcal.__all__ if name.startswith("read_")])
+def test_every_option_of_every_reader_has_a_type(name: str) -> None:
+    reader = getattr(dcal, name)
+    for option in inspect.signature(reader).parameters:
+        with pytest.raises(UserError, match=f"dataset.reader.{option}=.*: must be"):
+            typed_arguments(reader, {option: [[1]]}, "dataset.reader")

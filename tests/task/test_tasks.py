@@ -26,7 +26,7 @@ from dcal.utils.paths import config_dir
         ("fgvc", {"metric": "euclidean"}, r"task\.metric=euclidean .* needs task=reid"),
         ("fgvc", {"side_information": "camera"}, r"task\.side_information=camera .* needs task=reid"),
         ("fgvc", {"triplet": {"weight": 1.0}}, r"task\.triplet\.weight .* set task\.instances=2"),
-        ("fgvc", {"mixup": -0.5}, r"task\.mixup=-0\.5: must be 0 \(off\) or more"),
+        ("fgvc", {"mixup": -0.5}, r"task\.mixup=-0\.5: must be at least 0; 0 is off"),
         ("fgvc", {"instances": 0}, r"task\.instances=0: must be at least 1"),
         ("fgvc", {"inference": ["pwca"]}, r"task\.inference=\['pwca'\]: choose from sa, glca"),
         ("fgvc", {"inference": ["sa", "sa"]}, r"task\.inference=\['sa', 'sa'\]: names a branch twice"),

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.app import one_sentence
 from dcal.commands.words.keys import check_complete, check_words
+from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.directory import Run
@@ -88,6 +89,7 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
         words = follow_image_size(words, "train")
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("train", words, return_hydra_config=True)
+            config = with_members(config)
         HydraConfig.instance().set_config(config)
         if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
             raise UserError(f"{' '.join(words)}: {ONE_RUN}")

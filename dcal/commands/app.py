@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dcal import __version__
 from dcal import config as schema
 from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
+from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
@@ -151,6 +152,8 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
         if not asked:  # from here on errors are the job's; processes that it starts decide for themselves
             os.environ.pop(FULL_ERROR, None)
         try:
+            if config_name == "train":
+                config = with_members(config)
             check_complete(config)
             return job(config)
         except (Interrupted, KeyboardInterrupt) as stopped:

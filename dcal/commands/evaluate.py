@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.opened import open_run
 from dcal.commands.words.keys import group_options
+from dcal.commands.words.members import JOINT
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
 from dcal.inference.cross_domain import evaluate_on
@@ -23,6 +24,7 @@ from dcal.inference.images import (
     check_sides,
     data_title,
     is_data_of_run,
+    member_of,
     open_data,
     open_images,
 )
@@ -42,7 +44,7 @@ from dcal.visualize.cross_table import draw
 from dcal.visualize.cross_table import text as cross_text
 from dcal.visualize.reliability import FILE, table, text
 
-ONE_DATA_SET = ("dataset", "split", "reliability", "unknown", "save_items")
+ONE_DATA_SET = ("dataset", "member", "split", "reliability", "unknown", "save_items")
 """Keys that `datasets=` does not go with."""
 
 
@@ -69,7 +71,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         raise UserError(
             "unknown: are images of no class of the run, but re-identification has no classes; leave it out"
         )
-    data = open_data(restored, config.dataset)
+    data = member_of(open_data(restored, config.dataset), config.member)
     result = read_result(restored.directory)
     split = config.split or (result["split"] if result and not config.dataset.get("reader") else "test")
     train, task = restored.config.train, restored.task
@@ -78,7 +80,12 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     evaluation = task.evaluate(
         restored.model, data, split, train.eval_batch_size, train.workers, restored.device, reliability=wanted
     )
-    comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
+    comparable = (
+        result is not None
+        and result["split"] == split
+        and config.member is None
+        and is_data_of_run(restored, data, config.dataset)
+    )
     print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
@@ -145,7 +152,7 @@ def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for word in words:
         name, _, root = word.partition(":")
-        choose("datasets", name, group_options("dataset"))
+        choose("datasets", name, [option for option in group_options("dataset") if option != JOINT])
         if name in found:
             raise UserError(f"datasets: names {name} twice")
         found[name] = root or None

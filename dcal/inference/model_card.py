@@ -13,6 +13,7 @@ import yaml
 
 from dcal.inference.restore import Restored, read_config
 from dcal.inference.thresholds import promises, read_thresholds
+from dcal.run.identity import dataset_name
 from dcal.run.result import read_result
 
 TASKS = {
@@ -181,7 +182,7 @@ def terms(licence: str | None) -> str:
 
 def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
     """What the card tells of a run. Paths are left out, but for a file's own name: others read the card."""
-    hidden = ("_target_", "_partial_", "reader", "root", "cache")
+    hidden = ("_target_", "_partial_", "reader", "members", "root", "cache")
     groups = {
         group: {key: value for key, value in plain[group].items() if key not in hidden}
         for group in ("backbone", "attention", "task", "dataset", "optimizer", "train")
@@ -196,7 +197,7 @@ def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
         "run": plain["name"],
         "seed": plain["seed"],
         "weights": restored.weights.name,
-        "dataset": str(plain["dataset"]["reader"]["_target_"]).rpartition(".")[2].removeprefix("read_"),
+        "dataset": dataset_name(plain["dataset"]),
         "flip_test": plain["task"]["flip_test"],
         **{key: result[key] for key in ("cfg_id", "split", "primary_metric", "metrics", "git") if key in result},
         "configuration": groups,

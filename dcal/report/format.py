@@ -239,8 +239,8 @@ def seeds_text(seeds: Sequence[int | None]) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is a loss."""
-    return split_metric(metric)[0] == "nll"
+    """Whether a metric, perhaps of one data set of several (`MEMBER/METRIC`), is a loss."""
+    return split_metric(metric.rpartition("/")[2])[0] == "nll"
 
 
 def scale_of(metric: str) -> tuple[float, int]:

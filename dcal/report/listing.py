@@ -15,7 +15,7 @@ from dcal.report.grid import Grid
 from dcal.report.records import flat, parse, read_yaml
 from dcal.report.typed import read_overrides, without
 from dcal.run.directory import CONFIG_FILE, IDENTITY_FILE, RESULT_FILE
-from dcal.run.identity import attention_name, recorded_defaults
+from dcal.run.identity import attention_name, dataset_name_of, recorded_defaults
 from dcal.run.listing import STATES, run_directories, state_of
 from dcal.run.result import read_result
 from dcal.utils.errors import UserError, choose, nearest
@@ -83,7 +83,7 @@ def settings_of(directory: Path) -> Settings:
             **{key: value for key, value in kept.items() if not key.endswith("_target_")},
             "attention": attention_name({**blocks, **kept}),
             "task": kept["task._target_"].rpartition(".")[2].lower(),
-            "dataset": kept["dataset.reader._target_"].rpartition(".")[2].removeprefix("read_"),
+            "dataset": dataset_name_of(kept),
         }
     return parse(directory / CONFIG_FILE, lambda text: flat(read_yaml(text)))
 

@@ -30,10 +30,10 @@ from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.report.epochs import curve, renamed, speed
 from dcal.report.items import read_items
 from dcal.run.files import write_atomically
-from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
+from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, recorded_defaults
 from dcal.run.legacy import renamed_keys
 from dcal.run.listing import finished_runs
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Record = dict[str, Any]
 Results = dict[str, Any]
@@ -135,10 +135,6 @@ def parse(path: Path, parser: Any) -> Any:
         raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def read_yaml(text: str) -> Any:
     """As OmegaConf wrote it: plain YAML would take 1e-4 for a text."""
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -162,7 +158,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     walk({key: node if isinstance(node, Mapping) else {"": node} for key, node in identity.items()}, "")
     found["attention"] = attention_name(found)
     found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
-    found["dataset"] = config["dataset"]["reader"]["_target_"].rpartition(".")[2].removeprefix("read_")
+    found["dataset"] = dataset_name(config["dataset"])
     return {key.rstrip("."): value for key, value in sorted(found.items())}
 
 

@@ -32,8 +32,10 @@ def summary(result: dict[str, Any], run: Run) -> str:
     title = f"{result['name']}  {result['cfg_id']}  seed {result['seed']}"
     if "label" in result:  # not of an older run
         title += f"  {result['label']}"
+    members = {key.partition("/")[0]: value for key, value in metrics.items() if key.endswith(f"/{primary_metric}")}
     lines = [
         f"{title}: {primary_metric} {metrics[primary_metric]:.4f}" + (f"  ({branches})" if branches else ""),
+        *([f"  members     {'  '.join(f'{name} {value:.4f}' for name, value in members.items())}"] if members else []),
         f"  everything  {run.directory}",
         *([f"  figure      {run.directory / 'examples.png'}"] if run.config.train.figures else []),
         f"  report      dcal-results report={run.directory}",

@@ -59,7 +59,7 @@ class FGVC(TaskOptions):
         """The splits of the data set that an evaluation of `split` reads."""
         return (split,)
 
-    def evaluate(
+    def evaluate_one(
         self,
         model: DCAL,
         data: Data,

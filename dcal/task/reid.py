@@ -67,7 +67,7 @@ class ReID(TaskOptions):
         prefix = "" if split == "test" else f"{split}_"
         return f"{prefix}query", f"{prefix}gallery"
 
-    def evaluate(
+    def evaluate_one(
         self,
         model: DCAL,
         data: Data,

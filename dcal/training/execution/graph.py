@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from dcal.training.step import Batch
+from dcal.utils.errors import first_line
 from dcal.utils.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class GraphStep:
                     raise cause from None
                 self.failed = True
                 reset_generator(self.device)
-                log.warning("train.compile: no graph (%s), steps run kernel by kernel", str(cause).splitlines()[0])
+                log.warning("train.compile: no graph (%s), steps run kernel by kernel", first_line(cause))
                 return self.step(batch)
         graph, buffers, losses = self.recorded[kind]
         for buffer, value in zip(buffers, inputs, strict=True):

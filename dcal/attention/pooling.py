@@ -17,7 +17,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from dcal.attention.timm_blocks import Attend, intercept
-from dcal.attention.trace import Trace, attention, attention_rows, attention_with_trace, full_precision, fuse_heads
+from dcal.attention.trace import Trace, attention, attention_rows, attention_with_trace, fuse_heads, without_autocast
 
 
 class Pooling(NamedTuple):
@@ -78,7 +78,7 @@ class Pooling(NamedTuple):
         if trace is None:
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
-            with full_precision(like.device):
+            with without_autocast(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))
 

@@ -98,7 +98,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     return attention_with_trace(q, k, v, **options)[0]
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off."""
     return torch.autocast(device.type, enabled=False) if _autocast_is_on(device) else contextlib.nullcontext()
 

@@ -62,7 +62,6 @@ class Pooling(NamedTuple):
         feature = self.feature(x_BND, norm, attention_pool, record(traces))
         return feature, self.weights(x_BND.shape[1], traces[0] if traces else None, fusion, x_BND)
 
-    @torch.no_grad()
     def weights(self, tokens: int, trace: Trace | None, fusion: str, like: Tensor) -> Tensor | None:
         """The weight of every token in the feature: (B, N), float32 or wider; None for a class token, whose is 1.
 
@@ -78,7 +77,8 @@ class Pooling(NamedTuple):
         if trace is None:
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
-            with full_precision(like.device):
+            # no decorator: torch 2.6 cannot compile the call of a decorated method of a named tuple
+            with torch.no_grad(), full_precision(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))
 

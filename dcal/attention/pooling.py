@@ -17,7 +17,15 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from dcal.attention.timm_blocks import Attend, intercept
-from dcal.attention.trace import Trace, attention, attention_rows, attention_with_trace, full_precision, fuse_heads
+from dcal.attention.trace import (
+    Trace,
+    at_least_float32,
+    attention,
+    attention_rows,
+    attention_with_trace,
+    full_precision,
+    fuse_heads,
+)
 
 
 class Pooling(NamedTuple):
@@ -73,11 +81,11 @@ class Pooling(NamedTuple):
         """
         if self.kind == "token":
             return None
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = at_least_float32(like.dtype)
         if trace is None:
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
-            # no decorator: torch 2.6 cannot compile the call of a decorated method of a named tuple
+            # no decorator: torch 2.7 cannot compile the call of a decorated method of a named tuple
             with torch.no_grad(), full_precision(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))

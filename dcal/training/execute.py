@@ -26,6 +26,7 @@ from dcal.training.state import TrainState
 from dcal.training.trainer import fit
 from dcal.training.wandb_content import summarize
 from dcal.training.wandb_run import keep_artifact, track
+from dcal.utils.accelerator import find_accelerator
 from dcal.utils.errors import UserError
 
 

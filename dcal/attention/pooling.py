@@ -85,7 +85,7 @@ class Pooling(NamedTuple):
         if trace is None:
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
-            # no decorator: torch 2.7 cannot compile the call of a decorated method of a named tuple
+            # no decorator: torch 2.8 cannot compile the call of a decorated method of a named tuple
             with torch.no_grad(), full_precision(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))

@@ -97,7 +97,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32.
 
-    `torch.promote_types` says the same, but torch 2.7 writes its call into an exported graph and cannot read it back.
+    `torch.promote_types` says the same, but torch 2.8 writes its call into an exported graph and cannot read it back.
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= outputs
 ARGS ?=
+JOBS ?= 2
 EXTRAS := export,joblib,slurm,parquet,lora,docs,browser,notebook
 
 # uv takes the torch build that fits this machine's driver, or the one for the CPU; pip has no such option: docs/install.md
@@ -35,8 +36,8 @@ extras: $(STAMP) ## install what is optional: export, launchers, parquet, notebo
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, JOBS files at a time
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 # The two ends of what setup.cfg allows, each in an environment of its own (about 6 GB): `make test` runs with what is
 # pinned between them. With a Python of that end, too: make test-lowest PYTHON=python3.10
@@ -44,10 +45,10 @@ VENV_LOWEST ?= .venv-lowest
 VENV_NEWEST ?= .venv-newest
 
 test-lowest: $(VENV_LOWEST)/.dcal-installed ## run the tests with the oldest versions that setup.cfg allows (ARGS narrows)
-	$(VENV_LOWEST)/bin/python -m pytest -q $(ARGS)
+	$(VENV_LOWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 test-newest: $(VENV_NEWEST)/.dcal-installed ## run the tests with the newest versions there are (ARGS narrows)
-	$(VENV_NEWEST)/bin/python -m pytest -q $(ARGS)
+	$(VENV_NEWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
 
 # pip cannot take the oldest versions. Where uv is not installed, it comes into the environment itself, and PyPI's torch
 # with it, as with pip.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dcal.attention.adapters import add_adapters
 from dcal.attention.options import LoRAOptions, lora_options
 from dcal.attention.support import check_supported
-from dcal.utils.errors import UserError
-from dcal.weights.files import CheckpointError, first_line
+from dcal.utils.errors import UserError, first_line
+from dcal.weights.files import CheckpointError
 from dcal.weights.hub import cache_without_internet
 from dcal.weights.load import load_weights
 

@@ -87,6 +87,21 @@ class DatasetConfig:
     cache: str = "none"
     on_bad_image: str = "error"
     allow_mismatch: bool = False
+    members: Any = None  # a free node, see BackboneConfig.kwargs
+    batches: str = "proportional"
+
+
+OF_MEMBERS = (
+    "root",
+    "reader",
+    "test_fraction",
+    "val_fraction",
+    "val_ids",
+    "train_fraction",
+    "label_noise",
+    "allow_mismatch",
+)
+"""Keys of a data set that each member of `dataset=joint` has for itself; all members share the others."""
 
 
 @dataclass

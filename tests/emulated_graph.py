@@ -68,6 +68,18 @@ class EmulatedGraph(TorchDispatchMode):
                         old.detach().copy_(new)
 
 
+class EmulatedGenerator:
+    """Draws nothing; counts how often its state was replaced."""
+
+    resets = 0
+
+    def clone_state(self) -> EmulatedGenerator:
+        return self
+
+    def graphsafe_set_state(self, state: EmulatedGenerator) -> None:
+        self.resets += 1
+
+
 class EmulatedStream:
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -78,8 +90,11 @@ class EmulatedStream:
 
 @contextlib.contextmanager
 def recording(graph: EmulatedGraph, capture_error_mode: str = "global") -> Iterator[None]:
-    with graph:
-        yield
+    try:
+        with graph:
+            yield
+    except RuntimeError:  # as on a GPU, whose end of a recording that broke off fails as well
+        raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
     graph.end()
 
 
@@ -90,6 +105,8 @@ def emulate_cuda_graphs(monkeypatch: pytest.MonkeyPatch) -> list[EmulatedGraph]:
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Stream", EmulatedStream)
     monkeypatch.setattr(torch.cuda, "current_stream", EmulatedStream)
+    monkeypatch.setattr(torch.cuda, "default_generators", (EmulatedGenerator(),))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for name in ("stream", "device"):
         monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
     # torch's Adam refuses counts of steps in tensors on a CPU, where they bring nothing

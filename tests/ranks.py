@@ -18,6 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.commands.words.members import with_members
 from dcal.config import register
 from dcal.distributed.collectives import all_gather_batches, init_distributed, world_size
 from dcal.metric.retrieval import evaluate_retrieval
@@ -31,6 +32,14 @@ from dcal.utils.paths import config_dir
 COMMON = ["seed=3", "optimizer=sgd", "optimizer.lr=0.05", "train.batch_size=8", "train.eval_batch_size=3"]
 FGVC = ["experiment=tiny/fgvc", "task.mixup=0.5"]
 REID = ["experiment=tiny/reid", "task.bnneck=true", "task.instances=2", "train.ema_decay=0.5"]
+JOINT = [
+    "backbone=test_vit", "dataset=joint", "task=reid", "task.instances=2", "dataset.batches=balanced",
+    "dataset.image_size=[64,32]", "dataset.resize=[64,32]", "train.precision=fp32", "train.workers=0",
+    "train.epochs=1", "optimizer.schedule.warmup_epochs=0",
+    "++dataset.members={one:{dataset:synthetic_people,reader:{image_size:[64,32],train_identities:8,"
+    "test_identities:4,cameras:3,images_per_camera:2}},two:{dataset:synthetic_people,reader:{image_size:[64,32],"
+    "train_identities:5,test_identities:3,cameras:2,images_per_camera:2,seed:1}}}",
+]  # fmt: skip
 CASES = {
     ("fgvc", "ddp fsdp"): FGVC,
     ("figure stream, checkpointed", "fsdp"): [
@@ -40,6 +49,7 @@ CASES = {
         *FGVC, "attention.pwca.stream=symmetric", "attention.pwca.pairing=hardest", "train.accumulate=2"
     ],
     ("reid", "ddp"): REID,
+    ("joint", "ddp"): JOINT,
     ("reid, in parts", "ddp fsdp"): [*REID, "train.accumulate=2"],
 }  # fmt: skip
 """Overrides by name and strategies."""
@@ -49,7 +59,7 @@ STEPS = 3
 def configure(overrides: list[str]) -> DictConfig:
     register()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        config = compose("train", ["name=ranks", *COMMON, *overrides])
+        config = with_members(compose("train", ["name=ranks", *COMMON, *overrides]))
     OmegaConf.resolve(config)
     return config
 

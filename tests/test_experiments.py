@@ -239,7 +239,7 @@ def test_wandb_sweeps_give_commands_that_compose(file: Path, monkeypatch: pytest
     assert config.dataset.root == "/sets/birds" and config.optimizer.lr == drawn["optimizer.lr"]["value"]
     assert config.wandb.mode == "online", "an agent follows a run that is online"
     assert config.dataset.val_fraction or config.dataset.val_ids, "never tune on the test split"
-    assert sweep["metric"] == {"name": f"val/{get_object(config.task._target_).headline}", "goal": "maximize"}
+    assert sweep["metric"] == {"name": f"val/{get_object(config.task._target_).primary_metric}", "goal": "maximize"}
 
 
 def test_smoke_ablation_to_table(tmp_path: Path) -> None:

@@ -102,7 +102,13 @@ def test_no_cycles() -> None:
     TopologicalSorter(packages).prepare()
 
 
-SHARED = ("commands.app", "commands.words.keys", "commands.opened", "commands.words.overrides")
+SHARED = (
+    "commands.app",
+    "commands.words.keys",
+    "commands.opened",
+    "commands.words.overrides",
+    "commands.words.members",
+)
 """What entry points have in common."""
 
 

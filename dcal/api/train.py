@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.app import one_sentence
 from dcal.commands.words.keys import check_complete, check_words
+from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.run.directory import Run
@@ -33,13 +34,13 @@ class FinishedRun(NamedTuple):
     """With `result.json`, weights, figures and the log; `dcal.load(directory)` gives its model."""
     metrics: dict[str, float]
     """Shares in [0, 1] and losses, by name."""
-    headline: str
+    primary_metric: str
     """Name of the metric that the run is compared by: `top1`, or `mAP` in re-identification."""
 
     @property
     def value(self) -> float:
         """The metric that the run is compared by."""
-        return self.metrics[self.headline]
+        return self.metrics[self.primary_metric]
 
 
 def train(overrides: Sequence[str] = ()) -> FinishedRun:
@@ -63,7 +64,7 @@ def train(overrides: Sequence[str] = ()) -> FinishedRun:
     with composed(overrides) as config:
         run = Run(config)
         result = run.result() or execute(run)
-    return FinishedRun(run.directory, result["metrics"], result["headline"])
+    return FinishedRun(run.directory, result["metrics"], result["primary_metric"])
 
 
 @contextmanager
@@ -88,6 +89,7 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
         words = follow_image_size(words, "train")
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = compose("train", words, return_hydra_config=True)
+            config = with_members(config)
         HydraConfig.instance().set_config(config)
         if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
             raise UserError(f"{' '.join(words)}: {ONE_RUN}")

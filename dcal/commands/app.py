@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dcal import __version__
 from dcal import config as schema
 from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
+from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.commands.words.parser import late_help_texts
 from dcal.distributed.env import work_alone
@@ -152,6 +153,8 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
         if not asked:  # from here on errors are the job's; processes that it starts decide for themselves
             os.environ.pop(FULL_ERROR, None)
         try:
+            if config_name == "train":
+                config = with_members(config)
             check_complete(config)
             return job(config)
         except (Interrupted, KeyboardInterrupt) as stopped:
@@ -181,7 +184,7 @@ def full_errors() -> bool:
 def one_sentence(error: Exception) -> str:
     """What an error of Hydra says, and its cause, without the lines on where in Hydra it arose."""
     texts = [str(found).strip() for found in (error, error.__cause__) if found is not None and str(found).strip()]
-    lines = [text.splitlines()[0].rstrip(".") for text in texts]
+    lines = [text.splitlines()[0].removeprefix("Error merging override ").rstrip(".: ") for text in texts]
     if any(f"Key '{group}' not in" in text for group in ("experiment", "variant", "ablation") for text in texts):
         lines.append("the first line of such a file must be: # @package _global_")
     return ": ".join(dict.fromkeys(lines))

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from dcal.commands.opened import open_run
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.data import Data
-from dcal.inference.images import check_sides, data_title, open_data
+from dcal.inference.images import check_sides, data_title, member_of, open_data
 from dcal.inference.restore import Restored
 from dcal.inference.thresholds import promises, read_thresholds, write_thresholds
 from dcal.metric.decision.promise import Threshold, confidence_threshold, pair_thresholds
@@ -27,7 +27,11 @@ def calibrate(config: DictConfig) -> dict[str, Any]:
     """Finds the thresholds, writes and prints them."""
     restored = open_run(config)
     rates = promised(config, restored.task.name)
-    data = open_data(restored, config.dataset)
+    data = member_of(open_data(restored, config.dataset), config.member)
+    if data.members:
+        raise UserError(
+            f"member: a threshold is for images like those it was found on; choose one of {', '.join(data.members)}"
+        )
     split = config.split or ("val" if restored.task.splits("val")[0] in data.catalog.splits else "test")
     parts = restored.task.splits(split)
     for part in parts:

@@ -184,12 +184,11 @@ def precision(config: DictConfig) -> Iterator[Finding]:
 
 def dataset(config: DictConfig) -> Iterator[Finding]:
     """The checks that a training run makes, what was read, and one image of each split."""
-    from dcal.dataset.fingerprint import describe
     from dcal.training.build import make
 
     data = make(config.dataset)
     catalog = data.catalog
-    yield Finding(OK, "data", describe(data.source, data.root))
+    yield Finding(OK, "data", data.describe())
     for note in data.notes:
         yield Finding(WARN, "data", note)
     for split in catalog.splits:

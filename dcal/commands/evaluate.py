@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.opened import open_run
 from dcal.commands.words.keys import group_options
+from dcal.commands.words.members import JOINT
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
 from dcal.inference.cross_domain import evaluate_on
@@ -23,10 +24,11 @@ from dcal.inference.images import (
     check_sides,
     data_title,
     is_data_of_run,
+    member_of,
     open_data,
     open_images,
 )
-from dcal.inference.restore import Restored, drop_none, read_result
+from dcal.inference.restore import Restored, drop_none
 from dcal.metric.decision.calibration import unknown_detection
 from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
@@ -34,6 +36,7 @@ from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_atomically
 from dcal.run.find import find_run
 from dcal.run.listing import finished_runs
+from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError, choose
@@ -41,7 +44,7 @@ from dcal.visualize.cross_table import draw
 from dcal.visualize.cross_table import text as cross_text
 from dcal.visualize.reliability import FILE, table, text
 
-ONE_DATA_SET = ("dataset", "split", "reliability", "unknown", "save_items")
+ONE_DATA_SET = ("dataset", "member", "split", "reliability", "unknown", "save_items")
 """Keys that `datasets=` does not go with."""
 
 
@@ -68,7 +71,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         raise UserError(
             "unknown: are images of no class of the run, but re-identification has no classes; leave it out"
         )
-    data = open_data(restored, config.dataset)
+    data = member_of(open_data(restored, config.dataset), config.member)
     result = read_result(restored.directory)
     split = config.split or (result["split"] if result and not config.dataset.get("reader") else "test")
     train, task = restored.config.train, restored.task
@@ -77,7 +80,12 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     evaluation = task.evaluate(
         restored.model, data, split, train.eval_batch_size, train.workers, restored.device, reliability=wanted
     )
-    comparable = result is not None and result["split"] == split and is_data_of_run(restored, data, config.dataset)
+    comparable = (
+        result is not None
+        and result["split"] == split
+        and config.member is None
+        and is_data_of_run(restored, data, config.dataset)
+    )
     print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
@@ -122,9 +130,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         raise UserError(f"run={config.run}: no finished run is below this folder")
     for directory in runs:
         restored = open_run(OmegaConf.merge(config, {"run": str(directory)}))  # type: ignore[arg-type]
-        if metric not in ("", restored.task.headline):
+        if metric not in ("", restored.task.primary_metric):
             raise UserError(f"run={config.run}: holds runs of both tasks; name a folder with runs of one")
-        metric = restored.task.headline
+        metric = restored.task.primary_metric
         found = {name: evaluate_on(restored, node) for name, node in nodes.items()}
         if config.weights == "last" and not drop_none(config.task):
             keep_cells(restored, found)
@@ -144,7 +152,7 @@ def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for word in words:
         name, _, root = word.partition(":")
-        choose("datasets", name, group_options("dataset"))
+        choose("datasets", name, [option for option in group_options("dataset") if option != JOINT])
         if name in found:
             raise UserError(f"datasets: names {name} twice")
         found[name] = root or None

@@ -2,71 +2,127 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from tqdm import tqdm
 
+from dcal.bench.measure import interleaved_medians
 from dcal.commands.opened import open_run
-from dcal.inference.export_graph import SAVERS, Graph, Parity, compare, parts
+from dcal.inference.export_formats import FORMATS
+from dcal.inference.export_graph import Graph, Parity, Runner, compare, parts
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.model_card import model_card
-from dcal.inference.pretrained import CONFIG, of_run
+from dcal.inference.pretrained import CONFIG, TrainedDCAL, of_run
 from dcal.inference.restore import Restored
+from dcal.metric.retrieval import evaluate_retrieval
 from dcal.run.digest import sha256
 from dcal.run.files import read_json
 from dcal.utils.errors import UserError, choose
 
 CARD = "README.md"
+TIMED = (1, 8)
+"""Sizes of the batches that are timed."""
+REPEATS, MIN_SECONDS = 5, 0.02
 
 
-def export(config: DictConfig) -> Path:
-    """Writes the export and returns its folder, which agrees with PyTorch or does not appear at all."""
-    check(config, list(SAVERS))
+class Labels(NamedTuple):
+    """Of a batch of images, (B,); -1 where they are not known."""
+
+    label: Tensor
+    camera: Tensor
+
+
+class Written(NamedTuple):
+    """An export, as the table has it."""
+
+    name: str
+    graph: Graph
+    runner: Runner
+    size: int
+    """In bytes."""
+    parity: Parity
+    accuracy: tuple[str, str] | None
+    """Of PyTorch and of the export; None on noise and on images without labels."""
+
+
+def export(config: DictConfig) -> list[Path]:
+    """Writes the exports and returns their folders, which agree with PyTorch or do not appear at all.
+
+    Then prints what each takes and costs, one beside the other.
+    """
+    names = [str(name) for name in config.format] if isinstance(config.format, ListConfig) else [str(config.format)]
+    check(config, names)
     restored = open_run(config)
     model = of_run(restored, config.license)
-    graph = Graph(model)
-    target = Path(config.out).expanduser() if config.out else restored.directory / "export" / config.format
-    check_free(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        folder = Path(temporary) / target.name
-        folder.mkdir()
-        runner = SAVERS[config.format](graph, folder)
-        parity = compare(graph, runner, batches(config, restored, graph))
-        print(report(parity, config.tolerance))
-        if not parity.differences[graph.outputs[0]] <= config.tolerance:  # also if it is not a number
-            raise UserError(
-                f"format={config.format}: {graph.outputs[0]} differs from PyTorch by more than "
-                f"tolerance={config.tolerance:g}; nothing was written"
-            )
-        if not (folder / CONFIG).exists():
-            (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
-            card = model_card(model.config, config.format, graph.outputs, sentence(parity, graph))
-            (folder / CARD).write_text(card, encoding="utf-8")
-        for note in place(folder, target):
-            print(note)
-    print(f"{target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    targets = [place_of(config, name, restored, len(names) > 1) for name in names]
+    for target in targets:
+        check_free(target)
+    written = [export_one(config, name, restored, model, target) for name, target in zip(names, targets, strict=True)]
+    print(table(written))
     if config.repo:
         try:
             print(model.push_to_hub(config.repo, private=config.private))
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
             raise UserError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
-    return target
+    return targets
 
 
-def check(config: DictConfig, formats: Sequence[str]) -> None:
+def place_of(config: DictConfig, name: str, restored: Restored, several: bool) -> Path:
+    """The folder of an export."""
+    if not config.out:
+        return restored.directory / "export" / name
+    out = Path(config.out).expanduser()
+    return out / name if several else out
+
+
+def export_one(config: DictConfig, name: str, restored: Restored, model: TrainedDCAL, target: Path) -> Written:
+    """Writes one export."""
+    form = FORMATS[name]
+    graph = form.graph(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        folder = Path(temporary) / target.name
+        folder.mkdir()
+        runner = form.save(graph, folder)
+        seen: list[Labels] = []
+        parity = compare(graph, runner, batches(config, restored, graph, seen))
+        print(report(parity, config.tolerance if form.exact else None))
+        if form.exact and not parity.differences[graph.outputs[0]] <= config.tolerance:  # also if it is not a number
+            raise UserError(
+                f"format={name}: {graph.outputs[0]} differs from PyTorch by more than "
+                f"tolerance={config.tolerance:g}; nothing was written"
+            )
+        if not (folder / CONFIG).exists():
+            (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+            card = model_card(model.config, name, graph.outputs, sentence(parity, graph))
+            (folder / CARD).write_text(card, encoding="utf-8")
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        for note in place(folder, target):
+            print(note)
+    print(f"{target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
+    return Written(name, graph, runner, size, parity, accuracies(parity, seen))
+
+
+def check(config: DictConfig, names: Sequence[str]) -> None:
     """Refuses what cannot be meant.
 
     Raises:
         UserError: naming the key.
     """
-    choose("format", config.format, formats)
-    if config.repo and config.format != "hub":
+    for name in names:
+        choose("format", name, FORMATS)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"format={list(names)}: name one format or several, each once")
+    if config.repo and names != ["hub"]:
         raise UserError(f"repo={config.repo} is pushed to under format=hub only")
     if not config.batch_sizes or min(config.batch_sizes) < 1:
         raise UserError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
@@ -116,8 +172,12 @@ def place(folder: Path, target: Path) -> Iterator[str]:
             (folder / name).replace(old)
 
 
-def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named."""
+def batches(config: DictConfig, restored: Restored, graph: Graph, seen: list[Labels]) -> Iterator[tuple[Tensor, ...]]:
+    """Inputs to compare with, in batches of the wanted sizes in turn: real images, or noise where none are named.
+
+    Args:
+        seen: the labels of the images are added to it.
+    """
     real = config.images is not None or config.split is not None
     if not real:
         refuse_data_keys(config.dataset, "noise")
@@ -132,14 +192,19 @@ def batches(config: DictConfig, restored: Restored, graph: Graph) -> Iterator[tu
             continue
         for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
             side = restored.device.side_index(batch)
-            yield (batch["image"].float() / 255.0, *([] if side is None else [side]))
+            seen.append(Labels(batch["label"], batch["camera"]))
+            yield (graph.feed(batch["image"].float() / 255.0), *([] if side is None else [side]))
 
 
-def report(parity: Parity, tolerance: float) -> str:
-    """A line per output."""
+def report(parity: Parity, tolerance: float | None) -> str:
+    """A line per output.
+
+    Args:
+        tolerance: None for a format that may differ.
+    """
     lines = [f"{parity.images} images in batches of {', '.join(map(str, parity.batch_sizes))}"]
     for number, (name, difference) in enumerate(parity.differences.items()):
-        limit = f" (tolerance {tolerance:g})" if number == 0 else ""
+        limit = f" (tolerance {tolerance:g})" if number == 0 and tolerance is not None else ""
         lines.append(f"{name:<15} largest difference {difference:.2g}{limit}")
     if parity.other_patches is not None:
         lines.append(f"{'selected':<15} other patches in {parity.other_patches} images")
@@ -156,3 +221,56 @@ def sentence(parity: Parity, graph: Graph) -> str:
     if parity.same_top1 is not None:
         text += f"; the most probable class was the same in {parity.same_top1} of {parity.images}"
     return text + "."
+
+
+def accuracies(parity: Parity, seen: Sequence[Labels]) -> tuple[str, str] | None:
+    """How right PyTorch and the export are about the images, in words; None where that is not known."""
+    if not seen:
+        return None
+    labels, cameras = (torch.cat(column) for column in zip(*seen, strict=True))
+    if (labels < 0).all():
+        return None
+    one, other = (accuracy(answers, labels, cameras, parity.same_top1 is not None) for answers in parity.answers)
+    return None if one is None or other is None else (one, other)
+
+
+def accuracy(answers: Tensor, labels: Tensor, cameras: Tensor, classifies: bool) -> str | None:
+    """Top-1; in re-identification the mAP of each image searched for among the others, None if none has a match."""
+    if classifies:
+        return f"top-1 {100 * (answers.argmax(1) == labels).double().mean():.2f} %"
+    pictures = torch.arange(len(labels))
+    kept = labels >= 0
+    side = (answers[kept], labels[kept], cameras[kept])
+    own = pictures[kept]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some of so few images have no match, and count nowhere
+        found = evaluate_retrieval(*side, *side, query_pictures=own, gallery_pictures=own, per_query=True)
+    return f"mAP {100 * found['mAP']:.2f} %" if found["per_query"].valid.any() else None
+
+
+def table(written: Sequence[Written]) -> str:
+    """PyTorch in fp32 and each export on this CPU: size, milliseconds per image, largest difference, accuracy."""
+    calls: dict[str, Callable[[], object]] = {}
+    for row in written:
+        for size in TIMED:
+            inputs = row.graph.example(size)
+            calls[f"{row.name} {size}"] = functools.partial(row.runner, *inputs)
+            if row is written[0]:
+                calls[f"PyTorch {size}"] = functools.partial(row.graph, *inputs)
+    with torch.no_grad():
+        seconds = interleaved_medians(calls, REPEATS, MIN_SECONDS, torch.device("cpu"))
+    first = written[0]
+    rows = [["PyTorch", "", "", first.accuracy[0] if first.accuracy else "–"]]
+    for one in written:
+        difference = f"{one.parity.differences[one.graph.outputs[0]]:.1e}"
+        rows.append([one.name, f"{one.size / 1e6:.1f}", difference, one.accuracy[1] if one.accuracy else "–"])
+    times = [[f"{1000 * seconds[f'{row[0]} {size}'] / size:.2f}" for size in TIMED] for row in rows]
+    head = ["", "MB", *(f"ms/image, batch {size}" for size in TIMED), "largest difference", "of these images"]
+    lines = [head, *([row[0], row[1], *time, *row[2:]] for row, time in zip(rows, times, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
+    )

@@ -10,7 +10,8 @@ show=false    only print the table of states
 Every other `key=value` goes to every run, after the file's own. A run is one `dcal-train` process, with its output in
 `queue.log` of its directory. Repeating the command continues: finished runs are left as they are, interrupted ones
 resume, failed ones are tried again, and what another process works on is left to it. Ctrl-C and SIGTERM let the runs
-save a checkpoint. The table of states is written to `<run.root>/<name>.md` whenever a run ends, and printed at the end.
+save a checkpoint. The table of states is written to `<run.root>/<name>.md` whenever a run ends, and printed at the end,
+with the last line of the error and the log of each run that has failed.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ def queue(words: Sequence[str]) -> None:
     with modules_of_current_folder():  # for a reader of the user's own, as in dcal-train
         queued = locate(jobs_of(listed, options.cells, options.common))
     if options.show:
-        print(state_table(listed, states(queued)))
+        print(report(listed, queued))
         return
     with stop_requests() as stop:
         failed = work(queued, options.jobs, stop, lambda: write_table(listed, queued))
-    print(state_table(listed, states(queued)))
+    print(report(listed, queued))
     if stop:
         print("stopped: repeat the command to go on", file=sys.stderr)
         raise SystemExit(128 + stop.number)
@@ -133,12 +134,36 @@ def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:
     return ((job, state_of(run.directory)) for job, run in queued)
 
 
+def report(queue: Mapping[str, Any], queued: Sequence[Queued]) -> str:
+    """The table of states, and below it a line for each run that has failed: its error and where its log is."""
+    failed = [f"{one.job}: {outcome(one)}" for one in queued if state_of(one.run.directory) == "failed"]
+    return "\n".join([state_table(queue, states(queued)), *(["", *failed] if failed else [])])
+
+
+def outcome(one: Queued) -> str:
+    """The state of a run, of a failed one with the last line of its error, and its log."""
+    state = state_of(one.run.directory)
+    error = (last_line(log_of(one)) or last_line(one.run.failure_file)) if state == "failed" else ""
+    return f"{state}{f', {error}' if error else ''}; see {log_of(one)}"
+
+
+def last_line(file: Path) -> str:
+    """The last line of a text that is not empty; an empty text if there is none."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def log_of(one: Queued) -> Path:
+    """The file with the output of a run."""
+    return one.run.directory / "queue.log"
+
+
 def write_table(queue: Mapping[str, Any], queued: Sequence[Queued]) -> None:
     """Writes the table of states where the runs are: `<run.root>/<name>.md`."""
     if queued:
         root = Path(queued[0].run.config.run.root).expanduser().absolute()
         root.mkdir(parents=True, exist_ok=True)
-        write_atomically(root / f"{queue['name']}.md", f"{state_table(queue, states(queued))}\n")
+        write_atomically(root / f"{queue['name']}.md", f"{report(queue, queued)}\n")
 
 
 def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable[[], None]) -> int:
@@ -174,10 +199,10 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         ended = [process for process in running if process.poll() is not None]
         for process in ended:
             one = running.pop(process)
-            log = one.run.directory / "queue.log"
-            state = state_of(one.run.directory)
-            print(f"{time.strftime('%H:%M:%S')} {one.job}: {state}, see {log}", flush=True)
-            failed += state != "finished" and not stop
+            if process.returncode and not stop:
+                note_failed_start(one)
+            print(f"{time.strftime('%H:%M:%S')} {one.job}: {outcome(one)}", flush=True)
+            failed += state_of(one.run.directory) != "finished" and not stop
         if ended:
             changed()
         elif not stop:
@@ -185,11 +210,21 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
     return failed
 
 
+def note_failed_start(one: Queued) -> None:
+    """Makes a run that ended before it could begin a failed one, by the last line of its output.
+
+    `dcal-train` leaves nothing behind of a start that a wrong option ends, so the list would call it not yet begun.
+    """
+    if state_of(one.run.directory) == "not yet":
+        write_atomically(one.run.failure_file, f"{last_line(log_of(one))}\n")
+
+
 def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
     """Starts `dcal-train` on a job, in a session of its own: a Ctrl-C comes from here, once."""
     one.run.directory.mkdir(parents=True, exist_ok=True)
+    one.run.failure_file.unlink(missing_ok=True)  # of an attempt before this one
     threads = str(max(1, (os.cpu_count() or 1) // at_a_time))
-    with (one.run.directory / "queue.log").open("ab") as log:
+    with log_of(one).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *module_command("dcal", "train", *one.job.words)],
             stdin=subprocess.DEVNULL,

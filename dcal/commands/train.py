@@ -9,13 +9,13 @@ from omegaconf import DictConfig
 
 from dcal.distributed.env import adopt_batch_system, rank_zero_only
 from dcal.run.directory import Run
-from dcal.run.summary import summary
+from dcal.run.result import summary
 from dcal.run.sweep import Outcome, run_point
 from dcal.training.wandb_run import answer_agent
 
 
 def train(config: DictConfig) -> float:
-    """One run; returns the headline metric, so that a sweeper can optimise it."""
+    """One run; returns the primary metric, so that a sweeper can optimise it."""
     adopt_batch_system()
     return run_point(lambda: Run(config), complete)
 
@@ -30,5 +30,5 @@ def complete(run: Run) -> Outcome:
         from dcal.training.execute import execute  # torch, timm and the like take seconds: not for a finished run
 
         result, status = execute(run), "finished"
-    headline = result["headline"]
-    return Outcome(status, headline, float(result["metrics"][headline]))
+    primary_metric = result["primary_metric"]
+    return Outcome(status, primary_metric, float(result["metrics"][primary_metric]))

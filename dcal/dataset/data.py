@@ -6,14 +6,16 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from dcal.dataset.cache import CACHES, check_room
-from dcal.dataset.checks import check_catalog
+from dcal.dataset.checks import Pictures, check_catalog
 from dcal.dataset.decode import DECODES
 from dcal.dataset.files import common_folder, name_below
+from dcal.dataset.fingerprint import describe
 from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record
@@ -40,11 +42,15 @@ class Data:
         decode, cache, on_bad_image: see `ImageDataset`.
         test_fraction: that of the reader, which has split the set by it.
         allow_mismatch: accept a copy that is not the official one, where the figures depend on it.
+        members, batches: of `dcal.dataset.joint.Joint` alone.
 
     Raises:
         UserError: an option has no valid value; the message starts with its key.
         DataError: what `check_catalog` refuses.
     """
+
+    members: Mapping[str, Data] = MappingProxyType({})
+    """The data sets that this one joins, by name, see `dcal.dataset.joint`; empty for a single one."""
 
     def __init__(
         self,
@@ -63,7 +69,11 @@ class Data:
         on_bad_image: str = "error",
         allow_mismatch: bool = False,
         test_fraction: float | None = None,
+        members: None = None,
+        batches: str = "proportional",
     ) -> None:
+        if members is not None or batches != "proportional":
+            raise UserError("dataset.members, dataset.batches: of several data sets, need dataset=joint")
         choose("dataset.decode", decode, DECODES)
         choose("dataset.cache", cache, CACHES)
         choose("dataset.on_bad_image", on_bad_image, POLICIES)
@@ -88,7 +98,7 @@ class Data:
         self.source = reader
         """The catalog as it was read, before images are held out, left out or given another label."""
         self.root = root
-        self.notes, self._pictures = check_catalog(
+        self.notes, self._pictures = self._check(
             reader, root, allow_mismatch=allow_mismatch, skip_missing=on_bad_image == "skip"
         )
         for note in self.notes:
@@ -118,6 +128,10 @@ class Data:
     def class_names(self) -> list[str]:
         """Name by label."""
         return self.catalog.class_names
+
+    def describe(self) -> str:
+        """One line that says what was read."""
+        return describe(self.source, self.root)
 
     def records(self, split: str) -> list[Record]:
         """The images of a split, in the order of the batches' `index`.
@@ -228,6 +242,10 @@ class Data:
         if split not in self._landmarks:
             self._landmarks[split] = locate(self.records(split), self._transforms[False])
         return self._landmarks[split]
+
+    def _check(self, catalog: Catalog, root: str | Path | None, **options: bool) -> tuple[list[str], Pictures]:
+        """What `check_catalog` finds in the catalog as it was read."""
+        return check_catalog(catalog, root, **options)
 
     def _check_memory(self) -> None:
         """Are the caches of all splits, in all processes of this machine, too large? Asked before the first is filled.

@@ -161,6 +161,76 @@ class IdentityBatches(_Batches):
         return np.array(order).reshape(self._length, -1)
 
 
+class BalancedBatches(_Batches):
+    """Batches with as many images, or identities, of each of several data sets; a set's images follow the others'.
+
+    An epoch has as many batches as one over all images together. A small set is gone through several times in it, a
+    large one in part, another part in each epoch.
+
+    Args:
+        labels: of the training images of each set.
+        batch_size: images per batch *of one rank*.
+        instances: images per identity in a batch; 1 for plain shuffling.
+        seed: of the run.
+        rank, world_size: this process among all.
+
+    Raises:
+        UserError: a batch cannot be divided among the sets, or a set has too few images or identities for its share.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[Sequence[int]],
+        batch_size: int,
+        instances: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, seed, rank, world_size)
+        whole, sets = batch_size * world_size, len(labels)
+        if whole % (instances * sets):
+            each = f"groups of task.instances={instances} images" if instances > 1 else "images"
+            raise UserError(
+                f"train.batch_size={whole}: dataset.batches=balanced divides its {each} among the {sets} members of "
+                f"dataset.members equally; take a multiple of {instances * sets}, or dataset.batches=proportional"
+            )
+        need, what = whole // sets // instances, "identities" if instances > 1 else "training images"
+        least = min(len(set(own)) if instances > 1 else len(own) for own in labels)
+        if least < need:
+            raise UserError(
+                f"train.batch_size={whole}: dataset.batches=balanced takes {need} {what} of each member, and one has "
+                f"{least}; take a smaller batch, or dataset.batches=proportional"
+            )
+        self._instances = instances
+        self._length = len(_sampler([label for own in labels for label in own], whole, instances, seed))
+        self._sets = [_sampler(own, whole // sets, instances, seed) for own in labels]
+        self._starts = np.cumsum([0, *(len(own) for own in labels[:-1])])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _order(self, rng: np.random.Generator) -> IntArray:
+        columns = [self._rows(own, rng) + start for own, start in zip(self._sets, self._starts.tolist(), strict=True)]
+        order = np.concatenate(columns, axis=1)
+        groups = order.reshape(self._length, -1, self._instances)
+        # in another order in each batch: else a rank would have the images of one set alone
+        places = rng.permuted(np.tile(np.arange(groups.shape[1]), (self._length, 1)), axis=1)
+        return np.take_along_axis(groups, places[:, :, None], axis=1).reshape(order.shape)
+
+    def _rows(self, own: _Batches, rng: np.random.Generator) -> IntArray:
+        """A set's share of every batch: its own epochs, one after the other, as far as they are needed."""
+        epochs = [own._order(rng) for _ in range(-(-self._length // len(own)))]
+        return np.concatenate(epochs)[: self._length]
+
+
+def _sampler(labels: Sequence[int], batch_size: int, instances: int, seed: int) -> ShuffleBatches | IdentityBatches:
+    """The order of one set."""
+    if instances > 1:
+        return IdentityBatches(labels, batch_size, instances, seed)
+    return ShuffleBatches(len(labels), batch_size, seed)
+
+
 def _number_of_batches(groups: IntArray, per_batch: int) -> int:
     """Largest L for which L batches of different identities exist, but enough for every identity to appear.
 

@@ -20,7 +20,7 @@ from dcal.visualize.cross_table import FILE
 
 
 class Cell(NamedTuple):
-    """The headline metric of a run on a data set, and its 95 % interval over identities, or over images."""
+    """The primary metric of a run on a data set, and its 95 % interval over identities, or over images."""
 
     value: float
     low: float
@@ -43,12 +43,12 @@ def evaluate_on(restored: Restored, dataset: Mapping[str, Any]) -> Cell:
         check_sides(restored, data.records(part))
     return cell(
         task.evaluate(restored.model, data, "test", train.eval_batch_size, train.workers, restored.device),
-        task.headline,
+        task.primary_metric,
     )
 
 
-def cell(evaluation: Evaluation, headline: str) -> Cell:
-    """The headline of an evaluation with its interval."""
+def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
+    """The primary metric of an evaluation with its interval."""
     items = {key: value.numpy() for key, value in evaluation.items.items()}
     if "average_precision" in items:
         kept = items["valid"].astype(bool)
@@ -57,7 +57,7 @@ def cell(evaluation: Evaluation, headline: str) -> Cell:
         outcome, groups = (items["prediction"] == items["label"]).astype(np.float64), None
     units = len(outcome) if groups is None else len(np.unique(groups))
     low, high = mean_interval(outcome, groups) if units > 1 else (np.nan, np.nan)
-    return Cell(evaluation.metrics[headline], max(0.0, low), min(1.0, high), len(outcome))
+    return Cell(evaluation.metrics[primary_metric], max(0.0, low), min(1.0, high), len(outcome))
 
 
 def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
@@ -67,7 +67,7 @@ def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
     before = read(restored.directory)
     cells = {} if before.get("weights") != weights else before["cells"]
     cells |= {name: {k: v for k, v in one._asdict().items() if v == v} for name, one in found.items()}
-    content = {"weights": weights, "metric": restored.task.headline, "cells": cells}
+    content = {"weights": weights, "metric": restored.task.primary_metric, "cells": cells}
     write_atomically(file, json.dumps(content, indent=1) + "\n")
 
 

@@ -59,9 +59,14 @@ class Graph(nn.Module):
         selected = None if output.selected is None else output.selected.sort(dim=1).values
         return tuple(t for t in (combined, *of_branches, selected) if t is not None)
 
+    def feed(self, images: Tensor) -> Tensor:
+        """What the program that runs the graph hands it of RGB images in [0, 1]."""
+        return images
+
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Inputs of noise."""
         images = torch.rand(batch, 3, *self.model.image_size, generator=torch.Generator().manual_seed(seed))
+        images = self.feed(images)
         return (images,) if len(self.inputs) == 1 else (images, torch.zeros(batch, dtype=torch.int64))
 
 
@@ -90,10 +95,10 @@ def save_onnx(graph: Graph, folder: Path) -> Runner:
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"format=onnx needs {error.name}: pip install 'dcal[export]'") from None
+        raise UserError(f"format: ONNX needs {error.name}: pip install 'dcal[export]'") from None
     for library in ("onnx_ir", "onnxscript"):  # they report every step, and every constant they do not fold
         logging.getLogger(library).setLevel(logging.ERROR)
     file = folder / "model.onnx"
@@ -102,6 +107,13 @@ def save_onnx(graph: Graph, folder: Path) -> Runner:
     )
     assert exported is not None
     exported.save(file)
+    return onnx_runner(graph, file)
+
+
+def onnx_runner(graph: Graph, file: Path) -> Runner:
+    """A file as onnxruntime runs it."""
+    import onnxruntime  # an extra
+
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
     def run(*inputs: Tensor) -> list[Tensor]:
@@ -128,6 +140,8 @@ class Parity(NamedTuple):
     """Images in which other patches are selected; None without GLCA."""
     same_top1: int | None
     """Images whose most probable class is the same; None in Re-ID."""
+    answers: tuple[Tensor, Tensor]
+    """The first output of PyTorch and of the exported graph, (images, C) or (images, D)."""
 
 
 @torch.no_grad()
@@ -140,6 +154,7 @@ def compare(graph: Graph, runner: Runner, batches: Iterable[tuple[Tensor, ...]])
     sizes: dict[int, None] = {}
     differences = {name: 0.0 for name in graph.outputs if name != "selected"}
     images, same, other = 0, 0, 0
+    answers: list[tuple[Tensor, Tensor]] = []
     for inputs in batches:
         expected, found = (dict(zip(graph.outputs, run(*inputs), strict=True)) for run in (graph, runner))
         for name in differences:
@@ -148,6 +163,7 @@ def compare(graph: Graph, runner: Runner, batches: Iterable[tuple[Tensor, ...]])
         if "selected" in expected:
             other += int((expected["selected"] != found["selected"]).any(1).sum())
         answer = graph.outputs[0]
+        answers.append((expected[answer], found[answer]))
         same += int((expected[answer].argmax(1) == found[answer].argmax(1)).sum())
         images += len(inputs[0])
         sizes[len(inputs[0])] = None
@@ -157,6 +173,7 @@ def compare(graph: Graph, runner: Runner, batches: Iterable[tuple[Tensor, ...]])
         differences,
         other if "selected" in graph.outputs else None,
         same if "probabilities" in graph.outputs else None,
+        (torch.cat([pair[0] for pair in answers]), torch.cat([pair[1] for pair in answers])),
     )
 
 
@@ -169,12 +186,3 @@ def parts(count: int, sizes: Sequence[int]) -> list[slice]:
         cut.append(slice(start, stop))
         start = stop
     return cut
-
-
-SAVERS: dict[str, Callable[[Graph, Path], Runner]] = {
-    "onnx": save_onnx,
-    "torch_export": save_torch_export,
-    "safetensors": save_folder,
-    "hub": save_folder,
-}
-"""By `format`: writes a file or several into a folder, and returns what was written as it runs."""

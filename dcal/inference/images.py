@@ -13,11 +13,11 @@ from dcal.dataset.image_files import find_images, image_loader, spread
 from dcal.dataset.record import Record
 from dcal.inference.restore import Opened, Restored, drop_none
 from dcal.inference.trust import RunError
-from dcal.run.data_digest import data_digest
+from dcal.run.data_digest import data_digest, joint_digest
 from dcal.run.directory import IDENTITY_FILE
 from dcal.run.files import read_json
 from dcal.training.build import make
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
 """Keys of a data set in which another one follows the run: its images are for the run's model."""
@@ -39,11 +39,23 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     """
     own: dict[str, Any] = OmegaConf.to_container(restored.config.dataset)  # type: ignore[assignment]
     asked: Any = OmegaConf.to_container(dataset, resolve=True) if isinstance(dataset, DictConfig) else dataset or {}
+    members = own["members"]
     if asked.get("reader"):
+        if members and restored.device.num_cameras:
+            raise UserError(
+                "dataset: the run embeds the cameras of its members, and would take this set's for those of one of "
+                "them; choose a member with member=NAME"
+            )
         own = {key: own[key] for key in SEEN_AS_IN_THE_RUN}
         node = {**asked, **own, **WHOLE}
+    elif asked.get("_target_"):
+        raise UserError("dataset=joint: is for dcal-train; datasets=[NAME:ROOT,...] evaluates on several sets")
+    elif members:
+        node = {**own, **drop_none(asked), "members": _moved_members(members, drop_none(asked))}
     else:
         node = {**own, **drop_none(asked)}
+        if node["members"] is not None:
+            raise UserError("dataset.members: the run was trained on a single data set; set dataset.root")
         if node["root"] != own["root"]:
             node["reader"] = _moved(own["reader"], own["root"], node["root"])
     restored.trust.check("dataset", own)
@@ -54,6 +66,23 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
             "that the run was trained on, name by name and in their order"
         )
     return data
+
+
+def member_of(data: Data, name: str | None) -> Data:
+    """The data set of this name among those that a run was trained on together.
+
+    Args:
+        data: what `open_data` gave.
+        name: None for the data themselves.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name is None:
+        return data
+    if not data.members:
+        raise UserError(f"member={name}: the run was trained on a single data set; leave it out")
+    return data.members[choose("member", name, data.members)]
 
 
 def open_images(opened: Opened, images: Sequence[Path | Record], batch_size: int | None = None) -> Loader:
@@ -150,6 +179,10 @@ def is_data_of_run(restored: Restored, data: Data, dataset: Mapping[str, Any]) -
     """
     file = restored.directory / IDENTITY_FILE
     known = read_json(file)["data"] if file.is_file() else None
+    drawn = {name: "recipe" in one.source.protocol for name, one in data.members.items()}
+    if data.members:
+        here = joint_digest({name: None if drawn[name] else one.source for name, one in data.members.items()})
+        return (None if here is None else here.sha256) == (known and known["sha256"])
     if known is not None:
         return bool(data_digest(data.source).sha256 == known["sha256"])
     # a drawn set is what its reader's options say, and an older run has kept nothing but the place
@@ -161,6 +194,26 @@ def data_title(data: Data, *splits: str) -> str:
     """On which data a figure is: name, root and splits."""
     where = "" if data.root is None else f" in {data.root}"
     return f"{data.catalog.name}{where}, split {' and '.join(splits)}"
+
+
+def _moved_members(members: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of a run's data set, some of them at another place.
+
+    Raises:
+        UserError: there is no such member, or something else than its place is asked for.
+    """
+    if "root" in asked:
+        raise UserError(
+            f"dataset.root={asked['root']}: the run was trained on {', '.join(members)}; set dataset.members.NAME.root"
+        )
+    moved = dict(members)
+    for name, given in (asked.get("members") or {}).items():
+        own = moved[choose("dataset.members", name, members)]
+        for key in given:
+            choose(f"dataset.members.{name}", key, ("root",))
+        reader = _moved(own["reader"], own["root"], given["root"])
+        moved[name] = {**own, "root": given["root"], "reader": reader}
+    return moved
 
 
 def _moved(reader: Mapping[str, Any], old: str | None, new: str) -> dict[str, Any]:

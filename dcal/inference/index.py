@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.run.files import atomic_write
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Array = NDArray[Any]
 ROWS = 8192  # of a parquet row group
@@ -106,7 +106,7 @@ def read_index(file: Path, key: str) -> Index:
             raise ValueError(f"features {index.features.shape} of {len(index.columns.path)} paths")
         return index
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's are ValueErrors
-        raise UserError(f"{key}={file}: no index of dcal-extract ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{key}={file}: no index of dcal-extract ({first_line(error)})") from None
 
 
 def _write_npz(

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from dcal.inference.restore import Restored, read_config, read_result
+from dcal.inference.restore import Restored, read_config
 from dcal.inference.thresholds import promises, read_thresholds
+from dcal.run.identity import dataset_name
+from dcal.run.result import read_result
 
 TASKS = {
     "fgvc": ("image-classification", "fine-grained classification"),
@@ -38,7 +40,29 @@ session = onnxruntime.InferenceSession("model.onnx")
 images = numpy.random.rand(8, 3, {height}, {width}).astype("float32")
 {outputs} = session.run(None, {{"images": images{side_numpy}}})
 """,
+    "openvino": """
+import numpy, openvino
+
+model = openvino.compile_model("model.xml", "CPU")
+images = numpy.random.rand(8, 3, {height}, {width}).astype("float32")
+{outputs} = model({{"images": images{side_numpy}}}).values()
+""",
+    "boxmot": """
+from boxmot.reid.core import ReID  # pip install boxmot
+
+reid = ReID("model.onnx")
+features = reid(image, boxes)  # BGR array, boxes (N, 4) as x1, y1, x2, y2; or --reid model.onnx on its command line
+""",
+    "ultralytics": """
+from ultralytics import YOLO  # pip install ultralytics
+
+# in a copy of its botsort.yaml: with_reid: True and model: model.onnx
+YOLO("yolo11n.pt").track("video.mp4", tracker="botsort.yaml")
+""",
 }
+LOAD["onnx_int8"] = LOAD["onnx"]
+TRACKERS = ("boxmot", "ultralytics")
+"""Formats whose graph answers with the embedding alone, to a program that prepares the images itself."""
 
 
 def model_card(
@@ -51,7 +75,7 @@ def model_card(
 
     Args:
         config: what `config.json` holds, see `dcal.inference.pretrained.TrainedDCAL`.
-        format: `safetensors`, `torch_export` or `onnx`.
+        format: as in `dcal.inference.export_formats`.
         outputs: names of what an exported graph returns.
         parity: how the export was compared with PyTorch, one sentence.
     """
@@ -124,6 +148,18 @@ def contract(config: Mapping[str, Any], format: str) -> str:
     if format == "safetensors":
         text = "`predict` and `embed` take files, PIL images or uint8 RGB arrays of any size. The model itself takes "
         text += "normalised images: `model(model.normalise(model.preprocess(pictures)))`.\n\n"
+    elif format == "boxmot":
+        return (
+            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB, normalised with ImageNet's mean "
+            "and standard deviation, as BoxMOT does whatever the model; the graph turns it into the backbone's. BoxMOT "
+            "cuts out the boxes and resizes them to this size by itself, without antialiasing."
+        )
+    elif format == "ultralytics":
+        return (
+            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; normalisation is "
+            "part of the graph. Ultralytics cuts out the boxes and resizes them to this size by itself, without "
+            "antialiasing."
+        )
     else:
         text = (
             f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; normalisation with "
@@ -156,7 +192,7 @@ def answers(config: Mapping[str, Any], format: str) -> str:
             f"`embedding` (batch, D): the features of {branches}, each of length 1, joined, of length 1 again; two are "
         )
         text += "compared by their dot product"
-    if format != "safetensors":
+    if format != "safetensors" and format not in TRACKERS:
         of_branch = "`logits_*` (batch, classes)" if classifies else "`feature_*` (batch, D), before BNNeck,"
         text += f"; {of_branch} of each branch"
         if config["attention"]["glca"]["blocks"]:
@@ -180,7 +216,7 @@ def terms(licence: str | None) -> str:
 
 def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
     """What the card tells of a run. Paths are left out, but for a file's own name: others read the card."""
-    hidden = ("_target_", "_partial_", "reader", "root", "cache")
+    hidden = ("_target_", "_partial_", "reader", "members", "root", "cache")
     groups = {
         group: {key: value for key, value in plain[group].items() if key not in hidden}
         for group in ("backbone", "attention", "task", "dataset", "optimizer", "train")
@@ -195,9 +231,9 @@ def facts_of(restored: Restored, plain: Mapping[str, Any]) -> dict[str, Any]:
         "run": plain["name"],
         "seed": plain["seed"],
         "weights": restored.weights.name,
-        "dataset": str(plain["dataset"]["reader"]["_target_"]).rpartition(".")[2].removeprefix("read_"),
+        "dataset": dataset_name(plain["dataset"]),
         "flip_test": plain["task"]["flip_test"],
-        **{key: result[key] for key in ("cfg_id", "split", "headline", "metrics", "git") if key in result},
+        **{key: result[key] for key in ("cfg_id", "split", "primary_metric", "metrics", "git") if key in result},
         "configuration": groups,
     }
     if (thresholds := read_thresholds(restored)) is not None:

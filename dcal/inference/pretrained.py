@@ -35,7 +35,7 @@ from dcal.output import Output, combined_probabilities, join_features
 from dcal.run.find import find_run
 from dcal.task.inference import NotFinite, Scores, combined_features, combined_scores, finite, infer_images
 from dcal.utils.device import Device, choose_device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Picture = Image.Image | NDArray[np.uint8] | str | Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -279,6 +279,6 @@ def _read_folder(folder: Path) -> TrainedDCAL:
         model = TrainedDCAL(**json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         model.load_state_dict(load_file(file))
     except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, OSError, UserError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise RunError(f"{folder}: {CONFIG} and {WEIGHTS} are not those of a trained model ({reason})") from None
     return model

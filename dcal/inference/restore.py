@@ -27,10 +27,11 @@ from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
+from dcal.run.result import read_result
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 from dcal.utils.paths import config_dir
 
 __all__ = ["Opened", "Restored", "RunError", "restore"]
@@ -134,7 +135,7 @@ def restore(
         # a checkpoint of a run with adapters has them apart
         model.load_state_dict(merge_adapters(load_file(file, device=str(place.torch)), lora))
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
@@ -170,17 +171,11 @@ def read_config(directory: Path) -> DictConfig:
         config = OmegaConf.merge(OmegaConf.structured(Config), defaults, written)
         OmegaConf.resolve(config)  # what the defaults refer to, such as wandb.group to the name
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise RunError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from None
+        raise RunError(f"{file}: not the configuration of a run ({first_line(error)})") from None
     assert isinstance(config, DictConfig)
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise RunError(f"{file}: written by another version of dcal, has no {', '.join(missing)}: add what the run had")
     return config
-
-
-def read_result(directory: Path) -> dict[str, Any] | None:
-    """`result.json` of a run, None if it is not finished."""
-    file = directory / "result.json"
-    return read_json(file) if file.is_file() else None
 
 
 def weight_file(directory: Path, weights: str) -> Path:

@@ -16,6 +16,7 @@ from dcal.run.directory import CHECKED, WHOLE
 from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
 from dcal.run.provenance import versions
+from dcal.run.result import read_result
 from dcal.utils.errors import UserError
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
@@ -32,7 +33,7 @@ class Finding(NamedTuple):
 
 def state(directory: Path) -> Iterator[Finding]:
     """Finished, running, failed, interrupted or not begun."""
-    from dcal.inference.restore import read_config, read_result
+    from dcal.inference.restore import read_config
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
@@ -46,8 +47,8 @@ def state(directory: Path) -> Iterator[Finding]:
         yield Finding(FAIL, "state", str(error), f"the run is evaluated once more: {command}")
         return
     if result is not None:
-        headline = result["headline"]
-        yield Finding(OK, "state", f"finished: {headline} {result['metrics'][headline]:.4f}")
+        primary_metric = result["primary_metric"]
+        yield Finding(OK, "state", f"finished: {primary_metric} {result['metrics'][primary_metric]:.4f}")
         for name in WHOLE:
             if not (directory / name).is_file():
                 yield Finding(FAIL, "files", f"{name} is missing", f"to train anew: {command} run.fresh=true")

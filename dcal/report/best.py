@@ -11,12 +11,12 @@ import numpy as np
 
 from dcal.metric.interval import ALPHA, Floats, mean_interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison, paired_comparison
-from dcal.report.format import lower_is_better, metric_values, p_text, split, split_metric, title_of
+from dcal.report.format import lower_is_better, metric_values, p_text, scale_of, split, split_metric, title_of
 from dcal.report.grid import Grid, render
 from dcal.report.items import Items, read_items
 from dcal.report.listing import condition
 from dcal.report.records import Record, read_run, with_defaults
-from dcal.report.table import differing, label_of, matches, show
+from dcal.report.table import differing, label_of, matches, show, with_shared_ids
 from dcal.report.typed import read_overrides, train_command, without
 from dcal.run.identity import is_idle
 from dcal.run.listing import finished_runs
@@ -81,17 +81,17 @@ def choose_best(root: Path, metric: str | None = None, where: Sequence[str] = ()
 
     Args:
         root: folder of the runs of a search, all judged on the same held-out training data.
-        metric: the criterion; None for the headline. `nll` is the loss, of which the least is best.
+        metric: the criterion; None for the primary metric. `nll` is the loss, of which the least is best.
         where: conditions `key=value` on the settings.
 
     Raises:
         UserError: no finished run, none that was judged on validation data, or runs that cannot be compared.
     """
     trials = read_trials(root, where)
-    headline = trials[0].record["headline"]
+    primary_metric = trials[0].record["primary_metric"]
     shared = set.intersection(*(set(trial.record["metrics"]) for trial in trials))
     usable = [key for key in shared if key in trials[0].items.outcomes or split_metric(key)[0] == "nll"]
-    criterion = headline if metric is None else choose("metric", metric, sorted(usable))
+    criterion = primary_metric if metric is None else choose("metric", metric, sorted(usable))
     by = differing([trial.record for trial in trials])
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -100,7 +100,7 @@ def choose_best(root: Path, metric: str | None = None, where: Sequence[str] = ()
     sign = 1 if lower_is_better(criterion) else -1
     candidates.sort(key=lambda one: (sign * mean(one.values), one.label))
     behind = [None, *(compared(one, candidates[0]) for one in candidates[1:])]
-    return Choice(criterion, by, candidates, behind, *advice(candidates, by, headline))
+    return Choice(criterion, by, candidates, behind, *advice(candidates, by, primary_metric))
 
 
 def read_trials(root: Path, where: Sequence[str]) -> list[Trial]:
@@ -110,7 +110,8 @@ def read_trials(root: Path, where: Sequence[str]) -> list[Trial]:
         UserError: there is none, or they were judged on different items.
     """
     directories = finished_runs(root)[0]
-    found = with_defaults({"runs": [read_run(directory)[1] for directory in directories]})["runs"]
+    read = with_defaults({"runs": [read_run(directory)[1] for directory in directories]})["runs"]
+    found = with_shared_ids(read)
     wanted = condition(where)
     pairs = [pair for pair in zip(directories, found, strict=True) if matches(pair[1], wanted)]
     if not pairs:
@@ -151,10 +152,10 @@ def compared(one: Candidate, other: Candidate) -> PairedComparison | None:
     return paired_comparison(one.scores_SN[rows[0]], other.scores_SN[rows[1]], groups=groups)
 
 
-def advice(candidates: Sequence[Candidate], by: Sequence[str], headline: str) -> tuple[list[str], list[Step]]:
+def advice(candidates: Sequence[Candidate], by: Sequence[str], primary_metric: str) -> tuple[list[str], list[Step]]:
     """What to beware of, and what to do next."""
     best = candidates[0]
-    if chance := reach_of_chance(best, headline):
+    if chance := reach_of_chance(best, primary_metric):
         return [
             f"{best.label} is no better than chance, {100 * chance:.1f} %: nothing was learned that could choose"
         ], []
@@ -172,12 +173,12 @@ def advice(candidates: Sequence[Candidate], by: Sequence[str], headline: str) ->
     return warnings, steps if words else []
 
 
-def reach_of_chance(best: Candidate, headline: str) -> float | None:
+def reach_of_chance(best: Candidate, primary_metric: str) -> float | None:
     """In classification the accuracy of guessing, if a candidate's may be no more than that; else None."""
     items = best.trials[0].items
     if items.task != "fgvc":
         return None
-    right_SN = np.stack([trial.items.values(headline) for trial in best.trials])
+    right_SN = np.stack([trial.items.values(primary_metric) for trial in best.trials])
     chance = 1 / len(np.unique(items.labels))
     return chance if mean_interval(right_SN).low <= chance else None
 
@@ -243,7 +244,8 @@ def ends(metric: str, low: float, high: float) -> tuple[float, float]:
 
 def number(metric: str, value: float, sign: str = "") -> str:
     """A value or a difference of a metric as its tables show it."""
-    return f"{value:{sign}.3f}" if lower_is_better(metric) else f"{100 * value:{sign}.2f}"
+    factor, decimals = scale_of(metric)
+    return f"{factor * value:{sign}.{decimals}f}"
 
 
 def settings_text(choice: Choice, one: Candidate) -> str:

@@ -34,16 +34,16 @@ def speed(lines: list[dict[str, Any]], batch_size: int) -> dict[str, float]:
     return {"train_seconds": round(seconds, 1), "images_per_second": round(usual, 1)}
 
 
-def curve(lines: list[dict[str, Any]], headline: str) -> dict[str, list[float | None]]:
-    """By epoch: losses and their weights, and the headline metric where it was evaluated.
+def curve(lines: list[dict[str, Any]], primary_metric: str) -> dict[str, list[float | None]]:
+    """By epoch: losses and their weights, and the primary metric where it was evaluated.
 
     Args:
-        headline: with its split: `test/top1`.
+        primary_metric: with its split: `test/top1`.
     """
     keys = sorted({key for line in lines for key in line if key.startswith(("train/loss", "train/weight"))})
     if "train/loss_glca" not in keys and "train/loss_pwca" not in keys:
         keys = ["train/loss"]  # a single branch: nothing to weigh
-    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, headline]}
+    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, primary_metric]}
     return {"epoch": [line["epoch"] for line in lines], **values}
 
 

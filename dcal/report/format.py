@@ -42,6 +42,8 @@ METRICS = {
     "mINP": "mINP",
 }
 """Metrics without their branch."""
+COUNTS = ("images", "queries", "gallery")
+"""Metrics that are numbers of images."""
 VARIANTS = {**BRANCHES, "rerank": "re-ranked"}
 ONE_BRANCH = {"": "SA", "rerank": "re-ranked"}
 """Where SA is all there is at test time."""
@@ -51,7 +53,7 @@ DIFFERENCE = ("difference", "p", "sign-flip p", "verdict")
 
 
 def cells(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text; metrics in percent."""
+    """Header and rows as text; shares in percent."""
     spec = table.spec
     columns = list(table.rows[0].values)
     header = [", ".join(key.rpartition(".")[2] for key in spec.by or ["configuration"])]
@@ -66,11 +68,14 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
 
 def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
     texts = [row.label, *(show(row.records[0]["config"].get(key)) for key in spec.show)]
-    texts += [spread(row.values[columns[0]]), "–" if row.interval is None else percents(row.interval)]
+    texts += [
+        metric_values(columns[0], row.values[columns[0]]),
+        "–" if row.interval is None else percents(row.interval),
+    ]
     if spec.against:
         exploratory = bool(spec.primary) and row.label not in spec.primary
         texts += ["–"] * len(DIFFERENCE) if row.difference is None else difference_cells(row.difference, exploratory)
-    texts += [spread(row.values[key]) for key in columns[1:]]
+    texts += [metric_values(key, row.values[key]) for key in columns[1:]]
     texts += [str(len(row.records)), f"{median(record['train_seconds'] for record in row.records) / 60:.1f}"]
     return texts + ([show(spec.paper.get(row.label, "–"))] if spec.paper else [])
 
@@ -123,13 +128,6 @@ def difference_cells(difference: PairedComparison, exploratory: bool = False) ->
 
 def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds, in percent."""
-    if not values:
-        return "–"
-    return f"{100 * mean(values):.2f}" + (f" ± {100 * stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def markdown(table: Table) -> str:
@@ -235,12 +233,20 @@ def seeds_text(seeds: Sequence[int | None]) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric is a loss."""
-    return split_metric(metric)[0] == "nll"
+    """Whether a metric, perhaps of one data set of several (`MEMBER/METRIC`), is a loss."""
+    return split_metric(metric.rpartition("/")[2])[0] == "nll"
 
 
-def metric_values(name: str, values: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds as a table shows it: shares in percent, others as they are."""
-    if not lower_is_better(name):
-        return spread(values)
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+def scale_of(metric: str) -> tuple[float, int]:
+    """The factor by which a table shows a metric, and the decimals: of shares in percent."""
+    name = split_metric(metric)[0]
+    return (1.0, 0) if name in COUNTS else (1.0, 3) if name == "nll" else (100.0, 2)
+
+
+def metric_values(metric: str, values: Sequence[float]) -> str:
+    """Mean ± standard deviation over seeds as a table shows them; a dash if there are none."""
+    if not values:
+        return "–"
+    factor, decimals = scale_of(metric)
+    texts = [f"{factor * value:.{decimals}f}" for value in (mean(values), stdev(values) if len(values) > 1 else 0.0)]
+    return " ± ".join(texts[: len(values)])

@@ -15,8 +15,9 @@ from dcal.report.grid import Grid
 from dcal.report.records import flat, parse, read_yaml
 from dcal.report.typed import read_overrides, without
 from dcal.run.directory import CONFIG_FILE, IDENTITY_FILE, RESULT_FILE
-from dcal.run.identity import attention_name, recorded_defaults
+from dcal.run.identity import attention_name, dataset_name_of, recorded_defaults
 from dcal.run.listing import STATES, run_directories, state_of
+from dcal.run.result import read_result
 from dcal.utils.errors import UserError, choose, nearest
 
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -30,7 +31,7 @@ class Listed(NamedTuple):
     seed: int | None
     """None where the folder is not named after one."""
     state: str
-    headline: str
+    primary_metric: str
     metrics: Mapping[str, float]
     """Empty for a run that is not finished."""
     changed: float
@@ -62,14 +63,14 @@ def list_runs(root: Path) -> Iterator[Listed]:
         state, result = state_of(directory), {}
         if state == "finished":
             with suppress(OSError, ValueError):
-                result = json.loads((directory / RESULT_FILE).read_text(encoding="utf-8"))
-            if not isinstance(result, dict) or not {"metrics", "headline"} <= set(result):
+                result = read_result(directory) or {}
+            if not isinstance(result, dict) or not {"metrics", "primary_metric"} <= set(result):
                 state, result = "interrupted", {}  # torn: the run writes it anew when it is repeated
         files = (directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE))
         changed = max(file.stat().st_mtime for file in files if file.is_file())
         seed = directory.name.removeprefix("seed=")
         number = int(seed) if seed.isdigit() else None
-        yield Listed(directory, number, state, result.get("headline", ""), result.get("metrics", {}), changed)
+        yield Listed(directory, number, state, result.get("primary_metric", ""), result.get("metrics", {}), changed)
 
 
 def settings_of(directory: Path) -> Settings:
@@ -82,7 +83,7 @@ def settings_of(directory: Path) -> Settings:
             **{key: value for key, value in kept.items() if not key.endswith("_target_")},
             "attention": attention_name({**blocks, **kept}),
             "task": kept["task._target_"].rpartition(".")[2].lower(),
-            "dataset": kept["dataset.reader._target_"].rpartition(".")[2].removeprefix("read_"),
+            "dataset": dataset_name_of(kept),
         }
     return parse(directory / CONFIG_FILE, lambda text: flat(read_yaml(text)))
 
@@ -133,7 +134,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         root: the folder.
         where: conditions `key=value`: settings as tables have them, `state` or `seed`.
         sort: one of `ORDERS`: the newest, the best or the first in the alphabet on top.
-        metric: what is shown; None for the headline of each run.
+        metric: what is shown; None for the primary metric of each run.
 
     Raises:
         UserError: no such folder, key, metric or order.
@@ -156,7 +157,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         first, age = line.runs[0], time.time() - line.changed
         ends = [" ".join(word for word in words if word not in common)]
         begin = [str(first.directory.parent), first.state, seeds_text([run.seed for run in line.runs])]
-        shown = metric_values(line.metric, line.values) if line.values else "–"
+        shown = metric_values(line.metric, line.values)
         rows.append([*begin, f"{title_of(line.metric)} {shown}".strip(), age_text(age), *ends])
         numbers.append([*begin, line.metric, *split(shown, 2), round(age), *ends])
     return Grid(
@@ -172,7 +173,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
 
 def line_of(runs: Sequence[Listed], metric: str | None) -> Line:
     """Runs of one configuration and state, with the values of the metric that is shown."""
-    name = metric or runs[0].headline
+    name = metric or runs[0].primary_metric
     return Line(runs, name, [run.metrics[name] for run in runs if name in run.metrics])
 
 

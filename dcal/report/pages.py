@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from dcal.report.format import cells, commit_of, footnote, spread
+from dcal.report.format import cells, commit_of, footnote, metric_values
 from dcal.report.table import Table
 from dcal.utils.errors import UserError
 
@@ -52,7 +52,7 @@ def html(table: Table, figure: Path | None) -> str:
     metrics = list(table.rows[0].values)
     runs = [
         [row.label, record["cfg_id"], str(record["seed"]), record["split"], commit_of(record)]
-        + [spread([row.values[key][n]]) if n < len(row.values[key]) else "–" for key in metrics]
+        + [metric_values(key, row.values[key][n : n + 1]) for key in metrics]
         + [f"{record['train_seconds'] / 60:.1f}", f"{record['images_per_second']:.0f}"]
         for row in table.rows
         for n, record in enumerate(row.records)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from dcal.report.format import title_of
+from dcal.report.format import scale_of, title_of
 from dcal.report.table import Row, Table, axis_range
 
 HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
@@ -28,8 +28,8 @@ def draw(table: Table, path: Path) -> None:
     height = 1.4 + 0.32 * max(5, len(table.rows))
     figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, height), layout="constrained")
     metric = next(iter(table.rows[0].values))
-    draw_rows(axes[0], table, title_of(metric))
-    draw_cost(axes[1], table, title_of(metric))
+    draw_rows(axes[0], table, metric)
+    draw_cost(axes[1], table, metric)
     if weighed:
         draw_weights(axes[2], weighed[-1])
     figure.suptitle(table.spec.title or table.spec.name, fontsize=10, parse_math=False)  # a `$` is no formula
@@ -40,36 +40,45 @@ def draw(table: Table, path: Path) -> None:
 
 def draw_rows(axes: Any, table: Table, metric: str) -> None:
     """Mean and interval per row, from top to bottom."""
+    factor = scale_of(metric)[0]
     for height, row in enumerate(table.rows):
         if row.interval is not None:
             axes.plot(
-                [100 * row.interval.low, 100 * row.interval.high],
+                [factor * row.interval.low, factor * row.interval.high],
                 [height] * 2,
                 lw=5,
                 color="#4269d0",
                 alpha=0.3,
             )
         seeds = next(iter(row.values.values()))
-        axes.plot([100 * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
-        axes.plot(100 * row.headline, height, "|", color="#1d2f63", ms=14, mew=2)
+        axes.plot([factor * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
+        axes.plot(factor * row.primary, height, "|", color="#1d2f63", ms=14, mew=2)
     labels = [f"{row.label}  ({number})" for number, row in enumerate(table.rows, 1)]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(len(table.rows) - 0.5, -0.5)
-    axes.set_xlim(*(100 * end for end in axis_range(table.rows)))
-    axes.set_xlabel(f"{metric} (%): mean, seeds, 95 % interval", fontsize=8)
+    axes.set_xlim(*(factor * end for end in axis_range(table.rows)))
+    axes.set_xlabel(f"{axis_title(metric)}: mean, seeds, 95 % interval", fontsize=8)
     axes.grid(alpha=0.3, axis="x")
 
 
 def draw_cost(axes: Any, table: Table, metric: str) -> None:
     """Mean per row, by its number, against milliseconds per training image."""
+    factor = scale_of(metric)[0]
     for number, row in enumerate(table.rows, 1):
         cost = median(1000 / record["images_per_second"] for record in row.records)
-        axes.plot(cost, 100 * row.headline, "o", color="#4269d0", alpha=0.6)
-        axes.annotate(f"({number})", (cost, 100 * row.headline), xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.plot(cost, factor * row.primary, "o", color="#4269d0", alpha=0.6)
+        axes.annotate(
+            f"({number})", (cost, factor * row.primary), xytext=(4, 3), textcoords="offset points", fontsize=8
+        )
     axes.margins(0.1)
     axes.set_xlabel("ms per training image (median over seeds)", fontsize=8)
-    axes.set_ylabel(f"{metric} (%)", fontsize=8)
+    axes.set_ylabel(axis_title(metric), fontsize=8)
     axes.grid(alpha=0.3)
+
+
+def axis_title(metric: str) -> str:
+    """The title of a metric, with its unit."""
+    return title_of(metric) + (" (%)" if scale_of(metric)[0] == 100 else "")
 
 
 def weights(row: Row) -> dict[str, list[float]]:

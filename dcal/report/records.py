@@ -2,7 +2,7 @@
 
 One file per run name holds a record per run, keyed by (cfg_id, seed):
 
-    name, task, headline; config: what all runs share; groups: {digest: group of every test item}; runs: [{
+    name, task, primary_metric; config: what all runs share; groups: {digest: group of every test item}; runs: [{
         cfg_id, seed, config: what differs, split, metrics, git, versions, device, train_seconds,
         images_per_second, curve: {epoch, loss weights and losses by epoch},
         items: {count, digest, images, <metric>: outcome of every test item}}]
@@ -30,9 +30,10 @@ from dcal.report.encoding import decode, digest, encode, encode_groups
 from dcal.report.epochs import curve, renamed, speed
 from dcal.report.items import read_items
 from dcal.run.files import write_atomically
-from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, recorded_defaults
+from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, recorded_defaults
+from dcal.run.legacy import renamed_keys
 from dcal.run.listing import finished_runs
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 Record = dict[str, Any]
 Results = dict[str, Any]
@@ -79,7 +80,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
     Raises:
         BadRun: a file is missing, torn, or does not fit the others.
     """
-    result = parse(directory / "result.json", json.loads)
+    result = parse(directory / "result.json", lambda text: renamed_keys(json.loads(text)))
     config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
     versions = parse(directory / "versions.json", json.loads)
     lines = read_metrics(directory, result.get("split", "val"))
@@ -87,7 +88,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
         record = {
             "cfg_id": result["cfg_id"],
             "seed": result["seed"],
-            "headline": result["headline"],
+            "primary_metric": result["primary_metric"],
             "config": config,
             "split": result["split"],
             "metrics": {key: round(value, 6) for key, value in result["metrics"].items()},
@@ -95,7 +96,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
             "versions": {key: value for key, value in versions.items() if key not in ("argv", "platform")},
             "device": result.get("device"),
             **speed(lines, config["train.batch_size"]),
-            "curve": curve(lines, f"{result['split']}/{result['headline']}"),
+            "curve": curve(lines, f"{result['split']}/{result['primary_metric']}"),
             "items": read_outcomes(directory / "items.npz"),
         }
         if "judged" in result:
@@ -134,10 +135,6 @@ def parse(path: Path, parser: Any) -> Any:
         raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def read_yaml(text: str) -> Any:
     """As OmegaConf wrote it: plain YAML would take 1e-4 for a text."""
     return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -161,7 +158,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     walk({key: node if isinstance(node, Mapping) else {"": node} for key, node in identity.items()}, "")
     found["attention"] = attention_name(found)
     found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
-    found["dataset"] = config["dataset"]["reader"]["_target_"].rpartition(".")[2].removeprefix("read_")
+    found["dataset"] = dataset_name(config["dataset"])
     return {key.rstrip("."): value for key, value in sorted(found.items())}
 
 
@@ -187,11 +184,11 @@ def load(path: Path) -> Results:
     Raises:
         BadRun: the file cannot be read.
     """
-    results: Results = parse(path, json.loads)
+    results: Results = parse(path, lambda text: renamed_keys(json.loads(text)))
     groups = results.pop("groups", {})  # files of classification have none
     for record in results["runs"]:
         record["config"] = {**results["config"], **record["config"]}
-        record["headline"] = results["headline"]
+        record["primary_metric"] = results["primary_metric"]
         if record["items"]["digest"] in groups:
             record["items"]["group"] = groups[record["items"]["digest"]]
     return with_defaults(results)
@@ -219,7 +216,7 @@ def merge(name: str, old: Iterable[Record], new: Iterable[Record]) -> Results:
     return {
         "name": name,
         "task": first["config"]["task"],
-        "headline": first["headline"],
+        "primary_metric": first["primary_metric"],
         "runs": [records[key] for key in sorted(records)],
     }
 
@@ -233,11 +230,11 @@ def save(results: Results, path: Path) -> None:
     ]
     groups = {}
     for record in runs:
-        del record["headline"]
+        del record["primary_metric"]
         items = record["items"] = dict(record["items"])
         if "group" in items:
             groups[items["digest"]] = items.pop("group")
-    head = {key: results[key] for key in ("name", "task", "headline")} | ({"groups": groups} if groups else {})
+    head = {key: results[key] for key in ("name", "task", "primary_metric")} | ({"groups": groups} if groups else {})
     write_atomically(path, "\n".join(dump({**head, "config": shared, "runs": runs}, depth=3)) + "\n")
 
 

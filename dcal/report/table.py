@@ -38,7 +38,7 @@ class Spec:
     show: list[str] = field(default_factory=list)
     """Further configuration keys to print."""
     columns: list[str] | None = None
-    """Metrics; the first gets the interval and the comparison. None: the headline."""
+    """Metrics; the first gets the interval and the comparison. None: the primary metric."""
     against: dict[str, Any] = field(default_factory=dict)
     """A row is compared with the row that has these values instead of its own."""
     primary: list[str] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Row(NamedTuple):
     """Against its reference; None for a reference itself."""
 
     @property
-    def headline(self) -> float:
+    def primary(self) -> float:
         return mean(next(iter(self.values.values())))
 
 
@@ -136,6 +136,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     ]
     if not records:
         return Table(spec, [])
+    records = with_shared_ids(records)
     by = differing(records) if spec.by is None else spec.by
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -145,7 +146,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     for label in labels:
         groups[label].sort(key=lambda record: int(record["seed"]))
         check_row(spec, label, groups[label])
-    columns = spec.columns or [records[0]["headline"]]
+    columns = spec.columns or [records[0]["primary_metric"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
     judged = {label: outcomes(groups[label], columns[0]) for label in labels}
     differences = compare(spec, by, groups, judged, columns[0])
@@ -157,16 +158,35 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
 
 
 def with_sa(record: Record) -> Record:
-    """The record with its headline as SA's, too, where the model has no GLCA: Re-ID's evaluation does not repeat it."""
+    """The record with its primary metric as that of SA, too, if there is no GLCA: Re-ID does not repeat it then."""
     if record["config"]["attention"] not in ("none", "pwca"):
         return record
-    headline = record["headline"]
+    primary_metric = record["primary_metric"]
     own = {
-        key: {f"{headline}_sa": record[key][headline], **record[key]}
+        key: {f"{primary_metric}_sa": record[key][primary_metric], **record[key]}
         for key in ("metrics", "items")
-        if headline in record[key]
+        if primary_metric in record[key]
     }
     return {**record, **own}
+
+
+def with_shared_ids(records: Sequence[Record]) -> list[Record]:
+    """The records, those of one configuration that was judged on the same items under one id.
+
+    Older versions gave a run another id for an option that decides nothing in it. Where two ids have a run of the same
+    seed, both stay.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        config = record["config"]
+        settings = {key: value for key, value in sorted(config.items()) if not is_idle(key, config)}
+        items = record["items"]
+        groups.setdefault(repr((settings, record["split"], items["digest"], items.get("images"))), []).append(record)
+    ids: dict[int, str] = {}
+    for group in groups.values():
+        if len({record["seed"] for record in group}) == len(group):
+            ids |= {id(record): min(other["cfg_id"] for other in group) for record in group}
+    return [{**record, "cfg_id": ids.get(id(record), record["cfg_id"])} for record in records]
 
 
 def matches(record: Record, where: Mapping[str, Any]) -> bool:
@@ -181,10 +201,11 @@ def differing(records: Sequence[Record]) -> list[str]:
     """Keys in which configurations differ; numbers of blocks only where `attention` does not say as much."""
     configs = [record["config"] for record in records]
     keys = sorted({key for config in configs for key in config})
-    found = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+    values = {key: [config.get(key) for config in configs if not is_idle(key, config)] for key in keys}
+    found = [key for key in keys if any(value != values[key][0] for value in values[key])]
 
     def implied(key: str) -> bool:
-        pairs = {(config["attention"], config.get(key)) for config in configs}
+        pairs = {(config["attention"], show(config.get(key))) for config in configs}
         by_attention = len(pairs) == len({attention for attention, _ in pairs})
         return key in ("attention.glca.blocks", "attention.pwca.blocks") and by_attention
 

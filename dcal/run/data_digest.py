@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,27 @@ def data_digest(catalog: Catalog) -> DataDigest:
     return DataDigest(digest.hexdigest(), folder, catalog.class_names, images)
 
 
+def joint_digest(catalogs: Mapping[str, Catalog | None]) -> DataDigest | None:
+    """The digest of several data sets: that of each, by its name.
+
+    Args:
+        catalogs: None for a set that the options of its reader describe, as they do drawn ones.
+
+    Returns:
+        None where that is so of all.
+    """
+    digests = {name: None if catalog is None else data_digest(catalog) for name, catalog in catalogs.items()}
+    known = {name: digest for name, digest in digests.items() if digest is not None}
+    if not known:
+        return None
+    return DataDigest(
+        _sha256_of({name: None if digest is None else digest.sha256 for name, digest in digests.items()}),
+        ", ".join(digest.folder for digest in known.values()),
+        [f"{name}/{one}" for name, digest in known.items() for one in digest.class_names],
+        {f"{name}/{split}": count for name, digest in known.items() for split, count in digest.images.items()},
+    )
+
+
 def judged_digest(catalog: Catalog, splits: Iterable[str]) -> str:
     """Sixteen digits that tell which images, with which labels, runs were judged on, whatever they were trained on.
 
@@ -53,6 +75,15 @@ def judged_digest(catalog: Catalog, splits: Iterable[str]) -> str:
     names = [] if "query" in catalog.splits else catalog.class_names
     judged = {split: catalog.splits[split] for split in splits}
     return data_digest(replace(catalog, splits=judged, class_names=names)).sha256[:16]
+
+
+def joint_judged_digest(catalogs: Mapping[str, Catalog], splits: Sequence[str]) -> str:
+    """`judged_digest` of runs on several data sets, by their names."""
+    return _sha256_of({name: judged_digest(catalog, splits) for name, catalog in catalogs.items()})[:16]
+
+
+def _sha256_of(digests: Mapping[str, str | None]) -> str:
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
 
 def _content(path: Path) -> bytes:

@@ -30,7 +30,7 @@ from dcal.run.files import (
 )
 from dcal.run.identity import Identity, identify
 from dcal.run.label import label
-from dcal.run.legacy import legacy_id
+from dcal.run.legacy import legacy_id, renamed_keys
 from dcal.run.lock import acquire_lock
 from dcal.run.provenance import (
     changed_conditions,
@@ -183,8 +183,8 @@ class Run:
         if self.fresh or not self.result_file.is_file():
             return None
         try:
-            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
-            result["metrics"], result["headline"]
+            result: dict[str, Any] = renamed_keys(json.loads(self.result_file.read_text(encoding="utf-8")))
+            result["metrics"], result["primary_metric"]
         except (ValueError, KeyError, TypeError):
             log.warning("%s is damaged: the run goes on from what it has kept, and writes it anew", self.result_file)
             with suppress(OSError):  # another process may have done it

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.config import Config
 from dcal.dataset.record import Catalog
-from dcal.run.data_digest import DataDigest, data_digest
+from dcal.run.data_digest import DataDigest, data_digest, joint_digest
 from dcal.run.digest import file_digest
 from dcal.utils.errors import UserError
 
@@ -47,6 +48,9 @@ NOT_IDENTITY = {
 """Keys of these nodes that only decide where data are and how fast they come."""
 ROOT = "<root>"
 """Stands for `dataset.root` in what is hashed: the same data elsewhere are the same data."""
+
+MEMBER = re.compile(r"^dataset\.members\.[^.]+\.")
+"""Beginning of the keys of a member of `dataset=joint`."""
 
 Flat = Mapping[str, Any]
 """A configuration in dotted keys, with `attention` by its name; see `attention_name`."""
@@ -132,6 +136,8 @@ def settings(config: DictConfig) -> dict[str, Any]:
     kept = copy.deepcopy(config)
     OmegaConf.set_readonly(kept, False)
     kept.dataset.root = ROOT
+    if kept.dataset.members is not None:
+        kept.dataset.members = {name: _placeless(member) for name, member in kept.dataset.members.items()}
     nodes = {key: kept[key] for key in IDENTITY}
     plain: dict[str, Any] = {
         key: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -144,11 +150,12 @@ def settings(config: DictConfig) -> dict[str, Any]:
     defaults = schema_defaults()
     found = {}
     for key, value in flat.items():
-        if key in ("backbone.checkpoint", "dataset.reader.root") or key.endswith("_partial_"):
+        own = MEMBER.sub("dataset.", key)  # a member's key counts as that of a single data set
+        if own in ("backbone.checkpoint", "dataset.root", "dataset.reader.root") or key.endswith("_partial_"):
             continue
-        if (key in defaults and value == defaults[key]) or is_idle(key, described):
+        if (own in defaults and value == defaults[own]) or is_idle(key, described):
             continue
-        if key.startswith("dataset.reader.") and value is None:  # not given: a reader may learn new options
+        if own.startswith("dataset.reader.") and value is None:  # not given: a reader may learn new options
             continue
         if key.endswith("_target_"):
             value = str(value).rpartition(".")[2] if str(value).startswith("dcal.") else value
@@ -227,15 +234,49 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
 
     What is wrong with the data is not said here: the run meets it again when it opens them, and has a place to note it.
     """
-    reader = config.dataset.get("reader")
-    if reader is None or str(reader.get("_target_")).rpartition(".")[2].startswith("read_synthetic_"):
-        return None, True  # drawn by the program: its options are part of the settings
-    try:
-        with quiet("dcal.dataset"):
-            catalog = instantiate(reader, _convert_="all")
-        return (data_digest(catalog), True) if isinstance(catalog, Catalog) else (None, False)
-    except Exception:  # a reader may be the user's own, and raise anything
-        return None, False
+    members = config.dataset.members
+    readers = {"": config.dataset.get("reader")} if members is None else {n: m.reader for n, m in members.items()}
+    catalogs: dict[str, Catalog | None] = {}
+    for name, reader in readers.items():
+        if reader is None or reader_name(reader).startswith("synthetic_"):
+            catalogs[name] = None  # drawn by the program: its options are part of the settings
+            continue
+        try:
+            with quiet("dcal.dataset"):
+                catalog = instantiate(reader, _convert_="all", _partial_=False)
+        except Exception:  # a reader may be the user's own, and raise anything
+            return None, False
+        if not isinstance(catalog, Catalog):
+            return None, False
+        catalogs[name] = catalog
+    if members is not None:
+        return joint_digest(catalogs), True
+    (only,) = catalogs.values()
+    return None if only is None else data_digest(only), True
+
+
+def reader_name(reader: Mapping[str, Any] | None) -> str:
+    """The name of a data set by the node of its reader: `market1501` of `read_market1501`; empty without one."""
+    return str((reader or {}).get("_target_", "")).rpartition(".")[2].removeprefix("read_")
+
+
+def dataset_name(dataset: Mapping[str, Any]) -> str:
+    """The name of the data set of a configuration; of several the names of the members, joined by +."""
+    return "+".join(sorted(dataset.get("members") or ())) or reader_name(dataset.get("reader"))
+
+
+def dataset_name_of(settings: Mapping[str, Any]) -> str:
+    """The same by the settings that `identity.json` keeps."""
+    targets = {key: value for key, value in settings.items() if key.endswith(".reader._target_")}
+    members = {key.split(".")[2]: None for key in targets if MEMBER.match(key)}
+    return dataset_name({"members": members, "reader": {"_target_": targets.get("dataset.reader._target_", "")}})
+
+
+def _placeless(member: Mapping[str, Any]) -> dict[str, Any]:
+    """A member of a joint data set with `ROOT` wherever its folder is named: in the values that referred to it."""
+    root = member["root"]
+    reader = {key: ROOT if root is not None and value == root else value for key, value in member["reader"].items()}
+    return {**member, "root": ROOT, "reader": reader}
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, flatten
+from dcal.run.identity import IDENTITY, MEMBER, NOT_IDENTITY, attention_name, dataset_name, flatten
 
 GROUPS = ("attention", "backbone", "dataset", "task", "optimizer")
 FILES = ("experiment", "variant", "ablation")
@@ -24,10 +24,9 @@ def choices(config: DictConfig) -> dict[str, str]:
     """
     known = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     found = {group: str(known[group]) for group in (*FILES, *GROUPS) if known.get(group) not in (None, "null")}
-    reader = str((config.dataset.get("reader") or {}).get("_target_", "")).rpartition(".")[2].removeprefix("read_")
     built = {
         "backbone": str(config.backbone.name),
-        "dataset": reader or "dataset",
+        "dataset": dataset_name(config.dataset) or "dataset",
         "task": str(config.task._target_).rpartition(".")[2].lower(),
         "optimizer": str(config.optimizer.opt),
     }
@@ -57,6 +56,7 @@ def typed_keys() -> list[str]:
 
 def decides(key: str) -> bool:
     """Whether a dotted key decides the numbers of a run, and has a value that fits into a name."""
+    key = MEMBER.sub("dataset.", key)
     node, _, rest = key.partition(".")
     return node in IDENTITY and bool(rest) and rest not in NOT_IDENTITY.get(node, ()) and key not in ELSEWHERE
 

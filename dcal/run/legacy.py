@@ -1,4 +1,4 @@
-"""Runs made before 28 November 2026: how their id was computed, and where their `_target_`s have moved.
+"""Runs made before 28 November 2026: how their id was computed, and what has another name today.
 
 Their id hashed whole nodes of the configuration, dotted targets included, the file name of `backbone.checkpoint`, and
 nothing of the data. Such a directory is still found, returned, resumed and opened.
@@ -28,6 +28,9 @@ MOVED = {
     "dcal.dataset.synthetic_people.": "dcal.dataset.synthetic.people.",
 }
 """Beginning of an old `_target_` → what has replaced it."""
+
+RENAMED = {"headline": "primary_metric"}
+"""Key of a result or of a file of records → its name today."""
 
 # What follows is as it was then, and not taken from `dcal.run.identity`: a change there must change no older id.
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
@@ -101,6 +104,13 @@ def move_targets(config: Any) -> DictConfig:
     """The configuration of an older run with its `_target_`s where they are today; interpolations stay."""
     moved = _with_targets(OmegaConf.to_container(config, resolve=False), MOVED)
     return OmegaConf.create(moved)
+
+
+def renamed_keys(content: Any) -> Any:
+    """What a result or a file of records holds, by the names that its keys have today."""
+    if not isinstance(content, dict):
+        return content
+    return {RENAMED.get(key, key): value for key, value in content.items()}
 
 
 def _with_targets(node: Any, moved: Mapping[str, str]) -> Any:

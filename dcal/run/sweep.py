@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
     status: str
     """finished, finished before, interrupted or failed."""
-    headline: str = ""
+    primary_metric: str = ""
     """Name of the metric that `value` is of."""
     value: float = math.nan
     error: str = ""
@@ -120,7 +120,7 @@ def planned(config: DictConfig) -> int | None:
 
 
 def table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
-    """One line per point (the overrides in which points differ, headline, status, directory), errors, means, the sum.
+    """One line per point (its overrides, primary metric, status, directory), errors, means over seeds, the sum.
 
     Args:
         notes: of the points that were begun.
@@ -128,7 +128,7 @@ def table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
     """
     common = set.intersection(*(set(note["overrides"]) for note in notes)) if len(notes) > 1 else set()
     names = [[word for word in note["overrides"] if word not in common] for note in notes]
-    values = ["-" if math.isnan(note["value"]) else f"{note['headline']} {note['value']:.4f}" for note in notes]
+    values = ["-" if math.isnan(note["value"]) else f"{note['primary_metric']} {note['value']:.4f}" for note in notes]
     rows = [
         (" ".join(name) or "-", value, note["status"]) for name, value, note in zip(names, values, notes, strict=True)
     ]
@@ -159,11 +159,11 @@ def means(names: Sequence[Sequence[str]], notes: Sequence[dict[str, Any]]) -> li
     if not any(len(found) > 1 for found in values.values()):
         return []
     width = max(map(len, values))
-    headline = next((note["headline"] for note in notes if note["headline"]), "")
+    primary_metric = next((note["primary_metric"] for note in notes if note["primary_metric"]), "")
     lines = ["over seeds:"]
     for point, every in values.items():
         known = [value for value in every if not math.isnan(value)]
-        mean = f"{headline} {statistics.fmean(known):.4f}" if known else "-"
+        mean = f"{primary_metric} {statistics.fmean(known):.4f}" if known else "-"
         spread = f", standard deviation {statistics.stdev(known):.4f}" if len(known) > 1 else ""
         lines.append(f"{point:<{width}}  {mean}{spread}, {len(known)} of {len(every)} seeds".lstrip())
     return lines

@@ -1,1 +1,1 @@
-"""What is learned and how it is judged: the loss of a batch, the evaluation, the headline metric."""
+"""What is learned and how it is judged: the loss of a batch, the evaluation, the primary metric."""

@@ -44,7 +44,7 @@ class FGVC(TaskOptions):
     """
 
     name: ClassVar = "fgvc"
-    headline: ClassVar = "top1"
+    primary_metric: ClassVar = "top1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,7 +59,7 @@ class FGVC(TaskOptions):
         """The splits of the data set that an evaluation of `split` reads."""
         return (split,)
 
-    def evaluate(
+    def evaluate_one(
         self,
         model: DCAL,
         data: Data,

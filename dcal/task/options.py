@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dcal.dataset.data import Data
+from dcal.model import DCAL
+from dcal.task.evaluation import Evaluation
 from dcal.task.inference import BRANCHES
+from dcal.task.joint import pool
 from dcal.task.objective import Objective
+from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 
 
@@ -45,6 +50,53 @@ class TaskOptions:
             raise UserError(f"task.instances={self.instances}: must be at least 1")
         if self.triplet["weight"] and self.instances < 2:
             raise UserError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
+
+    def splits(self, split: str) -> tuple[str, ...]:
+        """The splits of the data set that an evaluation of `split` reads."""
+        raise NotImplementedError
+
+    def evaluate_one(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
+    ) -> Evaluation:
+        """The evaluation of a single data set, which a task defines; arguments as of `evaluate`."""
+        raise NotImplementedError
+
+    def evaluate(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        batch_size: int,
+        workers: int,
+        device: Device,
+        reliability: bool = False,
+    ) -> Evaluation:
+        """Metrics and items of a split; of joint data those of each member, and of all, see `dcal.task.joint`.
+
+        Args:
+            split: `test` or `val`.
+            batch_size, workers: see `Data.eval_loader`.
+            reliability: find out how far the answers can be relied on, too.
+
+        Raises:
+            UserError: reliability was asked of joint data.
+        """
+        if not data.members:
+            return self.evaluate_one(model, data, split, batch_size, workers, device, reliability)
+        if reliability:
+            raise UserError("reliability: is found on one data set; choose one with member=NAME")
+        found = {
+            name: self.evaluate_one(model, member, split, batch_size, workers, device)
+            for name, member in data.members.items()
+        }
+        return pool(data, found, self.splits(split))
 
     def objective(self, branches: Sequence[str]) -> Objective:
         """The loss of a training batch for a model with these branches."""

@@ -53,7 +53,7 @@ class ReID(TaskOptions):
     """
 
     name: ClassVar = "reid"
-    headline: ClassVar = "mAP"
+    primary_metric: ClassVar = "mAP"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +67,7 @@ class ReID(TaskOptions):
         prefix = "" if split == "test" else f"{split}_"
         return f"{prefix}query", f"{prefix}gallery"
 
-    def evaluate(
+    def evaluate_one(
         self,
         model: DCAL,
         data: Data,

@@ -23,7 +23,7 @@ from torch import Tensor
 from dcal.distributed.env import rank_zero_only
 from dcal.run.digest import sha256
 from dcal.run.files import atomic_write, explain_write_errors, fsync
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 KEEP = 2
@@ -141,7 +141,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def unreadable(path: Path, error: Exception) -> UnreadableCheckpoint:
     """The error for a checkpoint that may be whole, and is kept."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return UnreadableCheckpoint(
         f"checkpoint {path} cannot be read ({reason}): nothing was changed. Repeat the command once it can be; only if "
         "it never can, delete that folder, and the run goes on from the one before"

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from dcal.dataset.fingerprint import describe
 from dcal.distributed.env import rank_zero_only, world_size
 from dcal.run.directory import Run
 from dcal.run.label import choices, label
@@ -53,8 +52,8 @@ def describe_run(state: TrainState, run: Run, tracker: Any) -> dict[str, str]:
         "run": f"{config.name}  {run.cfg_id}  seed {run.seed}: {label(config)}",
         "directory": str(run.directory),
         "device": f"{hardware(state.device.torch)}, torch uses {torch.get_num_threads()}; {cfg.precision}",
-        "data": describe(state.data.source, state.data.root),
-        **({} if catalog is state.data.source else {"used": f"{used} images"}),
+        "data": state.data.describe(),
+        **({} if catalog is state.data.source and not state.data.members else {"used": f"{used} images"}),
         "model": f"{config.backbone.name} at {height}×{width}, attention {choices(config)['attention']}, "
         f"{total / 1e6:.1f} M parameters, {learning / 1e6:.1f} M learn",
         "weights": weights_origin(config.backbone),

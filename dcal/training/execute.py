@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.distributed.collectives import all_gather_object, init_distributed
 from dcal.distributed.env import module_command, rank_zero_only
 from dcal.distributed.launcher import ProcessFailed, errors_to_agent, launch, to_be_started
-from dcal.run.data_digest import judged_digest
+from dcal.run.data_digest import joint_judged_digest, judged_digest
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
 from dcal.run.progress import bars
-from dcal.run.summary import summary
+from dcal.run.result import summary
 from dcal.training.build import build, side_sizes
 from dcal.training.checkpoint import remove_checkpoints
 from dcal.training.describe import announce, facts, hardware
@@ -89,9 +89,9 @@ def train(run: Run) -> dict[str, Any]:
                 )
             result = run.prepare_result(
                 evaluation.metrics,
-                headline=state.task.headline,
+                primary_metric=state.task.primary_metric,
                 split=state.validation,
-                judged=judged_digest(state.data.catalog, state.task.splits(state.validation)),
+                judged=judged(state),
                 device=device,
                 **facts(state),
             )
@@ -102,6 +102,14 @@ def train(run: Run) -> dict[str, Any]:
         run.finish()
     rank_zero_only(print)(summary(result, run))
     return result
+
+
+def judged(state: TrainState) -> str:
+    """Tells which images the run is judged on."""
+    splits, members = state.task.splits(state.validation), state.data.members
+    if members:
+        return joint_judged_digest({name: member.catalog for name, member in members.items()}, splits)
+    return judged_digest(state.data.catalog, splits)
 
 
 def write_card(directory: Path, state: TrainState) -> None:

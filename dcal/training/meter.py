@@ -131,13 +131,13 @@ class Meter:
         self.sums, self.counts, self.images, self.epoch_seconds = {}, {}, 0, 0.0
         return values
 
-    def report(self, values: Mapping[str, float], headline: str) -> None:
+    def report(self, values: Mapping[str, float], primary_metric: str) -> None:
         """One line per epoch.
 
         Args:
-            headline: of `values`, the one that tells how good the model is: `test/top1`.
+            primary_metric: of `values`, the one that tells how good the model is: `test/top1`.
         """
-        judged = f"  {headline} {values[headline]:.4f}" if headline in values else ""
+        judged = f"  {primary_metric} {values[primary_metric]:.4f}" if primary_metric in values else ""
         left = (self.cfg.epochs - values["epoch"]) * (time.monotonic() - self.epoch_started)
         say(
             f"epoch {int(values['epoch'])}/{self.cfg.epochs}  loss {values['train/loss']:.3f}{judged}  "

@@ -29,7 +29,7 @@ class Task(Protocol):
     """What the loop and the build need of a task."""
 
     name: str
-    headline: str
+    primary_metric: str
     bnneck: bool
     instances: int
     mixup: float

@@ -63,7 +63,7 @@ def fit(state: TrainState, run: Run, tracker: Any) -> Evaluation:
                 keep_best(state, run, at, evaluation)
             run.log(values)
             log_epoch(run, tracker, values)
-            meter.report(values, f"{state.validation}/{state.task.headline}")
+            meter.report(values, f"{state.validation}/{state.task.primary_metric}")
             # the end of training: a result that could not be written is written from this checkpoint
             if at.epoch == cfg.epochs or all_reduce_max(meter.checkpoint_due())[0]:
                 save(state, run, at, meter)
@@ -109,8 +109,8 @@ def weights_and_rates(state: TrainState) -> dict[str, float]:
 
 def keep_best(state: TrainState, run: Run, at: Progress, evaluation: Evaluation) -> None:
     """Keeps the best weights by the validation split. Without one there is none to keep: never by the test split."""
-    headline = evaluation.metrics[state.task.headline]
-    if state.validation == "val" and headline > at.best:
-        at.best = headline
+    primary_metric = evaluation.metrics[state.task.primary_metric]
+    if state.validation == "val" and primary_metric > at.best:
+        at.best = primary_metric
         weights = state.assemble_eval_model().state_dict()
         save_weights(run.directory / "best.safetensors", weights, {"epoch": str(at.epoch)})

@@ -94,8 +94,8 @@ def summarize(run: Run, tracked: Any, result: Mapping[str, Any]) -> None:
     lines = run.metrics()
     constant = {key: value for key, value in lines[-1].items() if key not in curves(run, lines[-1])}
     tracked.summary.update({**constant, **took, **result["metrics"]})
-    headline = f"val/{result['headline']}"
-    judged = [line for line in lines if headline in line]
+    primary_metric = f"val/{result['primary_metric']}"
+    judged = [line for line in lines if primary_metric in line]
     if judged:
-        best = max(judged, key=lambda line: float(line[headline]))
-        tracked.summary.update({f"best/{result['headline']}": best[headline], "best/epoch": best["epoch"]})
+        best = max(judged, key=lambda line: float(line[primary_metric]))
+        tracked.summary.update({f"best/{result['primary_metric']}": best[primary_metric], "best/epoch": best["epoch"]})

@@ -29,7 +29,7 @@ from dcal.training.wandb_content import (
     summarize,
     tags,
 )
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, choose, first_line
 from dcal.utils.signals import Interrupted
 
 # wandb takes a second to import: inside the functions that need it, for a finished run is looked up without
@@ -137,7 +137,7 @@ def _online(run: Run, job_type: str) -> Any:
         try:
             return _init(run, "online", job_type)
         except wandb.errors.CommError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             wandb.teardown()
             deleted = "deleted" in str(error)
             if not deleted or attempt == 2 or _agent_run() is not None:
@@ -187,7 +187,7 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
         login = "; `wandb login` first, or set wandb.mode=offline" if mode == "online" else ""
-        raise UserError(f"wandb.mode={mode}: {str(error).splitlines()[0]}{login}") from None
+        raise UserError(f"wandb.mode={mode}: {first_line(error)}{login}") from None
 
 
 def _id(run: Run) -> str:

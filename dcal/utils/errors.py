@@ -46,3 +46,8 @@ def nearest(word: str, options: Sequence[str]) -> str:
     if near:
         return f"did you mean {' or '.join(lower[name] for name in near)}? (one of {', '.join(options)})"
     return f"choose one of {', '.join(options)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -49,12 +49,17 @@ def ensure_home() -> None:
 
 
 def tidy_wandb_environment() -> None:
-    """Makes of W&B's variables what the configuration takes: an empty one is none, and W&B has two names for a mode."""
+    """Makes of W&B's variables what the configuration takes: an empty one is none, and W&B has two names for a mode.
+
+    `WANDB_DISABLED=true` (also 1, yes, on) is `WANDB_MODE=disabled`, as for the integrations that know that variable.
+    """
     for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY"):
         if os.environ.get(name) == "":
             del os.environ[name]
     mode = os.environ.get("WANDB_MODE")
-    if mode in ("dryrun", "run"):
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        os.environ["WANDB_MODE"] = "disabled"
+    elif mode in ("dryrun", "run"):
         os.environ["WANDB_MODE"] = {"dryrun": "offline", "run": "online"}[mode]
 
 

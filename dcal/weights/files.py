@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 from dcal.weights.torchscript import is_torchscript, read_torchscript
 
 SUFFIXES = ".safetensors, .pth, .pt, .bin or .npz"
@@ -59,11 +59,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"backbone.checkpoint={path} holds no weights: give a file of named tensors")
     return tensors
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _read(path: Path) -> Any:

@@ -22,8 +22,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from dcal.utils.errors import UserError
-from dcal.weights.files import CheckpointError, first_line, read_tensors
+from dcal.utils.errors import UserError, first_line
+from dcal.weights.files import CheckpointError, read_tensors
 from dcal.weights.layouts import CLIP, Found, State, find_backbone
 
 log = logging.getLogger(__name__)

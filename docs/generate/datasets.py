@@ -34,7 +34,42 @@ KINDS = {
     "Persons and vehicles": "market1501 msmt17 dukemtmc occluded_duke veri vehicleid",
     "Your own images": "image_folder csv identity_folder identity_csv metadata",
     "Drawn by the program": "synthetic_birds synthetic_people",
+    "Several in one run": "joint",
 }
+JOINT = """\
+```console
+$ dcal-train dataset=joint task=reid dataset.members.market1501.root=MARKET dataset.members.msmt17.root=MSMT17 \\
+    dataset.members.msmt17.val_ids=100 dataset.members.market1501.val_ids=100 dataset.batches=balanced
+```
+
+A person, a class or a camera of one member is never one of another, whatever its name; classes are called
+`market1501/0002`. `dataset.batches=proportional` draws every training image once an epoch, so that a large member comes
+more often; `balanced` takes as many identities (or images) of each member into every batch, for which a small one is
+gone through several times and a large one in part, in as many batches. Which images make up a batch depends neither on
+workers nor on processes, and an interrupted run continues in the same batch.
+
+Each member is judged by itself: its queries are searched for in its own gallery; a classifier chooses among the classes
+of all. `market1501/mAP` is the figure of a member. `mAP` (or `top1`) without a name, by which the best weights are kept
+and runs are compared, is the mean over the queries (images) of all members, of which intervals and paired tests are,
+too; a large member counts for more in it. The id of the run counts what it would count of each member alone.
+
+`dcal-evaluate run=DIR` gives the figures of all members, `member=market1501` those of one, with `reliability=true` if
+asked; `dcal-calibrate` needs `member=`, since a threshold is for images like those it was found on. Where a member has
+moved: `dataset.members.market1501.root=FOLDER`. `datasets=[...]` evaluates on other sets, as for any run. In an
+experiment's file:
+
+```yaml
+defaults:
+  - override /dataset: joint
+dataset:
+  image_size: [256, 128]
+  members:
+    market1501: {root: /data/Market-1501-v15.09.15}
+    msmt17: {root: /data/MSMT17_V2, reader: {version: V2}}
+```
+
+A warning counts test images of one member that another one trains on, as DukeMTMC-reID and Occluded-Duke share images.
+"""
 INTRODUCTION = f"""\
 # Data sets
 
@@ -116,6 +151,8 @@ def counts(name: str) -> list[str]:
 def section(name: str) -> str:
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         config = compose(f"dataset/{name}").dataset
+    if "image_size" not in config:  # those of its members
+        return "\n".join([f"### {name}", "", *(f"{paragraph}\n" for paragraph in head(name)), JOINT])
     sizes = f"Sizes: `image_size={config.image_size}`, `resize={config.resize}`; "
     augment = ", ".join(f"`{key}={value}`" for key, value in config.augment.items())
     paragraphs = [

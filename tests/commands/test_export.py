@@ -15,7 +15,8 @@ from run_command import refused, run_command
 from torch import Tensor
 
 import dcal
-from dcal.inference.export_graph import SAVERS, Graph, compare, parts
+from dcal.inference.export_formats import FORMATS, Format
+from dcal.inference.export_graph import Graph, compare, parts
 from dcal.inference.images import open_data
 from dcal.inference.pretrained import of_run
 from dcal.inference.restore import restore
@@ -123,7 +124,7 @@ def test_cameras_are_an_input(tmp_path: Path) -> None:
     torch.nn.init.normal_(model.get_parameter("side"))
     graph = Graph(model)
     images, side = torch.rand(3, 3, 56, 28), torch.tensor([0, 3, 5])
-    runner = SAVERS["torch_export"](graph, tmp_path)
+    runner = FORMATS["torch_export"].save(graph, tmp_path)
     assert compare(graph, runner, [(images, side), (images[:1], side[:1])]).differences["embedding"] < 1e-6
     assert not torch.equal(runner(images, side)[0], runner(images, side.flip(0))[0])
     with pytest.raises(UserError, match="embeds cameras"):
@@ -184,7 +185,7 @@ def test_what_differs_does_not_appear(fgvc_run: Path, tmp_path: Path, capfd: pyt
     assert (parity.images, parity.batch_sizes, parity.same_top1) == (3, [2, 1], 3)
     assert parity.differences == {"probabilities": pytest.approx(0.25), "logits_sa": 0.0, "logits_glca": 0.0}
 
-    with mock.patch.dict(SAVERS, safetensors=broken):
+    with mock.patch.dict(FORMATS, safetensors=Format(broken)):
         words = [f"run={fgvc_run}", "format=safetensors", f"out={tmp_path / 'never'}"]
         assert "differs from PyTorch by more than tolerance=0.0001" in refused("export", *words, capfd=capfd)
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +202,7 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
     def told(*words: str) -> str:
         return refused("export", f"run={fgvc_run}", *words, capfd=capfd)
 
-    assert "choose one of onnx, torch_export" in told("format=tflite")
+    assert "choose one of onnx, onnx_int8" in told("format=tflite")
     assert "under format=hub only" in told("format=onnx", "repo=me/birds")
     assert "no split 'val'" in told("format=safetensors", "split=val", f"out={tmp_path / 'x'}")
     assert "dataset.root=B: has no effect on noise" in told("format=safetensors", "dataset.root=B")

@@ -105,7 +105,7 @@ def test_version_is_that_of_dcal(capsys: pytest.CaptureFixture[str]) -> None:
         (["~attention"], "attention=none"),
         (["~wandb"], "wandb.mode=disabled"),
         (["-m", "dataset.image_size=64,96"], "needs dataset.resize, too"),
-        (["train.epochs=many"], "train.epochs=many"),
+        (["train.epochs=many"], "error: train.epochs=many: Value 'many' of type 'str' could not be converted to Int"),
         (["dataset.image_size=[a,b]"], "dataset.image_size"),
         (["train.epochs=[1"], "train.epochs=[1: this is no key=value"),
     ],
@@ -114,6 +114,16 @@ def test_what_cannot_be_meant_is_one_sentence(words: list[str], said: str, capfd
     told = refused("train", *words, capfd=capfd)
     assert said in told
     assert told.startswith("error: ") and told.count("\n") == 1
+
+
+def test_an_experiment_file_without_its_first_line_is_explained(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("train:\n  epochs: 1\n", encoding="utf-8")
+    said = refused("train", "--config-dir", str(tmp_path), "experiment=mine", capfd=capfd)
+    assert said.startswith("error: In 'experiment/mine'") and said.count("\n") == 1
+    assert said.endswith(": the first line of such a file must be: # @package _global_\n") and "::" not in said
 
 
 @pytest.mark.parametrize("word", ["run=null", "images=null", "weights=null", "root=null"])

@@ -59,7 +59,7 @@ def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: 
         "name": name,
         "cfg_id": f"id-{attention}",
         "seed": seed,
-        "headline": "top1",
+        "primary_metric": "top1",
     }
     result |= {"metrics": {"top1": 1 - wrong / ITEMS, "nll": 0.5}, "split": "test"}
     result |= {"git": {"commit": "0123456789abcdef", "dirty": False}, "device": "2 CPU cores"}
@@ -159,7 +159,7 @@ def test_an_epoch_without_a_speed_counts_with_the_usual_one(tmp_path: Path) -> N
 def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     folder = write_run(tmp_path, 0, 0)
     result = json.loads((folder / "result.json").read_text())
-    result |= {"headline": "mAP", "metrics": {"mAP": 0.625, "rank1": 0.5, "mAP_sa": 0.5}}
+    result |= {"primary_metric": "mAP", "metrics": {"mAP": 0.625, "rank1": 0.5, "mAP_sa": 0.5}}
     (folder / "result.json").write_text(json.dumps(result))
     np.savez(
         folder / "items.npz",
@@ -188,7 +188,7 @@ def write_queries(root: Path, attention: str, values: np.ndarray, labels: np.nda
     config = (folder / "config_resolved.yaml").read_text().replace("fgvc.FGVC", "reid.ReID")
     (folder / "config_resolved.yaml").write_text(config)
     metrics = {"mAP": float(values.mean()), "rank1": 0.0}
-    result = json.loads((folder / "result.json").read_text()) | {"headline": "mAP", "metrics": metrics}
+    result = json.loads((folder / "result.json").read_text()) | {"primary_metric": "mAP", "metrics": metrics}
     (folder / "result.json").write_text(json.dumps(result))
     every = {"index": np.arange(len(values)), "label": labels, "valid": np.ones(len(values), dtype=bool)}
     every["name"] = np.array([f"query/{number}.jpg" for number in every["index"]])
@@ -244,7 +244,9 @@ def test_only_declared_comparisons_have_a_verdict_of_their_own(tmp_path: Path) -
 def test_a_run_in_which_no_query_has_a_match_gets_a_row_without_interval(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "runs", 0, 0)
     result = json.loads((folder / "result.json").read_text())
-    (folder / "result.json").write_text(json.dumps(result | {"headline": "mAP", "metrics": {"mAP": 0.0, "rank1": 0.0}}))
+    (folder / "result.json").write_text(
+        json.dumps(result | {"primary_metric": "mAP", "metrics": {"mAP": 0.0, "rank1": 0.0}})
+    )
     nothing = {"average_precision": np.zeros(3), "first_rank": np.zeros(3), "valid": np.zeros(3, dtype=bool)}
     np.savez(folder / "items.npz", index=np.arange(3), label=np.zeros(3), **nothing)
     tabulate(configure(tmp_path))
@@ -400,8 +402,13 @@ def test_options_of_a_branch_that_is_off_are_no_part_of_a_label(attention: str, 
 
 
 @pytest.mark.parametrize(("attention", "metrics"), [("none", {"mAP": 0.5, "mAP_sa": 0.5}), ("dcal", {"mAP": 0.5})])
-def test_where_sa_is_alone_its_figures_are_the_headline(attention: str, metrics: dict[str, float]) -> None:
-    record = {"config": {"attention": attention}, "headline": "mAP", "metrics": {"mAP": 0.5}, "items": {"count": 0}}
+def test_where_sa_is_alone_its_figures_are_the_primary_metric(attention: str, metrics: dict[str, float]) -> None:
+    record = {
+        "config": {"attention": attention},
+        "primary_metric": "mAP",
+        "metrics": {"mAP": 0.5},
+        "items": {"count": 0},
+    }
     assert with_sa(record) == {**record, "metrics": metrics}
 
 
@@ -429,6 +436,21 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     assert (folder / "README.md").read_text() == before
     assert "| dcal, 0.5 |" in told.out and "| none |" in told.out
     assert (folder / "html" / "fgvc-birds.html").is_file()
+
+
+def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = runs.parent
+    for result in runs.rglob("result.json"):
+        found = json.loads(result.read_text())
+        found["metrics"]["images"] = ITEMS
+        result.write_text(json.dumps(found))
+    entry = {"runs": "fgvc-birds", "by": ["attention"], "columns": ["nll", "images", "top1"]}
+    config = configure(folder)
+    (folder / "tables.yaml").write_text(OmegaConf.to_yaml({"birds": entry}))
+    tabulate(config)
+    assert "| none | 0.500 ± 0.000 | – | 40 ± 0 | 79.17 ± 1.44 | 3 |" in capsys.readouterr().out
+    html = (folder / "html" / "birds.html").read_text()
+    assert "<td>0.500</td><td>40</td>" in html and "<td>50.00</td>" not in html
 
 
 def test_an_axis_shows_all_seeds_and_cuts_a_long_interval() -> None:

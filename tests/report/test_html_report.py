@@ -121,7 +121,7 @@ def as_reid(folder: Path, cameras: bool = True) -> Path:
     items |= {"camera": np.array([0, 0, 0, 4, 4, 4])} if cameras else {}
     np.savez(folder / "items.npz", **items)
     result = json.loads((folder / "result.json").read_text())
-    result |= {"headline": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
+    result |= {"primary_metric": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
     (folder / "result.json").write_text(json.dumps(result))
     parts, numbers = ["query", "query", "gallery", "gallery"], [0, 5, 7, 8]
     jpeg = encode(np.full((64, 32, 3), 90, dtype=np.uint8))
@@ -166,6 +166,52 @@ def test_without_a_plain_run_the_best_is_the_reference(tmp_path: Path) -> None:
     assert [(v.label, v.is_reference) for v in experiment.variants] == [("0.1", True), ("0.5", False)]
     said = verdict(experiment)
     assert said.head == "Best of 2: 0.1" and any("flattered" in line for line in said.details)
+
+
+def with_settings(folder: Path, cfg_id: str, key: str, value: Any) -> Path:
+    """Makes a run one of another configuration; without a value the run is from before the key existed."""
+    config = OmegaConf.load(folder / "config_resolved.yaml")
+    node, _, name = key.rpartition(".")
+    if value is None:
+        del OmegaConf.select(config, node)[name]
+    else:
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, folder / "config_resolved.yaml")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"cfg_id": cfg_id}))
+    return folder
+
+
+def test_of_configurations_that_are_alike_none_is_called_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path, 0, 4, "none")
+    write_run(tmp_path, 0, 4)
+    html = page(tmp_path)
+    assert "all 2 alike: none; dcal" in html and "best of" not in html
+    other = with_settings(write_run(tmp_path / "other", 0, 6), "id-half", "attention.glca.top_ratio", 0.5)
+    other.parent.rename(other.parent.with_name("id-half"))
+    assert "best of 3: none; dcal, 0.1" in page(tmp_path)
+
+
+def test_runs_may_lack_a_key_that_others_have(tmp_path: Path) -> None:
+    """As runs from before the key existed do, beside runs of today."""
+    write_run(tmp_path, 0, 4)
+    older = with_settings(write_run(tmp_path / "older", 0, 6), "id-older", "dataset.image_size", None)
+    older.parent.rename(older.parent.with_name("id-older"))
+    assert "best of 2: 224×224" in page(tmp_path)
+
+
+def test_an_option_that_decides_nothing_makes_no_second_plain_vit(tmp_path: Path) -> None:
+    """`attention.glca.top_ratio` of a run without GLCA: runs of older versions are of two ids for it."""
+    write_run(tmp_path, 0, 8, "none")
+    other = with_settings(write_run(tmp_path / "other", 1, 9, "none"), "id-idle", "attention.glca.top_ratio", 0.5)
+    other.parent.rename(other.parent.with_name("id-idle"))
+    write_run(tmp_path, 0, 4)
+    (experiment,) = experiments(read_folder(tmp_path))
+    assert [(v.label, len(v.runs), v.is_reference) for v in experiment.variants] == [
+        ("none", 2, True),
+        ("dcal", 1, False),
+    ]
+    assert experiment.variants[1].row.difference is not None
 
 
 def judge_branches(folder: Path, wrong_sa: int, wrong_glca: int) -> None:

@@ -103,7 +103,7 @@ def test_ten_thousand_runs_are_listed_in_ten_seconds(tmp_path: Path) -> None:
         for name in ("config_resolved.yaml", "run.lock", "metrics.jsonl"):
             (run / name).touch()
         if number % 4:
-            (run / "result.json").write_text(json.dumps({"headline": "top1", "metrics": {"top1": 0.5}}))
+            (run / "result.json").write_text(json.dumps({"primary_metric": "top1", "metrics": {"top1": 0.5}}))
     start = time.process_time()
     grid = listing(tmp_path, sort="metric")
     seconds = time.process_time() - start

@@ -172,6 +172,43 @@ def test_runs_go_several_at_a_time_in_order_and_a_failure_stops_no_other(
     assert fake.started == ["few both seed 3"]  # what is done is not repeated, what failed is
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["before the run is held", "in the run"])
+def test_a_failed_start_is_shown_as_failed_with_its_error_and_its_log(
+    inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What ends before it has begun leaves nothing in its directory; the list must not call it not yet begun."""
+    monkeypatch.setattr(command, "POLL_SECONDS", 0.02)
+
+    def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:
+        one.run.directory.mkdir(parents=True, exist_ok=True)
+        if inside:
+            one.run.failure_file.write_text("Traceback\ndcal.UserError: too many\n", encoding="utf-8")
+        with (one.run.directory / "queue.log").open("ab") as log:
+            return subprocess.Popen([sys.executable, "-c", "raise SystemExit('error: too many')"], stderr=log)
+
+    monkeypatch.setattr(command, "start", start)
+    words = [str(written(tmp_path)), "cells=many", f"run.root={tmp_path / 'runs'}"]
+    with pytest.raises(SystemExit) as ended:
+        run_command("queue", *words)
+    told = capfd.readouterr().out
+    assert ended.value.code == 1 and "| many | many |  |  | 4 |  |  |" in told
+    (log, *_) = sorted((tmp_path / "runs").rglob("queue.log"))
+    assert told.count(f": failed, error: too many; see {log}\n") == 2, "when it ends, and below the table"
+    run_command("queue", *words, "show=true")
+    table = capfd.readouterr().out
+    assert table in told and table == (tmp_path / "runs" / "list.md").read_text(encoding="utf-8")
+
+
+def test_a_new_attempt_forgets_the_failure_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = locate(jobs_of(read_queue(written(tmp_path)), ["few"], [f"run.root={tmp_path}"]))[0]
+    one.run.directory.mkdir(parents=True)
+    one.run.failure_file.write_text("a traceback")
+    monkeypatch.setattr(command, "module_command", lambda *words: ["-c", "print('begun')"])
+    command.start(one, 1).wait()
+    assert state_of(one.run.directory) == "not yet"
+    assert (one.run.directory / "queue.log").read_text(encoding="utf-8") == "begun\n"
+
+
 def test_a_request_to_stop_ends_the_runs_and_starts_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     queued = locate(jobs_of(read_queue(written(tmp_path)), ["few"], [f"run.root={tmp_path}"]))
     stop, started = Stop(), []

@@ -133,8 +133,14 @@ def test_who_comes_second_finds_the_run_finished(
 
 
 def test_table() -> None:
-    note = {"status": "finished", "headline": "top1", "value": 0.5, "error": "", "directory": "outputs/a"}
-    failed = {"status": "failed", "headline": "", "value": float("nan"), "error": "ValueError: no", "directory": "b"}
+    note = {"status": "finished", "primary_metric": "top1", "value": 0.5, "error": "", "directory": "outputs/a"}
+    failed = {
+        "status": "failed",
+        "primary_metric": "",
+        "value": float("nan"),
+        "error": "ValueError: no",
+        "directory": "b",
+    }
     text = table([{**note, "overrides": ["seed=0", "lr=1"]}, {**failed, "overrides": ["seed=10", "lr=1"]}])
     assert text.splitlines() == [
         "seed=0   top1 0.5000  finished  outputs/a",
@@ -147,7 +153,7 @@ def test_table() -> None:
 
 
 def test_table_averages_seeds() -> None:
-    note = {"status": "finished", "headline": "top1", "error": "", "directory": "a", "value": 0.5}
+    note = {"status": "finished", "primary_metric": "top1", "error": "", "directory": "a", "value": 0.5}
     seeds = [{**note, "value": value, "overrides": ["lr=1", f"seed={seed}"]} for seed, value in ((0, 0.4), (1, 0.6))]
     other = [{**note, "overrides": ["lr=2", "seed=0"]}]
     assert table([*seeds, *other], 4).splitlines()[3:] == [

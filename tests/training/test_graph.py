@@ -9,17 +9,26 @@ import copy
 import logging
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from emulated_graph import EmulatedGraph, emulate_cuda_graphs
 from tiny_state import BATCH, make_setup
 from torch import Tensor
 
 from dcal.optimizer import Optimization
+from dcal.training.execution import mode
 from dcal.training.execution.graph import WARM_UP, GraphStep, can_be_recorded
-from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
+from dcal.training.execution.mode import (
+    compiles,
+    execution_mode,
+    obstacle_to_recording,
+    record_steps,
+    why_nothing_compiles,
+)
 from dcal.training.parallel import load_optimizer, optimizer_state
 from dcal.training.state import TrainState
 from dcal.training.step import take_step, update
@@ -178,6 +187,8 @@ def test_a_step_that_asks_for_a_value_falls_back(
     assert [record.getMessage() for record in caplog.records] == [
         "train.compile: no graph (operation not permitted when stream is capturing), steps run kernel by kernel"
     ]
+    (generator,) = torch.cuda.default_generators
+    assert generator.resets == 1  # type: ignore[attr-defined]  # else the next drop path would fail
 
 
 def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +263,12 @@ class Words:
     ],
 )
 def test_what_cannot_be_recorded_is_named(
-    changes: dict[str, Any], device: str, processes: int, named: str | None, caplog: pytest.LogCaptureFixture
+    changes: dict[str, Any],
+    device: str,
+    processes: int,
+    named: str | None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cfg: Any = Words(**changes)
     setup = adam(make_setup())
@@ -261,6 +277,7 @@ def test_what_cannot_be_recorded_is_named(
         for group in optimizer.param_groups:
             del group["capturable"]
     setup.device.torch = torch.device(device)
+    monkeypatch.setattr(mode, "why_nothing_compiles", lambda device: None)
     obstacle = obstacle_to_recording(cfg, setup.device.torch, processes, optimizer)
     assert obstacle == named and compiles(cfg, setup.device.torch, obstacle) == (named is None)
     with caplog.at_level(logging.WARNING):
@@ -268,6 +285,28 @@ def test_what_cannot_be_recorded_is_named(
     assert (setup.graph is None) == (named is not None)
     told = [] if named is None else [f"train.compile=graph: no graph with {named}, steps run kernel by kernel"]
     assert [record.getMessage() for record in caplog.records] == told
+
+
+def test_without_a_compiler_the_default_goes_on_and_a_wish_is_refused(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mode, "why_nothing_compiles", lambda device: "no working C++ compiler")
+    cuda = torch.device("cuda")
+    with caplog.at_level(logging.WARNING):
+        assert not compiles(Words(compile="auto"), cuda, None)  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert "nothing compiles here (no working C++ compiler)" in record.getMessage()
+    for asked in ("compile", "graph"):
+        with pytest.raises(UserError, match=rf"^train\.compile={asked}: .*no working C\+\+ compiler.*compile=none"):
+            compiles(Words(compile=asked), cuda, None)  # type: ignore[arg-type]
+    assert not compiles(Words(compile="none"), cuda, None)  # type: ignore[arg-type]
+
+
+def test_whether_anything_compiles_is_found_out_by_compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # of nothing that was compiled before
+    torch.compiler.reset()
+    with torch._inductor.config.patch({"cpp.cxx": (None, "/no/such/compiler"), "fx_graph_cache": False}):
+        assert "compiler" in (why_nothing_compiles(CPU) or "")
 
 
 def test_sgd_is_recorded_only_where_its_rate_may_be_a_tensor() -> None:

@@ -42,7 +42,18 @@ def test_what_is_left_of_wandb_in_the_environment(
     monkeypatch: pytest.MonkeyPatch, given: str, read: str | None
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", given)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
     monkeypatch.setenv("WANDB_PROJECT", "")
     monkeypatch.delenv("WANDB_ENTITY", raising=False)
     tidy_wandb_environment()
     assert os.environ.get("WANDB_MODE") == read and "WANDB_PROJECT" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("true", "disabled"), ("1", "disabled"), ("False", "online"), ("", "online")]
+)
+def test_wandb_disabled_counts_before_its_mode(monkeypatch: pytest.MonkeyPatch, given: str, read: str) -> None:
+    monkeypatch.setenv("WANDB_DISABLED", given)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tidy_wandb_environment()
+    assert os.environ["WANDB_MODE"] == read

@@ -23,8 +23,8 @@ from dcal.run.identity import flatten
 from dcal.utils.errors import UserError, nearest
 from dcal.utils.paths import config_dir, experiments_dir
 
-FREE = ("hydra.", "hydra/", "dataset.reader.", "backbone.kwargs.")
-"""Keys below these belong to Hydra, a reader or a timm model, so they are not ours to list."""
+FREE = ("hydra.", "hydra/", "dataset.reader.", "dataset.members.", "backbone.kwargs.")
+"""Keys below these belong to Hydra, a reader, a member or a timm model, so they are not ours to list."""
 
 NULL_IS_NONE = frozenset({"picture", "threads"})
 """Keys of the commands other than `dcal-train` that have a default and may be null."""

@@ -18,11 +18,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from dcal.commands.words.keys import config_file, config_folders, is_override, list_keys, text_keys
+from dcal.commands.words.members import with_members
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
 TEXT = re.compile(r"[/\\=]|.\[|\.[A-Za-z]\w*(,|]|$)")
 """A path, a regular expression, a glob, a file name or `key=value`: nothing of these is Hydra's grammar."""
+
+MEMBER = re.compile(r"^dataset\.members\.[^.=]+\.?")
+"""A member of `dataset=joint`: its name is the user's, which Hydra takes with `++` alone."""
 
 WORDS = re.compile(r"[\w.+-]+(,[\w.+-]+)*")
 """One word or several, separated by commas: no quotes, no brackets, no function of Hydra's grammar."""
@@ -38,7 +42,8 @@ def prepare(arguments: Sequence[str], config_name: str) -> list[str]:
         config_name: of the command.
     """
     words = [quoted(expand_home(argument)) for argument in sorted(arguments, key=is_override)]
-    return [as_list(keep_text(word, text_keys(config_name)), list_keys(config_name)) for word in words]
+    words = [as_list(keep_text(word, text_keys(config_name)), list_keys(config_name)) for word in words]
+    return [f"++{word}" if MEMBER.match(word) else word for word in words]
 
 
 def typed_overrides() -> Iterator[tuple[str, str]]:
@@ -75,7 +80,8 @@ def keep_text(argument: str, keys: Iterable[str]) -> str:
     key, equals, value = argument.partition("=")
     bracketed = value[:1] == "[" and value[-1:] == "]"
     inner = value[1:-1] if bracketed else value
-    if key.lstrip("+") not in keys or not WORDS.fullmatch(inner):
+    name = MEMBER.sub("dataset.", key.lstrip("+"))
+    if name not in keys or not WORDS.fullmatch(inner):
         return argument
     words = ",".join(f"'{word}'" if isinstance(_value(word), int | float) else word for word in inner.split(","))
     return f"{key}{equals}[{words}]" if bracketed else f"{key}{equals}{words}"
@@ -122,14 +128,12 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
     searched = values.get("hydra.searchpath", f"hydra.searchpath=[{','.join(folders)}]")
     others = [word for key, word in values.items() if not key.startswith("hydra") and not _sweeps(word)]
     with initialize_config_dir(str(config_file(config_name).parent), version_base="1.3"):
-        before = compose(config_name, [searched, *others]).dataset
+        before = with_members(compose(config_name, [searched, *others])).dataset
     new = [round(r * n / o) for r, n, o in zip(before.resize, size, before.image_size, strict=True)]
     word = f"dataset.resize=[{new[0]},{new[1]}]"
     if new != list(before.resize):
-        print(
-            f"{word}: as large beside dataset.image_size as it was, {before.resize} beside {before.image_size}",
-            file=sys.stderr,
-        )
+        ratio = f"{before.resize} to {before.image_size}"
+        print(f"{word}: follows dataset.image_size, in the ratio of {ratio}", file=sys.stderr)
     return [*arguments, word]
 
 

@@ -16,7 +16,7 @@ from dcal.report.table import MARGINS, differing
 from dcal.utils.errors import UserError, choose
 
 TASKS = {"fgvc": "classification", "reid": "re-identification"}
-HEADLINES = {"fgvc": "top1", "reid": "mAP"}
+PRIMARY_METRICS = {"fgvc": "top1", "reid": "mAP"}
 READER = "dataset.reader."
 
 
@@ -41,7 +41,7 @@ def compare_sides(first: Side, second: Side, metric: str | None = None, margin: 
 
     Args:
         first, second: from `read_side`.
-        metric: None for the headline of the task.
+        metric: None for the primary metric of the task.
         margin: points up to which a difference does not matter; None for what `MARGINS` says.
 
     Raises:
@@ -50,7 +50,7 @@ def compare_sides(first: Side, second: Side, metric: str | None = None, margin: 
     check_protocol(first, second)
     task = first.items.task
     shared = [key for key in first.items.outcomes if key in second.items.outcomes]
-    metric = HEADLINES[task] if metric is None else choose("metric", metric, sorted(shared))
+    metric = PRIMARY_METRICS[task] if metric is None else choose("metric", metric, sorted(shared))
     points = MARGINS.get(metric.split("_")[0]) if margin is None else margin
     seeds = shared_seeds(first, second)
     ones = [first.runs[seed] for seed in (seeds if len(first.runs) > 1 else first.runs)]

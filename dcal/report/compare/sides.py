@@ -74,9 +74,9 @@ def of_runs(name: str, folders: Sequence[Path]) -> Side:
         items = read_items(directory / "items.npz")
         if record["seed"] in runs:
             raise UserError(f"compare: {name}: two runs have the seed {record['seed']}; name one of their folders")
-        outcomes, headline = items.outcomes, record["headline"]
-        if f"{headline}_sa" in record["metrics"]:  # that of `with_sa` is not in the file
-            outcomes = {f"{headline}_sa": outcomes[headline], **outcomes}
+        outcomes, primary_metric = items.outcomes, record["primary_metric"]
+        if f"{primary_metric}_sa" in record["metrics"]:  # that of `with_sa` is not in the file
+            outcomes = {f"{primary_metric}_sa": outcomes[primary_metric], **outcomes}
         runs[int(record["seed"])] = items._replace(outcomes=outcomes)
     return Side(name, dict(sorted(runs.items(), key=lambda run: run[0] or 0)), records)
 

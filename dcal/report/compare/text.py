@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from dcal.report.compare.pair import Pair
-from dcal.report.format import DIFFERENCE, difference_cells, differences_note, seeds_text, spread, title_of
+from dcal.report.format import DIFFERENCE, difference_cells, differences_note, metric_values, seeds_text, title_of
 from dcal.report.grid import Grid, render
 from dcal.report.table import show
 from dcal.utils.errors import UserError
@@ -32,7 +32,7 @@ def grid_of(pair: Pair, power: float | None = None) -> Grid:
     found, title = pair.comparison, title_of(pair.metric)
     groups = [] if found.groups is None else [("groups", str(found.groups))]
     cells = [
-        *zip((f"A, {title}", f"B, {title}"), map(spread, pair.values), strict=True),
+        *((f"{side}, {title}", metric_values(pair.metric, own)) for side, own in zip("AB", pair.values, strict=True)),
         *zip(DIFFERENCE, difference_cells(found), strict=True),
         *(("seeds", str(found.seeds)), ("items", str(found.items)), *groups),
     ]

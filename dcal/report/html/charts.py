@@ -181,11 +181,11 @@ def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
     place = scale(*axis_range(rows), 0.0, 100.0)
     return [
         Strip(
-            max(0.0, place(row.interval.low if row.interval else row.headline)),
-            min(100.0, place(row.interval.high if row.interval else row.headline)),
-            place(row.headline),
+            max(0.0, place(row.interval.low if row.interval else row.primary)),
+            min(100.0, place(row.interval.high if row.interval else row.primary)),
+            place(row.primary),
             [place(value) for value in next(iter(row.values.values()))],
-            None if reference is None else place(reference.headline),
+            None if reference is None else place(reference.primary),
         )
         for row in rows
     ]

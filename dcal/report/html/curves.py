@@ -31,13 +31,13 @@ def by_branch(experiment: Experiment, variant: Variant) -> list[Chart | None]:
         ]
         return [line for line in found if line.points]
 
-    headline = f"{split_of(experiment)}/{experiment.headline}"
-    judged = lines(headline, ("sa", "glca"), 100)
+    primary_metric = f"{split_of(experiment)}/{experiment.primary_metric}"
+    judged = lines(primary_metric, ("sa", "glca"), 100)
     if len(judged) > 1:
-        judged = lines(headline, ("", "sa", "glca"), 100)
+        judged = lines(primary_metric, ("", "sa", "glca"), 100)
     weights = lines("train/weight", ("sa", "glca", "pwca"))
     return [
-        chart(judged_title(experiment), judged or lines(headline, ("",), 100)),
+        chart(judged_title(experiment), judged or lines(primary_metric, ("",), 100)),
         chart("Training loss of each branch", lines("train/loss", ("sa", "glca", "pwca")), linear=False),
         chart("Weight of each loss", weights if len(weights) > 1 else []),
         chart("Learning rate", [Series("learning rate", of(variant.runs, "train/lr"), 0)]),
@@ -57,7 +57,7 @@ def by_variant(experiment: Experiment, variants: Sequence[Variant]) -> list[Char
 
     branches = {key: name for key, name in BRANCHES.items() if key}
     return [
-        one(judged_title(experiment), f"{split_of(experiment)}/{experiment.headline}", 100),
+        one(judged_title(experiment), f"{split_of(experiment)}/{experiment.primary_metric}", 100),
         *(one(f"Training loss, {name}", f"train/loss_{key}", linear=False) for key, name in branches.items()),
         *(one(f"Weight of the loss, {name}", f"train/weight_{key}") for key, name in branches.items()),
         one("Learning rate", "train/lr"),
@@ -70,7 +70,7 @@ def split_of(experiment: Experiment) -> str:
 
 
 def judged_title(experiment: Experiment) -> str:
-    return f"{metric_title(experiment.headline)} on {split_of(experiment)}, %"
+    return f"{metric_title(experiment.primary_metric)} on {split_of(experiment)}, %"
 
 
 def of(runs: Sequence[RunFiles], key: str, factor: float = 1.0) -> list[Point]:

@@ -21,7 +21,6 @@ from dcal.report.format import (
     metric_values,
     percents,
     split_metric,
-    spread,
 )
 from dcal.report.html.charts import Chart, Strip, strips
 from dcal.report.html.closeup import Breakdown, Closeup, by_camera, by_class, closeup
@@ -70,7 +69,8 @@ class View(NamedTuple):
     deviation: str
     """Over seeds; empty for one."""
     interval: str
-    best: str
+    rank: str
+    """Which configuration the value is of, out of how many; empty where there is one."""
     verdict: Verdict
     summary: str
     """How many runs, on what."""
@@ -129,10 +129,10 @@ def view(experiment: Experiment, folder: Folder) -> View:
         experiment.name,
         records[0]["config"]["dataset"],
         experiment.task,
-        metric_title(experiment.headline),
-        *hero(best),
+        metric_title(experiment.primary_metric),
+        *hero(best, experiment.primary_metric),
         "" if best.row.interval is None else percents(best.row.interval),
-        best.label,
+        experiment.rank,
         verdict(experiment),
         " · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
         ", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
@@ -156,9 +156,9 @@ def view(experiment: Experiment, folder: Folder) -> View:
     )
 
 
-def hero(variant: Variant) -> tuple[str, str]:
-    """The headline's mean in percent, and its standard deviation over seeds."""
-    value, _, deviation = spread(next(iter(variant.row.values.values()))).partition(" ± ")
+def hero(variant: Variant, metric: str) -> tuple[str, str]:
+    """The primary metric's mean in percent, and its standard deviation over seeds."""
+    value, _, deviation = metric_values(metric, variant.row.values[metric]).partition(" ± ")
     return value, deviation
 
 
@@ -171,7 +171,7 @@ def result_rows(experiment: Experiment) -> list[ResultRow]:
         difference = variant.row.difference
         found = "" if difference is None else verdict_of(variant)
         told = None if difference is None else difference_cells(difference)
-        cells = [spread(values) for values in variant.row.values.values()]
+        cells = [metric_values(*pair) for pair in variant.row.values.items()]
         interval = "–" if variant.row.interval is None else percents(variant.row.interval)
         rows.append(ResultRow(variant.label, cells, interval, strip, told, found, variant.is_reference))
     return rows
@@ -189,7 +189,7 @@ def branch_table(experiment: Experiment) -> tuple[list[str], list[tuple[str, str
             names = [f"{name}_{branch}" if branch else name for name in columns]
             values = [[own[key] for own in metrics if key in own] for key in names]
             if any(values):
-                found = [metric_values(*pair) if pair[1] else "–" for pair in zip(columns, values, strict=True)]
+                found = [metric_values(*pair) for pair in zip(columns, values, strict=True)]
                 rows.append((variant.label, title, found))
     return [metric_title(name) for name in columns], rows
 

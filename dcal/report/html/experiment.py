@@ -7,11 +7,11 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
-from dcal.report.format import difference_cells
+from dcal.report.format import difference_cells, metric_values
 from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Record, merge
-from dcal.report.table import Row, Spec, Table, differing, label_of, make_table
+from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, with_shared_ids
 from dcal.run.identity import is_idle, recorded_defaults
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
@@ -45,7 +45,7 @@ class Experiment(NamedTuple):
 
     name: str
     task: str
-    headline: str
+    primary_metric: str
     table: Table
     variants: list[Variant]
     plain: list[RunFiles]
@@ -58,7 +58,22 @@ class Experiment(NamedTuple):
 
     @property
     def best(self) -> Variant:
-        return max(self.variants, key=lambda variant: variant.row.headline)
+        return max(self.variants, key=lambda variant: variant.row.primary)
+
+    @property
+    def leaders(self) -> list[str]:
+        """The configurations that show the largest figure: one, or several where none has a lead."""
+        figures = [metric_values(self.primary_metric, [variant.row.primary]) for variant in self.variants]
+        largest = metric_values(self.primary_metric, [self.best.row.primary])
+        return [variant.label for variant, figure in zip(self.variants, figures, strict=True) if figure == largest]
+
+    @property
+    def rank(self) -> str:
+        """Which configuration the best figure is of, and out of how many; empty where there is one."""
+        total, leaders = len(self.variants), self.leaders
+        if total == 1:
+            return ""
+        return f"{f'all {total} alike' if len(leaders) == total else f'best of {total}'}: {'; '.join(leaders)}"
 
 
 class Verdict(NamedTuple):
@@ -105,12 +120,14 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
     Args:
         plain: runs of the plain ViT that are not among them, and that the verdict compares with.
     """
-    results = merge(name, [], (run.record for run in runs))
-    records: list[Record] = results["runs"]
-    headline = records[0]["headline"]
+    records = with_shared_ids([run.record for run in runs])
+    runs = [run._replace(record=record) for run, record in zip(runs, records, strict=True)]
+    results = merge(name, [], records)
+    records = results["runs"]
+    primary_metric = records[0]["primary_metric"]
     by = differing(records)
-    against, reference = compared_with(records, by, headline)
-    columns = [headline, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
+    against, reference = compared_with(records, by, primary_metric)
+    columns = [primary_metric, *(["rank1"] if all("rank1" in record["metrics"] for record in records) else [])]
     spec = Spec(name, [name], by=by, columns=columns, against=against, order=ordered_labels(records, by))
     table = make_table(spec, {name: results})
     files = {(run.record["cfg_id"], run.record["seed"]): run for run in runs}
@@ -123,10 +140,12 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
         )
         for row in table.rows
     ]
-    return Experiment(name, results["task"], headline, table, variants, list(plain))
+    return Experiment(name, results["task"], primary_metric, table, variants, list(plain))
 
 
-def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -> tuple[dict[str, Any], str | None]:
+def compared_with(
+    records: Sequence[Record], by: Sequence[str], primary_metric: str
+) -> tuple[dict[str, Any], str | None]:
     """`Spec.against`, and the label of the reference where it is one row for all.
 
     The plain ViT is the reference where it is there: the only one of its kind for all rows, or each row's own (same
@@ -140,7 +159,7 @@ def compared_with(records: Sequence[Record], by: Sequence[str], headline: str) -
         return {"attention": "none"}, None
     values: dict[str, list[float]] = {label: [] for label in labels}
     for record in records:
-        values[label_of(record, by)].append(record["metrics"][headline])
+        values[label_of(record, by)].append(record["metrics"][primary_metric])
     reference = plain[0] if len(plain) == 1 else max(labels, key=lambda label: mean(values[label]))
     return {key: labels[reference]["config"].get(key) for key in by}, reference
 
@@ -187,9 +206,9 @@ def compared_verdict(experiment: Experiment) -> Verdict:
     reference = experiment.reference
     name = reference.label if reference else "the plain ViT with the same settings"
     if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
-        kind, head = "open", f"Best of {len(experiment.variants)}: {name}"
+        kind, head = "open", experiment.rank[0].upper() + experiment.rank[1:]
     elif groups["better"]:
-        best = max(groups["better"], key=lambda variant: variant.row.headline)
+        best = max(groups["better"], key=lambda variant: variant.row.primary)
         kind, head = "good", f"{best.label} is better than {name}"
     elif groups["undecided"] or groups["one training only"]:
         kind, head = "open", f"No configuration is demonstrably better than {name}"
@@ -225,7 +244,7 @@ def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
 def single_verdict(experiment: Experiment) -> Verdict:
     """One configuration: whether combined inference does better than the backbone's branch alone on the same items."""
     (variant,) = experiment.variants
-    metric, records = experiment.headline, variant.row.records
+    metric, records = experiment.primary_metric, variant.row.records
     both, sa, glca = (outcomes(records, f"{metric}{branch}") for branch in ("", "_sa", "_glca"))
     if both is None or sa is None or glca is None:
         head = f"{variant.label}: one branch at test time, nothing to compare within the run"

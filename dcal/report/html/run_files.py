@@ -43,7 +43,7 @@ class RunFiles(NamedTuple):
     reliability: dict[str, Any]
     """What `dcal-evaluate reliability=true` has found; empty where it was not asked."""
     elsewhere: dict[str, Any]
-    """By data set: what `dcal-evaluate datasets=[...]` has found; empty where it was not asked."""
+    """By data set: the figures of the members of a joint one, and what `dcal-evaluate datasets=[...]` has found."""
 
 
 class Folder(NamedTuple):
@@ -129,7 +129,9 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     overrides = read_overrides(directory)
     found, elsewhere = (optional(directory / file) for file in (RELIABILITY, CROSS_DOMAIN))
     reliability = found if isinstance(found, dict) else {}
-    cells = elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
+    end, metrics = f"/{record['primary_metric']}", record["metrics"]
+    cells = {key.removesuffix(end): {"value": value} for key, value in metrics.items() if key.endswith(end)}
+    cells |= elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
     run = RunFiles(directory, name, record, config, lines, items, names, pictures, overrides, reliability, cells)
     return run, problems
 

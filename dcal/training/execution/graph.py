@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from dcal.training.step import Batch
+from dcal.utils.errors import first_line
 from dcal.utils.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class GraphStep:
         self.seen: Counter[tuple[Any, ...]] = Counter()
         self.recorded: dict[tuple[Any, ...], Recorded] = {}
         self.failed = False
+        self.side_stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """One step; returns its losses, which stay as they are when the next step is taken."""
@@ -70,11 +72,12 @@ class GraphStep:
             try:
                 self.recorded[kind] = self.record(batch)
             except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
+                cause = first_error(error)
+                if is_out_of_memory(cause):
+                    raise cause from None
                 self.failed = True
-                reason = str(error).splitlines()[0]
-                log.warning("train.compile: no graph (%s), steps run kernel by kernel", reason)
+                reset_generator(self.device)
+                log.warning("train.compile: no graph (%s), steps run kernel by kernel", first_line(cause))
                 return self.step(batch)
         graph, buffers, losses = self.recorded[kind]
         for buffer, value in zip(buffers, inputs, strict=True):
@@ -84,7 +87,9 @@ class GraphStep:
 
     def warm_up(self, batch: Batch) -> dict[str, Tensor]:
         """An eager step on a stream of its own, as what is going to be recorded must have run."""
-        main, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        if self.side_stream is None:  # one for all: the memory of a stream serves no other
+            self.side_stream = torch.cuda.Stream(self.device)
+        main, side = torch.cuda.current_stream(self.device), self.side_stream
         side.wait_stream(main)
         with torch.cuda.stream(side):
             losses = self.step(batch)
@@ -110,6 +115,21 @@ def record(call: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDA
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = call()
     return graph, result
+
+
+def first_error(error: BaseException) -> BaseException:
+    """What broke a recording off: the end of the recording then fails, too, and its error is the one that arrives."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def reset_generator(device: torch.device) -> None:
+    """A recording that was broken off leaves the generator waiting for its end, and every later draw fails. A copy of
+    the generator's state has the same seed and offset, and waits for nothing."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:

@@ -12,10 +12,10 @@ import torch
 from torch.optim import Optimizer
 
 from dcal.config import Config
-from dcal.training.execution.graph import GraphStep, can_be_recorded
+from dcal.training.execution.graph import GraphStep, can_be_recorded, first_error
 from dcal.training.state import TrainState
 from dcal.training.step import take_step
-from dcal.utils.errors import choose
+from dcal.utils.errors import UserError, choose, first_line
 
 log = logging.getLogger(__name__)
 MODES = ("none", "compile", "graph", "auto")
@@ -36,9 +36,32 @@ def execution_mode(asked: str, device: torch.device) -> str:
 
 
 def compiles(cfg: Config, device: torch.device, obstacle: str | None) -> bool:
-    """Whether the features are compiled: also those that are recorded."""
-    mode = execution_mode(cfg.train.compile, device)
-    return mode == "compile" or (mode == "graph" and obstacle is None)
+    """Whether the features are compiled: also those that are recorded.
+
+    Raises:
+        UserError: it is asked for by name, and this machine cannot.
+    """
+    asked, mode = cfg.train.compile, execution_mode(cfg.train.compile, device)
+    if mode == "none" or (mode == "graph" and obstacle is not None):
+        return False
+    reason = why_nothing_compiles(device)
+    if reason is None:
+        log.info("train.compile=%s: the first steps are compiled, which takes a minute or so", asked)
+        return True
+    if asked != "auto":
+        raise UserError(f"train.compile={asked}: nothing compiles here ({reason}); train.compile=none does without")
+    log.warning("train.compile=auto: nothing compiles here (%s), the model runs as it is, only slower", reason)
+    return False
+
+
+def why_nothing_compiles(device: torch.device) -> str | None:
+    """What `torch.compile` lacks on this machine, such as a C compiler or Triton; None if it works. Found out by using
+    it, for there is no other way to know."""
+    try:
+        torch.compile(lambda x: x + 1, fullgraph=True)(torch.ones(8, device=device))
+    except Exception as error:  # of dynamo, inductor, Triton or the compiler, which share no class
+        return first_line(first_error(error))
+    return None
 
 
 def obstacle_to_recording(cfg: Config, device: torch.device, processes: int, optimizer: Optimizer) -> str | None:

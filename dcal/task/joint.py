@@ -1,0 +1,60 @@
+"""What several data sets come to together, out of what each came to by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from dcal.dataset.data import Data
+from dcal.dataset.joint import Joint
+from dcal.task.evaluation import Evaluation
+
+COUNTS = ("images", "queries", "gallery")
+"""Metrics that are numbers of items, and add up."""
+PER_CLASS = "top1_macro"
+"""Beginning of the metrics that are means over classes."""
+OF_ANNOTATED = ("part_hit", "pointing")
+"""Beginnings of metrics over those images alone that are annotated: each member keeps its own."""
+POSITIONS = {"index": 0, "nearest": -1}
+"""Items that are positions in the first, or in the last, of the splits that an evaluation reads."""
+
+
+def pool(data: Data, found: Mapping[str, Evaluation], splits: Sequence[str]) -> Evaluation:
+    """The evaluation of joint data.
+
+    A metric is the mean over the test images, or the queries, of all members, and so the mean of the items, for which
+    intervals and paired tests hold: a large member counts for more. `MEMBER/METRIC` is that of one member.
+
+    Args:
+        data: the joint data.
+        found: the evaluation of each member.
+        splits: that an evaluation reads.
+    """
+    assert isinstance(data, Joint)
+    first = next(iter(found.values()))
+    metrics: dict[str, float] = {}
+    for key in first.metrics:
+        if key.startswith(OF_ANNOTATED) or not all(key in own.metrics for own in found.values()):
+            continue
+        values = [own.metrics[key] for own in found.values()]
+        weights = [1.0 if key in COUNTS else weight(own, key) for own in found.values()]
+        total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+        metrics[key] = total if key in COUNTS else total / sum(weights)
+    metrics |= {f"{name}/{key}": value for name, own in found.items() for key, value in own.metrics.items()}
+    starts = {key: data.starts(splits[place]) for key, place in POSITIONS.items()}
+    columns: dict[str, list[Any]] = {key: [] for key in first.items}
+    for name, own in found.items():
+        for key, values_N in own.items.items():
+            columns[key].append(values_N + starts[key][name] if key in starts else values_N)
+    items = {key: torch.cat(parts) for key, parts in columns.items()}
+    return Evaluation(metrics, items, [f"{name}/{one}" for name, own in found.items() for one in own.names])
+
+
+def weight(evaluation: Evaluation, metric: str) -> float:
+    """Over how many items or classes a metric of a member is a mean."""
+    items = evaluation.items
+    if metric.startswith(PER_CLASS):
+        return float(len(items["label"].unique()))
+    return float(items["valid"].sum()) if "valid" in items else float(len(items["label"]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dcal.attention.adapters import add_adapters
 from dcal.attention.options import LoRAOptions, lora_options
 from dcal.attention.support import check_supported
-from dcal.utils.errors import UserError, first_line
+from dcal.utils.errors import UserError, check_number, first_line
 from dcal.weights.files import CheckpointError
 from dcal.weights.hub import cache_without_internet
 from dcal.weights.load import load_weights
@@ -66,10 +66,10 @@ def create_backbone(
         )
     if pretrained and checkpoint:
         raise UserError("backbone.pretrained=true and backbone.checkpoint are both set: choose one source of weights")
-    if not 0 <= drop_path_rate < 1:
-        raise UserError(f"backbone.drop_path_rate={drop_path_rate}: must be at least 0 and less than 1")
-    if patch_stride is not None and patch_stride < 1:
-        raise UserError(f"backbone.patch_stride={patch_stride}: must be at least 1 pixel; null is the patch size")
+    if not isinstance(kwargs, Mapping | None):
+        raise UserError(f"backbone.kwargs={kwargs!r}: must be arguments by their names, as +backbone.kwargs.depth=8")
+    check_number("backbone.drop_path_rate", drop_path_rate, ge=0, lt=1)
+    check_number("backbone.patch_stride", patch_stride, ge=1, note="null is the patch size")
     name = _known(name)
     on_hub = pretrained or name.startswith("hf-hub:")
     with cache_without_internet() if on_hub else contextlib.nullcontext():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from dcal.attention.trace import full_precision
+from dcal.attention.trace import without_autocast
 
 
 class Head(nn.Module):
@@ -26,6 +26,6 @@ class Head(nn.Module):
 
     def forward(self, feature_BD: Tensor) -> Tensor:
         """Logits (B, C), in the weights' precision also under autocast: in bf16 classes would tie."""
-        with full_precision(feature_BD.device):
+        with without_autocast(feature_BD.device):
             logits: Tensor = self.classifier(self.neck(feature_BD.to(self.classifier.weight.dtype)))
         return logits

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import check_number, choose
 
 WEIGHTINGS = ("uncertainty", "uncertainty_always", "fixed", "equal")
 
@@ -38,8 +38,7 @@ class TripletLoss(nn.Module):
 
     def __init__(self, margin: float | None = None) -> None:
         super().__init__()
-        if margin is not None and margin < 0:
-            raise UserError(f"task.triplet.margin={margin}: must be at least 0, or null for the soft margin")
+        check_number("task.triplet.margin", margin, ge=0, note="null is the soft margin")
         self.margin = margin
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from dcal.backbone import embed, final_norm
 from dcal.distributed.collectives import all_gather, broadcast, local_slice
 from dcal.heads import Head
 from dcal.output import Branches, Output
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 SIDE_INFORMATION_SCALE = 3.0  # TransReID's λ for the camera and view embedding
 
@@ -91,8 +91,7 @@ class DCAL(nn.Module):
             self.glca_head = Head(int(self.vit.embed_dim), num_classes, bnneck)  # type: ignore[arg-type]
 
     def _add_pwca(self, options: PWCAOptions) -> None:
-        if not 0.0 <= options.probability <= 1.0:
-            raise UserError(f"attention.pwca.probability={options.probability}: must be between 0 and 1")
+        check_number("attention.pwca.probability", options.probability, ge=0, le=1)
         self.pwca_probability = float(options.probability)
         met = pwca_block_indices(options.blocks, self.depth)
         self.pwca_blocks = met if self.pwca_probability else ()

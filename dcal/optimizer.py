@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 log = logging.getLogger(__name__)
 FUSED_ON = ("cuda", "mps", "xpu")
@@ -149,18 +149,13 @@ def _check(
     layer_decay: float,
     schedule: Mapping[str, float],
 ) -> None:
-    if not lr > 0:
-        raise UserError(f"optimizer.lr={lr}: must be positive")
-    if lr_batch_size is not None and lr_batch_size < 1:
-        raise UserError(f"optimizer.lr_batch_size={lr_batch_size}: must be at least 1; null uses optimizer.lr unscaled")
-    if not 0 <= momentum < 1:
-        raise UserError(f"optimizer.momentum={momentum}: must be at least 0 and below 1")
-    if not 0 < layer_decay <= 1:
-        raise UserError(f"optimizer.layer_decay={layer_decay}: must be above 0 and at most 1; 1 switches it off")
+    check_number("optimizer.lr", lr, gt=0)
+    check_number("optimizer.lr_batch_size", lr_batch_size, ge=1, note="null uses optimizer.lr unscaled")
+    check_number("optimizer.momentum", momentum, ge=0, lt=1)
+    check_number("optimizer.layer_decay", layer_decay, gt=0, le=1, note="1 switches it off")
     shares = {"weight_decay": weight_decay, "bias_lr_scale": bias_lr_scale, "new_lr_scale": new_lr_scale}
     for key, value in {**shares, **{f"schedule.{name}": value for name, value in schedule.items()}}.items():
-        if not value >= 0:
-            raise UserError(f"optimizer.{key}={value}: must be at least 0")
+        check_number(f"optimizer.{key}", value, ge=0)
 
 
 def _schedule(

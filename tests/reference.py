@@ -18,7 +18,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from dcal.attention.pairing import Partners
-from dcal.attention.trace import full_precision
+from dcal.attention.trace import without_autocast
 from dcal.model import DCAL
 from dcal.output import Branches, Output
 
@@ -189,7 +189,7 @@ class LiteralDCAL(nn.Module):
         prefix, first = model.prefix, model.depth - model.glca_blocks
         patches = states[0].shape[1] - prefix
         count = max(1, int(glca.top_ratio * patches + 1e-9))
-        with torch.no_grad(), full_precision(states[0].device):
+        with torch.no_grad(), without_autocast(states[0].device):
             used = maps[-1:] if glca.selection == "last" else maps
             wide = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in used]
             rank = (weights.to(wide[0].dtype)[:, None] @ rollout_matrix(wide, glca.head_fusion))[:, 0]

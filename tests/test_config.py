@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
+from compose import composed
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dcal.commands.words.keys import check_words, group_options
 from dcal.commands.words.members import JOINT
@@ -22,12 +23,6 @@ from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir, experiments_dir
 
 GROUPS = ("backbone", "attention", "task", "dataset", "optimizer")
-
-
-def composed(*overrides: str) -> DictConfig:
-    register()
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", ["name=test", *overrides])
 
 
 def leaves(node: Any, prefix: str = "") -> set[str]:

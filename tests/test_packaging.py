@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import dcal
-from dcal.commands.app import CONFIGURED, OTHERS, load
+from dcal.commands.app import CONFIGURED, OTHERS, command_function
 
 ROOT = Path(__file__).resolve().parent.parent
 WHERE = "from dcal.utils import paths as p; print(p.__file__, p.config_dir(), p.experiments_dir(), sep='\\n')"
@@ -128,7 +128,7 @@ def test_console_scripts_lead_to_the_function_of_their_name() -> None:
         module, entry = target.split(":")
         found[command] = getattr(importlib.import_module(module), entry).args
     assert found == {f"dcal-{name}": (name,) for name in (*CONFIGURED, *OTHERS)}
-    assert all(callable(load(name)) for (name,) in found.values())
+    assert all(callable(command_function(name)) for (name,) in found.values())
 
 
 @pytest.mark.parametrize("name", [*CONFIGURED, *OTHERS])

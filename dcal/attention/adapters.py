@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dcal.attention.options import LoRAOptions
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 NAME = "default"
 """Of the adapters, in peft's names of parameters: `blocks.0.attn.qkv.lora_A.default.weight`."""
@@ -35,11 +35,8 @@ def add_adapters(vit: nn.Module, options: LoRAOptions) -> None:
     """
     if options.rank == 0:
         return
-    if options.rank < 0 or not options.alpha > 0:
-        raise UserError(
-            f"backbone.lora: rank={options.rank} and alpha={options.alpha}: the rank must be at least 0 (off), alpha "
-            "above 0"
-        )
+    check_number("backbone.lora.rank", options.rank, ge=0, note="0 is off")
+    check_number("backbone.lora.alpha", options.alpha, gt=0)
     parts = PARTS[choose("backbone.lora.layers", options.layers, tuple(PARTS))]
     try:
         from peft import LoraConfig, inject_adapter_in_model  # takes seconds, and is an optional dependency

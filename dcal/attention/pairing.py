@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 POLICIES = (
     "natural",
@@ -120,8 +120,7 @@ class Pairing:
 
     def __init__(self, policy: str = "natural", ratio: float = 0.5, curriculum: Sequence[str] = ()) -> None:
         choose("attention.pwca.pairing", policy, POLICIES)
-        if not 0.0 <= ratio <= 1.0:
-            raise UserError(f"attention.pwca.pairing_ratio={ratio}: a share between 0 and 1")
+        check_number("attention.pwca.pairing_ratio", ratio, ge=0, le=1)
         stages = tuple(curriculum)
         if policy == "curriculum" and (not stages or any(s not in POLICIES or s == "curriculum" for s in stages)):
             raise UserError(f"attention.pwca.curriculum={list(stages)}: name one or more of the other pairing policies")

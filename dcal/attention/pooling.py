@@ -23,8 +23,8 @@ from dcal.attention.trace import (
     attention,
     attention_rows,
     attention_with_trace,
-    full_precision,
     fuse_heads,
+    without_autocast,
 )
 
 
@@ -86,7 +86,7 @@ class Pooling(NamedTuple):
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
             # no decorator: torch 2.8 cannot compile the call of a decorated method of a named tuple
-            with torch.no_grad(), full_precision(like.device):
+            with torch.no_grad(), without_autocast(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))
 

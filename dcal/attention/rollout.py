@@ -29,11 +29,11 @@ from dcal.attention.trace import (
     at_least_float32,
     attention_rows,
     attention_with_trace,
-    full_precision,
     fuse_heads,
     row_times_attention,
+    without_autocast,
 )
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import check_number, choose
 
 HEAD_FUSIONS = ("mean", "max", "min")
 
@@ -50,7 +50,7 @@ def rollout_row(traces: Sequence[Trace], fusion: str = "mean", weights_BN: Tenso
     """
     q = traces[-1].q_BHND
     dtype = at_least_float32(q.dtype)
-    with full_precision(q.device):
+    with without_autocast(q.device):
         if weights_BN is None:
             # e_cls times the last block's map is the first row of the map: nothing else of it is computed.
             s_BN = fuse_heads(attention_rows(traces[-1], slice(0, 1), dtype), fusion).squeeze(1)
@@ -69,8 +69,7 @@ def num_selected(ratio: float, patches: int) -> int:
     Raises:
         UserError: the ratio is not in (0, 1].
     """
-    if not 0.0 < ratio <= 1.0:
-        raise UserError(f"attention.glca.top_ratio={ratio}: the share of patches to select must be in (0, 1]")
+    check_number("attention.glca.top_ratio", ratio, gt=0, le=1, note="it is the share of patches to select")
     return max(1, math.floor(ratio * patches + 1e-9))  # 0.29 * 100 must be 29, not 28
 
 

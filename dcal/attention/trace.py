@@ -102,7 +102,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off."""
     return torch.autocast(device.type, enabled=False) if _autocast_is_on(device) else contextlib.nullcontext()
 

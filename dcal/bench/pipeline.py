@@ -41,7 +41,7 @@ from dcal.dataset.record import Record
 from dcal.dataset.sampler import ShuffleBatches
 from dcal.dataset.synthetic.birds import SPECIES, draw_image
 from dcal.dataset.transform import train_transform
-from dcal.utils.errors import UserError
+from dcal.utils.errors import check_number
 
 Config = dict[str, Any]
 CPU = torch.device("cpu")
@@ -72,8 +72,7 @@ def measure_pipeline(options: Config, repeats: int, clock: Callable[[], float]) 
     """
     with tempfile.TemporaryDirectory(prefix="dcal-bench-") as folder, one_core():
         root, count = options["root"], options["images"]
-        if count < 1:
-            raise UserError(f"pipeline.images={count}: must be at least 1")
+        check_number("pipeline.images", count, ge=1)
         files = draw_birds(Path(folder)) if root is None else spread(find_images(root, "pipeline.root"), count)
         loaders = make_loaders(files, options, Path(folder))
         calls = {name: lambda loader=loader: exhaust(loader) for name, loader in loaders.items()}

@@ -61,11 +61,11 @@ def run(name: str) -> None:
     else:
         with errors_in_a_sentence():
             if name == "queue":
-                load(name)(words)
+                command_function(name)(words)
             elif name == "doctor":
                 examine(words)
             else:
-                hydra_command(lambda config: load(name)(config), name)
+                hydra_command(lambda config: command_function(name)(config), name)
 
 
 train, evaluate, calibrate, predict, extract, query, explain, export, results, bench, queue, doctor = (
@@ -74,7 +74,7 @@ train, evaluate, calibrate, predict, extract, query, explain, export, results, b
 """The entry points `dcal-NAME`; each calls the function NAME of the module `dcal.commands.NAME`."""
 
 
-def load(name: str, function: str | None = None) -> Callable[..., Any]:
+def command_function(name: str, function: str | None = None) -> Callable[..., Any]:
     """A function of a command's module, the command itself if not named."""
     return getattr(importlib.import_module(f"dcal.commands.{name}"), function or name)
 
@@ -83,11 +83,11 @@ def examine(words: Sequence[str]) -> None:
     """`dcal-doctor`: looks at one run (`run=`), or at what `dcal-train` needs with the same words."""
     runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
     if runs:
-        load("doctor", "examine_run")(runs[-1])
+        command_function("doctor", "examine_run")(runs[-1])
         return
     # a check leaves no folder behind, and of an ablation it looks at what the points have in common
     sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
-    hydra_command(lambda config: load("doctor")(config), "train")
+    hydra_command(lambda config: command_function("doctor")(config), "train")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from dcal.bench.processes import run_in_processes
 from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
+from dcal.utils.text import aligned
 
 PARTS = ("cells", "figure", "rollout", "pipeline", "speed")
 
@@ -30,8 +31,7 @@ PARTS = ("cells", "figure", "rollout", "pipeline", "speed")
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Rows under a header, columns aligned."""
     lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(aligned(lines, right=range(len(lines[0]))))
 
 
 def environment(device: torch.device) -> Config:

@@ -15,7 +15,7 @@ from dcal.inference.thresholds import promises, read_thresholds, write_threshold
 from dcal.metric.decision.promise import Threshold, confidence_threshold, pair_thresholds
 from dcal.run.data_digest import data_digest
 from dcal.task.inference import Inferred, combined_features, combined_scores, infer
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 RATES = {
     "reid": ("false_match_rate", "false_non_match_rate", "false_alarm_rate"),
@@ -58,8 +58,7 @@ def promised(config: DictConfig, task: str) -> dict[str, float]:
                 raise UserError(
                     f"{key}: is promised by a run of task={other}, and this one has task={task}; leave it out"
                 )
-            if not 0 < config[key] < 1:
-                raise UserError(f"{key}={config[key]}: must be more than 0 and less than 1")
+            check_number(key, config[key], gt=0, lt=1)
     return {key: float(config[key]) for key in RATES[task]}
 
 

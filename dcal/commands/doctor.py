@@ -12,14 +12,14 @@ Every line says OK, WARN or FAIL, and what to do; the exit code is 1 if one says
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -31,7 +31,9 @@ from packaging.requirements import Requirement
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
 from dcal.run.find import find_run
+from dcal.run.identity import quiet
 from dcal.run.provenance import git_state
+from dcal.utils.errors import is_for_user
 
 GIB = 1024**3
 
@@ -55,8 +57,8 @@ def doctor(config: DictConfig) -> None:
         ("wandb", lambda: wandb_access(config)),
         ("disk", lambda: disk(config)),
     ]
-    with notes_unlogged():
-        code = report(checks)
+    with quiet("dcal.dataset.data"):  # its notes are findings here
+        code = run_checks(checks)
     if code:
         raise SystemExit(code)
 
@@ -71,29 +73,21 @@ def examine_run(spec: str) -> None:
         ("run", lambda: state(find_run(spec, "outputs"))),
         ("weights", lambda: weights(find_run(spec, "outputs"))),
     ]
-    raise SystemExit(report(checks))
+    raise SystemExit(run_checks(checks))
 
 
-@contextmanager
-def notes_unlogged() -> Iterator[None]:
-    """Keeps `Data` from logging its notes, which are findings here."""
-    log = logging.getLogger("dcal.dataset.data")
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = False
+def run_checks(checks: Iterable[tuple[str, Check]]) -> int:
+    """Runs the checks, prints what each finds, and returns the exit code.
 
-
-def report(checks: Iterable[tuple[str, Check]]) -> int:
-    """Runs the checks, prints what each finds, and returns the exit code. What a check raises is a finding, too."""
+    What a check raises is a finding, too: a sentence if the user can correct it, else its stack, on stderr.
+    """
     levels = []
     told: set[str] = set()
     for topic, check in checks:
         try:
             found = list(check())
         except Exception as error:
-            found = [Finding(FAIL, topic, str(error) or type(error).__name__)]
+            found = [raised(topic, error)]
         for finding in found:
             if finding.text in told:  # an earlier check has met with it
                 continue
@@ -104,6 +98,15 @@ def report(checks: Iterable[tuple[str, Check]]) -> int:
             levels.append(finding.level)
     print(", ".join(f"{levels.count(level)} {level}" for level in (OK, WARN, FAIL) if level in levels))
     return int(FAIL in levels)
+
+
+def raised(topic: str, error: Exception) -> Finding:
+    """What a check that did not come to its end has found."""
+    if is_for_user(error) or isinstance(error, ImportError):  # the latter of a package that is missing or broken
+        return Finding(FAIL, topic, str(error))
+    traceback.print_exception(error)
+    text = f"this check itself failed: {type(error).__name__}: {error}"
+    return Finding(FAIL, topic, text, "a fault of dcal or of a package that it uses: its stack is on stderr")
 
 
 def installation() -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from dcal.commands.words.keys import group_options
 from dcal.commands.words.members import JOINT
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
-from dcal.inference.cross_domain import evaluate_on
-from dcal.inference.cross_domain import keep as keep_cells
+from dcal.inference.cross_domain import evaluate_on, keep_cells
 from dcal.inference.images import (
     SEEN_AS_IN_THE_RUN,
     WHOLE,
@@ -33,16 +31,14 @@ from dcal.metric.decision.calibration import unknown_detection
 from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 from dcal.run.find import find_run
 from dcal.run.listing import finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
-from dcal.task.inference import combined_scores, infer
 from dcal.utils.errors import UserError, choose
-from dcal.visualize.cross_table import draw
-from dcal.visualize.cross_table import text as cross_text
-from dcal.visualize.reliability import FILE, table, text
+from dcal.visualize.cross_table import cross_text, draw_cross_table
+from dcal.visualize.reliability import FILE, reliability_rows, reliability_text
 
 ONE_DATA_SET = ("dataset", "member", "split", "reliability", "unknown", "save_items")
 """Keys that `datasets=` does not go with."""
@@ -86,7 +82,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         and config.member is None
         and is_data_of_run(restored, data, config.dataset)
     )
-    print(report(evaluation.metrics, result["metrics"] if result and comparable else None))
+    print(metric_lines(evaluation.metrics, result["metrics"] if result and comparable else None))
     images = sum(len(data.records(part)) for part in task.splits(split))
     print(f"{data_title(data, *task.splits(split))}, {images} images, {restored.weights}")
     if result and not comparable:
@@ -95,7 +91,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     if found is not None:
         if config.unknown is not None:
             found["unknown"] = unknown_images(config, restored, evaluation)
-        print(text(table(found)))
+        print(reliability_text(reliability_rows(found)))
         keep(found, config, restored, split, comparable)
     if config.out:
         content = {
@@ -107,7 +103,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
             "metrics": evaluation.metrics,
             **({} if found is None else {"reliability": found}),
         }
-        write_atomically(with_folder(config.out), json.dumps(content, indent=1) + "\n")
+        write_json(with_folder(config.out), content)
     if config.save_items:
         file = with_folder(config.save_items)
         if file.suffix == ".csv":
@@ -140,9 +136,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         rows.append((label, {name: cell._asdict() for name, cell in found.items()}))
     print(cross_text(rows, metric))
     if config.picture is not None:
-        draw(rows, metric, Path(config.picture).expanduser())
+        draw_cross_table(rows, metric, Path(config.picture).expanduser())
     if config.out:
-        write_atomically(with_folder(config.out), json.dumps({"metric": metric, "runs": dict(rows)}, indent=1) + "\n")
+        write_json(with_folder(config.out), {"metric": metric, "runs": dict(rows)})
     return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
 
 
@@ -172,9 +168,9 @@ def dataset_node(name: str, root: str | None) -> DictConfig:
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
     """How well low confidence tells the images of `unknown=` from those of the split."""
     images = list(config.unknown) if isinstance(config.unknown, ListConfig) else config.unknown
-    task, loader = restored.task, open_images(restored, find_images(images, "unknown"))
-    seen = infer(restored.model, loader, restored.device, task.flip_test)
-    confidence: torch.Tensor = combined_scores(seen.logits, task.inference).exp().amax(1)
+    predictor = restored.predictor
+    seen = predictor.infer(open_images(restored, find_images(images, "unknown")))
+    confidence: torch.Tensor = predictor.log_probabilities(seen).exp().amax(1)
     return unknown_detection(evaluation.items["confidence"].numpy(), confidence.numpy())
 
 
@@ -184,7 +180,7 @@ def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: s
         print(f"not kept in {FILE} of the run: the data, the weights or the settings are others than in its result")
         return
     content = {"weights": sha256(restored.weights), "split": split, **found}
-    write_atomically(restored.directory / FILE, json.dumps(content, indent=1) + "\n")
+    write_json(restored.directory / FILE, content)
     print(f"kept  {restored.directory / FILE}")
 
 
@@ -195,7 +191,7 @@ def with_folder(file: str) -> Path:
     return path
 
 
-def report(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:
+def metric_lines(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:
     """One line per metric; beside it what the run's `result.json` says, and whether that is the very same number."""
     width = max(map(len, metrics))
     lines = []

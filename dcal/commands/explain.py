@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
-from dcal.metric.faithfulness import Curves, curves, summary
-from dcal.run.files import write_atomically
+from dcal.metric.faithfulness import Curves, curves, summarize
+from dcal.run.files import write_json
 from dcal.task.fgvc import short
-from dcal.task.inference import combined_scores, infer_images
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 from dcal.visualize.attention_maps import attention_maps, distraction
 from dcal.visualize.explain_figure import Sheet, draw_faithfulness, draw_sheet
 
@@ -60,8 +59,7 @@ def check(config: DictConfig) -> None:
     if config.faithfulness is None:
         refuse_data_keys(config.dataset, f"images={config.images}")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
-        if config[key] is not None and config[key] < least:
-            raise UserError(f"{key}={config[key]}: must be at least {least}")
+        check_number(key, config[key], ge=least)
 
 
 def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
@@ -116,23 +114,21 @@ def predictions(opened: Opened, images: Tensor, top: int) -> list[dict[str, list
     if opened.task.name != "fgvc":
         return [{} for _ in images]
     found: list[dict[str, list[tuple[str, float]]]] = [{} for _ in images]
-    for branch, probability_BC in probabilities(opened, opened.device.normalise(images)).items():
-        best = probability_BC.topk(min(top, len(opened.class_names)))
-        for row, (values, labels) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            names = [short(opened.class_names[label], 30) for label in labels]
-            found[row][branch] = list(zip(names, values, strict=True))
+    for branch, scores_BC in log_probabilities(opened, opened.device.normalise(images)).items():
+        for row, guesses in enumerate(opened.predictor.guesses(scores_BC, top)):
+            found[row][branch] = [(short(name, 30), value) for name, value in guesses]
     return found
 
 
-def probabilities(opened: Opened, normalised: Tensor) -> dict[str, Tensor]:
-    """Class probabilities (B, C) of the branches and, first and if they are two, of both combined; on the CPU.
+def log_probabilities(opened: Opened, normalised: Tensor) -> dict[str, Tensor]:
+    """Of the classes, (B, C), by branch and, first and if they are two, of both combined; on the CPU.
 
     Of the image alone, whatever `task.flip_test` says: the maps beside them are its own.
     """
-    scores = infer_images(opened.model, normalised, None, opened.device, flip=False)
-    logs = {name: values.cpu() for name, values in scores.logits.items()}
-    combined = {"both": combined_scores(logs, opened.task.inference)} if len(logs) > 1 else {}
-    return {name: values.exp() for name, values in {**combined, **logs}.items()}
+    predictor = replace(opened.predictor, flip_test=False)
+    scores = predictor.scores(normalised)
+    combined = {"both": predictor.log_probabilities(scores)} if len(scores.logits) > 1 else {}
+    return {name: values.cpu() for name, values in {**combined, **scores.logits}.items()}
 
 
 def measure(restored: Restored, config: DictConfig, out: Path) -> None:
@@ -142,7 +138,7 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
     for curves_of in faithfulness(restored, records, config.steps):
         for name, both in curves_of.items():
             found.setdefault(name, []).append(both)
-    results = summary(found, "random")
+    results = summarize(found, "random")
     images = len(found["random"])
     out.mkdir(parents=True, exist_ok=True)
     content = {
@@ -154,9 +150,9 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
         "steps": config.steps,
         "maps": results,
     }
-    write_atomically(out / "faithfulness.json", json.dumps(content, indent=1) + "\n")
+    write_json(out / "faithfulness.json", content)
     draw_faithfulness(results, images, out / "faithfulness.png")
-    print(table(results))
+    print(faithfulness_table(results))
     print(f"{origin}: {out / 'faithfulness.json'}, {out / 'faithfulness.png'}")
 
 
@@ -167,11 +163,11 @@ def faithfulness(opened: Opened, records: Sequence[Any], steps: int) -> Iterator
             maps = attention_maps(opened.model, batch["image"], opened.device)
             normalised = opened.device.normalise(batch["image"])
             for row, index in enumerate(batch["index"].tolist()):
-                first = next(iter(probabilities(opened, normalised[row : row + 1]).values()))
+                first = next(iter(log_probabilities(opened, normalised[row : row + 1]).values()))
                 label = int(first.argmax())
 
                 def score(hidden: Tensor, label: int = label) -> Tensor:
-                    return next(iter(probabilities(opened, hidden).values()))[:, label]
+                    return next(iter(log_probabilities(opened, hidden).values()))[:, label].exp()
 
                 chance = torch.rand(maps.rollout.shape[1:], generator=torch.Generator().manual_seed(index))
                 orders = {"rollout": maps.rollout[row]}
@@ -182,7 +178,7 @@ def faithfulness(opened: Opened, records: Sequence[Any], steps: int) -> Iterator
                 bar.update()
 
 
-def table(results: Mapping[str, Any]) -> str:
+def faithfulness_table(results: Mapping[str, Any]) -> str:
     """A line per map: the areas with their intervals, and how they differ from a random order."""
     lines = [f"{'map':<8}  {'deletion AUC':<24}  {'insertion AUC':<24}  minus random: deletion, insertion"]
     for name, entry in results.items():

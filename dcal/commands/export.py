@@ -26,7 +26,7 @@ from dcal.inference.restore import Restored
 from dcal.metric.retrieval import evaluate_retrieval
 from dcal.run.digest import sha256
 from dcal.run.files import read_json
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose, first_line
 
 CARD = "README.md"
 TIMED = (1, 8)
@@ -72,7 +72,7 @@ def export(config: DictConfig) -> list[Path]:
         try:
             print(model.push_to_hub(config.repo, private=config.private))
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
-            raise UserError(f"repo={config.repo}: could not be pushed ({str(error).splitlines()[0]})") from error
+            raise UserError(f"repo={config.repo}: could not be pushed ({first_line(error)})") from error
     return targets
 
 
@@ -126,8 +126,7 @@ def check(config: DictConfig, names: Sequence[str]) -> None:
         raise UserError(f"repo={config.repo} is pushed to under format=hub only")
     if not config.batch_sizes or min(config.batch_sizes) < 1:
         raise UserError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
-    if config.limit < 1:
-        raise UserError(f"limit={config.limit}: compare on at least 1 image")
+    check_number("limit", config.limit, ge=1)
 
 
 def check_free(target: Path) -> None:

@@ -22,10 +22,10 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
 from dcal.dataset.record import DataError, Record
-from dcal.inference.embed import embed, provenance
+from dcal.inference.embed import embed_images, provenance
 from dcal.inference.images import chosen
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
-from dcal.inference.index_parts import differences, drop_parts, open_parts, read_part, write_part
+from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
 from dcal.inference.restore import Opened
 from dcal.run.files import remove_partial
 from dcal.run.lock import acquire_lock
@@ -48,7 +48,7 @@ def extract(config: DictConfig) -> None:
     folder = out.with_name(f"{out.name}.parts")
     if out.exists():
         index = read_index(out, "out")
-        other = differences(index.settings, settings)
+        other = setting_differences(index.settings, settings)
         if other:
             raise UserError(f"out={out}: exists, made with other settings ({other}); delete it or choose another name")
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +131,7 @@ def update(opened: Opened, records: Sequence[Record], stamps: Sequence[str], out
         for position in batch:
             features.pop(position, None)
         try:
-            for positions, rows in embed(opened, records[start : batch.stop], first=start):
+            for positions, rows in embed_images(opened, records[start : batch.stop], first=start):
                 values = rows.numpy().astype(index.features.dtype)
                 features |= {
                     start + position: value for position, value in zip(positions.tolist(), values, strict=True)
@@ -179,7 +179,7 @@ def compute(
             stop_requests() as stop,
             work("extract", len(records), "image", start) as piece,
         ):
-            for index, features in embed(opened, records[start:], first=start) if start < len(records) else ():
+            for index, features in embed_images(opened, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 piece.advance(int(index[-1]) + 1 + start - piece.count)
                 if stop or time.monotonic() - written >= PART_SECONDS:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -18,27 +18,20 @@ from tqdm import tqdm
 from dcal.commands.opened import end_incomplete, open_run, printable
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import open_images
+from dcal.inference.predictor import Guess
 from dcal.inference.restore import Restored
 from dcal.inference.thresholds import NO_CLASS, read_thresholds
 from dcal.run.files import atomic_write
-from dcal.task.inference import combined_scores, finite, infer_batches
-from dcal.utils.errors import UserError, choose
+from dcal.task.inference import finite
+from dcal.utils.errors import UserError, check_number, choose
 
 FORMATS = ("table", "csv", "jsonl")
-
-
-class Guess(NamedTuple):
-    """A class and its probability."""
-
-    label: str
-    probability: float
 
 
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
     kind = chosen_format(config.format, config.out)
-    if config.top < 1:
-        raise UserError(f"top={config.top}: must be at least 1")
+    check_number("top", config.top, ge=1)
     paths = find_images(config.images)
     restored = open_run(config)
     if restored.task.name != "fgvc":
@@ -67,21 +60,17 @@ def guess(
         bad: gets the reasons of images that have no classes.
     """
     thresholds = read_thresholds(restored)
-    task, loader = restored.task, open_images(restored, paths)
-    count = min(top, len(restored.class_names))
+    predictor, loader = restored.predictor, open_images(restored, paths)
     with tqdm(total=len(paths), desc="predict", unit="image", disable=None) as bar:
-        for seen in infer_batches(restored.model, loader, restored.device, task.flip_test):
-            scores = combined_scores(seen.logits, task.inference).topk(count)
-            rows = zip(seen.index, finite(seen), scores.indices, scores.values.exp(), strict=True)
-            for index, usable, labels, values in rows:
+        for seen in predictor.batches(loader):
+            ranked = predictor.guesses(predictor.log_probabilities(seen), top)
+            for index, usable, guesses in zip(seen.index.tolist(), finite(seen), ranked, strict=True):
                 if not usable:
-                    bad[str(paths[int(index)])] = "the model answers with NaN"
+                    bad[str(paths[index])] = "the model answers with NaN"
                     continue
-                pairs = zip(labels.tolist(), values.tolist(), strict=True)
-                guesses = [Guess(restored.class_names[label], value) for label, value in pairs]
                 sure = thresholds is None or guesses[0].probability >= thresholds["class"]["threshold"]
                 answer = "" if thresholds is None else guesses[0].label if sure else NO_CLASS
-                yield paths[int(index)], guesses, answer
+                yield paths[index], guesses, answer
             bar.update(int(seen.index[-1]) + 1 - bar.n)
     bad.update(loader.skipped)
 

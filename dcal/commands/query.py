@@ -15,14 +15,15 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
-from dcal.inference.embed import embed, provenance
+from dcal.inference.embed import embed_images, provenance
 from dcal.inference.index import Index, read_index
-from dcal.inference.index_parts import differences
+from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
 from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
 from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, judge
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
+from dcal.utils.text import aligned
 from dcal.visualize.examples import RankedList, draw_ranked_lists
 
 PICTURED = 8
@@ -46,8 +47,7 @@ class Found(NamedTuple):
 
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
-    if config.top < 1:
-        raise UserError(f"top={config.top}: must be at least 1")
+    check_number("top", config.top, ge=1)
     choose("same_camera", config.same_camera, ("mark", "drop"))
     paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
     file = Path(config.index).expanduser()
@@ -59,7 +59,7 @@ def query(config: DictConfig) -> None:
     found = search(opened, index, asked(config, index, paths), config.top, config.same_camera == "drop")
     taken = time.monotonic() - began
     for one in found:
-        print(table(one, index))
+        print(ranked_table(one, index))
     if found and found[0].answers:
         print("\n".join(["what the answers promise:", *promises(thresholds_of(opened) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
@@ -76,7 +76,7 @@ def check_origin(index: Index, opened: Opened, file: Path) -> None:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
     now = {key: value for key, value in provenance(opened).items() if key != "run"}
-    other = differences({key: index.settings.get(key) for key in now}, now)
+    other = setting_differences({key: index.settings.get(key) for key in now}, now)
     if other:
         raise UserError(
             f"index={file}: made by another model, {index.settings.get('run')} ({other}); "
@@ -111,7 +111,7 @@ def search(opened: Opened, index: Index, queries: Sequence[Record], top: int, dr
     left_out = torch.tensor([MARKS.index("same camera"), MARKS.index("junk")])
     thresholds = thresholds_of(opened)
     found = []
-    for positions, query_BD in embed(opened, queries):
+    for positions, query_BD in embed_images(opened, queries):
         for position, query_D in zip(positions.tolist(), query_BD, strict=True):
             marks_G = judged(queries[position], index)
             out_1G = torch.isin(marks_G, left_out)[None] if drop else None
@@ -141,7 +141,7 @@ def judged(query: Record, index: Index) -> Tensor:
     return torch.where(same_G, MARKS.index("same camera"), unknown_G)
 
 
-def table(found: Found, index: Index) -> str:
+def ranked_table(found: Found, index: Index) -> str:
     """The query and an aligned line for each image that was found; columns that are known."""
     columns = {
         "rank": [str(rank) for rank in range(1, len(found.rows) + 1)],
@@ -158,12 +158,8 @@ def table(found: Found, index: Index) -> str:
     known = (("camera", found.query.camera), ("label", found.query.label))
     words = [f"{name} {value}" for name, value in known if value >= 0] + [NOBODY] * found.nobody
     title = "  ".join([printable(found.query.path), *words])
-    aligned = []
-    for name, values in columns.items():
-        width = max(map(len, [name, *values]))
-        side = "<" if name in ("answer", "mark", "image") else ">"
-        aligned.append([f"{cell:{side}{width}}" for cell in [name, *values]])
-    lines = ["  ".join(row).rstrip() for row in zip(*aligned, strict=True)]
+    right = [n for n, name in enumerate(columns) if name not in ("answer", "mark", "image")]
+    lines = aligned([list(columns), *map(list, zip(*columns.values(), strict=True))], right)
     return "\n".join([title, *lines, ""])
 
 

@@ -26,7 +26,7 @@ from dcal.report.grid import FORMATS, render, render_all
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
-from dcal.report.plot import draw
+from dcal.report.plot import draw_table
 from dcal.report.protocol import (
     Planned,
     contrasts,
@@ -37,7 +37,18 @@ from dcal.report.protocol import (
     sort_records,
     state_text,
 )
-from dcal.report.records import Results, collect, flat, load, load_all, merge, parse, read_yaml, save, with_defaults
+from dcal.report.records import (
+    Results,
+    collect,
+    flat,
+    load_all,
+    load_results,
+    merge,
+    parse,
+    read_yaml,
+    save_results,
+    with_defaults,
+)
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import explain_write_errors, write_atomically
 from dcal.run.lock import acquire_lock
@@ -234,7 +245,7 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
         for record in records:
             record["device"] = record["device"] or device
         file = out / f"{name.replace('/', '-')}.json"
-        old = load(file)["runs"] if file.is_file() else []
+        old = load_results(file)["runs"] if file.is_file() else []
         merged[file.stem] = merge(name, old, records)
         tell(f"{name}: {len(records)} runs collected")
     return merged
@@ -245,7 +256,7 @@ def write_records(out: Path, found: Mapping[str, Results]) -> None:
     for name, results in found.items():
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.json"
-        save(results, file)
+        save_results(results, file)
         tell(f"{file}: written")
 
 
@@ -257,8 +268,8 @@ def publish(table: Table, figures: Path, pages: Path) -> None:
     pages.mkdir(parents=True, exist_ok=True)
     name = table.spec.name
     picture = figures / f"{name}.png"
-    draw(table, picture)
-    draw(table, pages / f"{name}.pdf")
+    draw_table(table, picture)
+    draw_table(table, pages / f"{name}.pdf")
     write_atomically(pages / f"{name}.html", html(table, picture))
     for suffix, kind in (("tex", "latex"), ("csv", "csv")):
         write_atomically(pages / f"{name}.{suffix}", f"{render(grid_of(table), kind)}\n")

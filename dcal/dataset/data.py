@@ -23,7 +23,7 @@ from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
 from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
 from dcal.distributed.env import local_rank, rank_zero_only, world_size
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.memory import available_memory
 
 __all__ = ["Data", "ImageDataset", "Loader"]
@@ -77,24 +77,20 @@ class Data:
         choose("dataset.decode", decode, DECODES)
         choose("dataset.cache", cache, CACHES)
         choose("dataset.on_bad_image", on_bad_image, POLICIES)
-        if not 0 <= val_fraction < 1:
-            raise UserError(f"dataset.val_fraction={val_fraction}: must be at least 0 and less than 1")
-        if not 0 < train_fraction <= 1:
-            raise UserError(f"dataset.train_fraction={train_fraction}: must be more than 0 and at most 1")
-        if not 0 <= label_noise < 1:
-            raise UserError(f"dataset.label_noise={label_noise}: must be at least 0 and less than 1")
-        if val_ids < 0:
-            raise UserError(f"dataset.val_ids={val_ids}: must be 0 or more identities")
+        check_number("dataset.val_fraction", val_fraction, ge=0, lt=1)
+        check_number("dataset.train_fraction", train_fraction, gt=0, le=1)
+        check_number("dataset.label_noise", label_noise, ge=0, lt=1)
+        check_number("dataset.val_ids", val_ids, ge=0)
         if test_fraction != reader.protocol.get("test_fraction"):
             raise UserError(
                 f"dataset.test_fraction={test_fraction}: only dataset=image_folder splits by it; {reader.name} has "
                 "splits of its own"
             )
-        self.image_size = (image_size[0], image_size[1])
         self._transforms = {
             True: train_transform(image_size, resize, augment),
             False: eval_transform(image_size, resize),
         }
+        self.image_size = (image_size[0], image_size[1])
         self.source = reader
         """The catalog as it was read, before images are held out, left out or given another label."""
         self.root = root

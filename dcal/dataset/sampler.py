@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 IntArray = NDArray[np.int64]
 
@@ -32,8 +32,7 @@ class _Batches(Sampler[list[Draw]]):
     """What both samplers share; a subclass says in which order an epoch visits the images."""
 
     def __init__(self, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        if batch_size < 1:
-            raise UserError(f"train.batch_size={batch_size}: must be at least 1")
+        check_number("train.batch_size", batch_size, ge=1)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size} processes")
         self.batch_size = batch_size

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 Image = NDArray[np.uint8]
 
@@ -83,11 +83,9 @@ def train_transform(image_size: Sequence[int], resize: Sequence[int], augment: M
         UserError: the crop is larger than the padded image, or a probability is none.
     """
     pad = augment["pad"]
-    if pad < 0:
-        raise UserError(f"dataset.augment.pad={pad}: must be 0 or more pixels")
+    check_number("dataset.augment.pad", pad, ge=0)
     for key in ("flip", "erase"):
-        if not 0 <= augment[key] <= 1:
-            raise UserError(f"dataset.augment.{key}={augment[key]}: is a probability, between 0 and 1")
+        check_number(f"dataset.augment.{key}", augment[key], ge=0, le=1)
     _check_crop(image_size, [side + 2 * pad for side in resize], resize)
     steps = [
         Resize(*resize),

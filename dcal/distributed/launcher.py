@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, g
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dcal.distributed.env import world_size
-from dcal.utils.errors import UserError, is_for_user
+from dcal.utils.errors import UserError, check_number, is_for_user
 from dcal.utils.signals import Interrupted, stop_with_parent
 
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
@@ -42,8 +42,7 @@ def to_be_started(wanted: int) -> bool:
     Raises:
         UserError: it is no number of processes, or contradicts what torchrun or the batch system has started.
     """
-    if wanted < 1:
-        raise UserError(f"launch.processes={wanted}: must be at least 1")
+    check_number("launch.processes", wanted, ge=1)
     if wanted > 1 and world_size() not in (1, wanted):
         raise UserError(
             f"launch.processes={wanted}, but {world_size()} processes were started already (torchrun or the batch "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,9 @@ import numpy as np
 
 from dcal.inference.images import check_sides, open_data
 from dcal.inference.restore import Restored
-from dcal.inference.trust import RunError
 from dcal.metric.interval import mean_interval
 from dcal.run.digest import sha256
-from dcal.run.files import write_atomically
+from dcal.run.files import read_json, write_json
 from dcal.task.evaluation import Evaluation
 from dcal.visualize.cross_table import FILE
 
@@ -60,7 +58,7 @@ def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
     return Cell(evaluation.metrics[primary_metric], max(0.0, low), min(1.0, high), len(outcome))
 
 
-def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
+def keep_cells(restored: Restored, found: Mapping[str, Cell]) -> None:
     """Adds cells by data set to those that are kept with the run, if they are of its last weights."""
     file = restored.directory / FILE
     weights = sha256(restored.weights)
@@ -68,18 +66,15 @@ def keep(restored: Restored, found: Mapping[str, Cell]) -> None:
     cells = {} if before.get("weights") != weights else before["cells"]
     cells |= {name: {k: v for k, v in one._asdict().items() if v == v} for name, one in found.items()}
     content = {"weights": weights, "metric": restored.task.primary_metric, "cells": cells}
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    write_json(file, content)
 
 
 def read(directory: Path) -> dict[str, Any]:
     """What is kept with a run; empty if nothing is.
 
     Raises:
-        RunError: the file cannot be read.
+        UserError: the file is no JSON.
     """
     file = directory / FILE
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise RunError(f"{file}: not JSON ({error}); delete it and evaluate again") from None
+    content: dict[str, Any] = read_json(file) if file.is_file() else {}
     return content

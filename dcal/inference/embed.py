@@ -11,12 +11,12 @@ from torch import Tensor
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
 from dcal.inference.restore import Opened
-from dcal.task.inference import combined_features, finite, infer_batches
+from dcal.task.inference import finite
 
 logger = logging.getLogger(__name__)
 
 
-def embed(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def embed_images(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Embeds batch by batch.
 
     The features are those of a run's evaluation: each branch's L2-normalised, concatenated, normalised again. Those of
@@ -33,22 +33,14 @@ def embed(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator
         DataError: at the end, if not one of the images can be read.
         UserError: the model needs cameras that the records lack.
     """
-    task, loader = opened.task, open_images(opened, records)
-    for seen in infer_batches(opened.model, loader, opened.device, task.flip_test, features_only=True, first=first):
+    predictor = opened.predictor
+    for seen in predictor.batches(open_images(opened, records), features_only=True, first=first):
         usable = finite(seen)
         for position in seen.index[~usable].tolist():
             logger.warning("left out: %s: the model answers with NaN", records[position].path)
-        yield seen.index[usable], combined_features(seen.features, task.inference)[usable]
+        yield seen.index[usable], predictor.embedding(seen)[usable]
 
 
 def provenance(opened: Opened) -> dict[str, Any]:
     """What embeddings depend on besides the images, as JSON can hold it: two files with the same compare."""
-    dataset = opened.config.dataset
-    return {
-        "run": opened.title,
-        "weights": opened.weights_digest(),
-        "inference": list(opened.task.inference),
-        "flip_test": opened.task.flip_test,
-        "image_size": list(dataset.image_size),
-        "resize": list(dataset.resize),
-    }
+    return {"run": opened.title, "weights": opened.weights_digest(), **opened.predictor.settings()}

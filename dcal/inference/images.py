@@ -17,7 +17,7 @@ from dcal.run.data_digest import data_digest, joint_digest
 from dcal.run.directory import IDENTITY_FILE
 from dcal.run.files import read_json
 from dcal.training.build import make
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
 """Keys of a data set in which another one follows the run: its images are for the run's model."""
@@ -139,8 +139,7 @@ def chosen(
     """
     if (images is None) == (split is None):
         raise UserError("images, split: give one of the two, images=PATH or split=NAME of the run's data set")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit}: must be at least 1 image")
+    check_number("limit", limit, ge=1)
     if split is not None:
         if not isinstance(opened, Restored):
             raise UserError(f"split={split}: {opened.title} has no data set of its own: give images=PATH")

@@ -5,7 +5,6 @@ The folder holds `settings.json`, what the parts are of, and `000000.npz`, `0000
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.run.files import atomic_write, read_json, write_atomically
+from dcal.run.files import atomic_write, read_json, write_json
 from dcal.utils.errors import UserError
 
 Array = NDArray[Any]
@@ -28,12 +27,12 @@ def open_parts(folder: Path, settings: Mapping[str, Any]) -> int:
     """
     file = folder / "settings.json"
     if file.is_file():
-        other = differences(read_json(file), settings)
+        other = setting_differences(read_json(file), settings)
         if other:
             raise UserError(f"{folder}: begun with other settings ({other}); go on with those, or delete the folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(settings, indent=1) + "\n")
+        write_json(file, settings)
     number = 0
     while _file(folder, number).is_file():
         number += 1
@@ -66,7 +65,7 @@ def drop_parts(folder: Path, first: int, count: int) -> None:
         _file(folder, number).unlink()
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Where two settings differ, in words; empty if they are equal."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in keys)

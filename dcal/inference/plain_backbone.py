@@ -14,13 +14,12 @@ from dcal.attention.options import PWCAOptions
 from dcal.backbone import evaluation_input
 from dcal.config import Config
 from dcal.inference.restore import Opened
-from dcal.inference.trust import TIMM_VIT, Trust
+from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, Trust
 from dcal.training.build import build_model, check_train, make
 from dcal.training.state import Task
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
-DCAL_TARGET = "dcal.model.DCAL"
 REID_TARGET = "dcal.task.reid.ReID"
 
 

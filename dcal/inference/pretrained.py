@@ -28,18 +28,18 @@ from dcal.backbone import create_backbone, normalisation, portable
 from dcal.dataset.decode import read_image, rgb_pixels
 from dcal.dataset.transform import eval_transform
 from dcal.inference.model_card import facts_of, model_card
+from dcal.inference.predictor import Predictor
 from dcal.inference.restore import Restored, restore
-from dcal.inference.trust import TIMM_VIT, RunError, Trust, without_weights
+from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, RunError, Trust, without_weights
 from dcal.model import DCAL
 from dcal.output import Output, combined_probabilities, join_features
 from dcal.run.find import find_run
-from dcal.task.inference import NotFinite, Scores, combined_features, combined_scores, finite, infer_images
+from dcal.task.inference import NotFinite, Scores, finite
 from dcal.utils.device import Device, choose_device
 from dcal.utils.errors import UserError, first_line
 
 Picture = Image.Image | NDArray[np.uint8] | str | Path
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-DCAL_TARGET = "dcal.model.DCAL"
 
 
 class TrainedDCAL(DCAL, PyTorchModelHubMixin):
@@ -134,12 +134,9 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         """
         if self.task != "fgvc":
             raise UserError("this model re-identifies: compare what embed(pictures) gives; it predicts no classes")
-        probabilities = combined_scores(self._scores(pictures).logits, self.inference).exp()
-        best = probabilities.topk(min(top, len(self.class_names)))
-        return [
-            {self.class_names[label]: value for label, value in zip(labels, values, strict=True)}
-            for labels, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        predictor = self._predictor()
+        ranked = predictor.guesses(predictor.log_probabilities(self._scores(predictor, pictures)), top)
+        return [dict(guesses) for guesses in ranked]
 
     @torch.no_grad()
     def embed(self, pictures: Picture | Sequence[Picture], side: Tensor | None = None) -> Tensor:
@@ -149,17 +146,24 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
             pictures: as for `preprocess`.
             side: camera (or camera-view) index of each picture, where the model embeds it.
         """
-        return combined_features(self._scores(pictures, side).features, self.inference)
+        predictor = self._predictor()
+        return predictor.embedding(self._scores(predictor, pictures, side))
 
-    def _scores(self, pictures: Picture | Sequence[Picture], side: Tensor | None = None) -> Scores:
-        """What the commands compute for the same pictures, here in float32.
+    def _predictor(self) -> Predictor:
+        """What answers for the commands, here in float32 on the device that the weights are on."""
+        device = Device(self.mean.device.type, "fp32", self.mean.flatten().tolist(), self.std.flatten().tolist())
+        return Predictor(self, device, self.class_names, self.inference, self.flip_test, self.image_size, self.resize)
+
+    def _scores(
+        self, predictor: Predictor, pictures: Picture | Sequence[Picture], side: Tensor | None = None
+    ) -> Scores:
+        """The finite answers for pictures.
 
         Raises:
             NotFinite: the model answers with NaN.
         """
         images = self.normalise(self.preprocess(pictures))
-        device = Device(images.device.type, "fp32", (0.0,), (1.0,))
-        scores = infer_images(self, images, side, device, self.flip_test)
+        scores = predictor.scores(images, side)
         if bad := int((~finite(scores)).sum()):
             raise NotFinite(
                 f"the model answers with NaN for {bad} of {len(images)} pictures: its weights are of no use"

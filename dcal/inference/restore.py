@@ -22,7 +22,8 @@ from yaml import YAMLError
 from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import lora_options
 from dcal.config import Config
-from dcal.inference.trust import RunError, Trust, plain, without_weights
+from dcal.inference.predictor import Predictor
+from dcal.inference.trust import RunError, Trust, plain_data, without_weights
 from dcal.model import DCAL
 from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
@@ -52,6 +53,20 @@ class Opened(ABC):
     device: Device
     trust: Trust
     """What a data set may name, once it is opened."""
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model as it answers."""
+        task, dataset = self.task, self.config.dataset
+        return Predictor(
+            self.model,
+            self.device,
+            self.class_names,
+            task.inference,
+            task.flip_test,
+            dataset.image_size,
+            dataset.resize,
+        )
 
     @property
     @abstractmethod
@@ -113,7 +128,7 @@ def restore(
     config.device = device
     if not drop_none((changes or {}).get("train", {})).get("precision"):
         config.train.precision = available_precision(config.train.precision, device)
-    values: dict[str, Any] = plain(OmegaConf.to_container(config), folder)
+    values: dict[str, Any] = plain_data(OmegaConf.to_container(config), folder)
     for group in ("backbone", "attention", "task"):  # what is instantiated here
         trust.check(group, values[group])
     lora = lora_options(values["backbone"].get("lora"))
@@ -164,7 +179,7 @@ def read_config(directory: Path) -> DictConfig:
         hint = f"; did you mean {' or '.join(found)}?" if found else ""
         raise RunError(f"run={directory}: no run directory, config_resolved.yaml is missing{hint}")
     try:
-        written = plain(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
+        written = plain_data(OmegaConf.to_container(move_targets(OmegaConf.load(file))), file)
         # a run that is older than a key had what is the default today; keys of groups have no such default
         today: Any = OmegaConf.load(config_dir() / "train.yaml")
         defaults = OmegaConf.masked_copy(today, ["train", "launch", "wandb", "run"])

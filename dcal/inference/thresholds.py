@@ -15,8 +15,7 @@ from typing import Any
 from dcal.inference.restore import Restored
 from dcal.inference.trust import RunError
 from dcal.run.digest import sha256
-from dcal.run.files import write_atomically
-from dcal.task.inference import BRANCHES
+from dcal.run.files import write_json
 
 logger = logging.getLogger(__name__)
 FILE = "thresholds.json"
@@ -36,7 +35,7 @@ def write_thresholds(restored: Restored, split: str, data_sha256: str, images: i
     """
     file = restored.directory / FILE
     content = {**_settings(restored), "data": data_sha256, "split": split, "images": images, **found}
-    write_atomically(file, json.dumps(content, indent=1) + "\n")
+    write_json(file, content)
     return file
 
 
@@ -90,15 +89,7 @@ def promises(thresholds: Mapping[str, Any]) -> list[str]:
 
 def _settings(restored: Restored) -> dict[str, Any]:
     """What the scores depend on besides the images."""
-    own = restored.config
-    return {
-        "task": restored.task.name,
-        "weights": sha256(restored.weights),
-        "inference": [branch for branch in BRANCHES if branch in restored.task.inference],
-        "flip_test": restored.task.flip_test,
-        "image_size": list(own.dataset.image_size),
-        "resize": list(own.dataset.resize),
-    }
+    return {"task": restored.task.name, "weights": sha256(restored.weights), **restored.predictor.settings()}
 
 
 def _percent(share: float) -> str:

@@ -27,7 +27,7 @@ NORMALIZATION = ("mean", "std")
 """What is kept of a `pretrained_cfg`: timm reads everything else in it, such as `url`, to find weights."""
 READS_FILES = ("pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "pretrained", "pretrained_strict")
 """Arguments of `timm.create_model` that only say where weights come from."""
-TIMM_VIT = "dcal.backbone.create_backbone"
+TIMM_VIT, DCAL_TARGET = "dcal.backbone.create_backbone", "dcal.model.DCAL"
 
 
 class RunError(UserError):
@@ -62,7 +62,7 @@ class Trust:
                 )
 
 
-def plain(node: Any, file: Path) -> Any:
+def plain_data(node: Any, file: Path) -> Any:
     """A node of a configuration file, if it is plain data.
 
     Args:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dcal.metric.interval import mean_interval
-from dcal.utils.errors import UserError
+from dcal.utils.errors import check_number
 
 CURVES = ("deletion", "insertion")
 
@@ -47,8 +47,7 @@ def curves(image_CHW: Tensor, map_hw: Tensor, score: Score, steps: int, hidden: 
     Raises:
         UserError: steps is less than 1.
     """
-    if steps < 1:
-        raise UserError(f"steps={steps}: must be at least 1")
+    check_number("steps", steps, ge=1)
     patches = map_hw.numel()
     rank_P = map_hw.flatten().argsort(descending=True, stable=True).argsort()
     count_T = (torch.arange(steps + 1) * patches / steps).round()
@@ -64,7 +63,7 @@ def area(curve_T: Tensor) -> float:
     return float(torch.trapezoid(curve_T.cpu().double(), dx=1.0 / (len(curve_T) - 1)))
 
 
-def summary(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:
+def summarize(found: Mapping[str, list[Curves]], reference: str) -> dict[str, Any]:
     """Mean curves and areas of each map over images, with 95 % intervals over images.
 
     Args:

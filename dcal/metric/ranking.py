@@ -173,7 +173,7 @@ def from_ranks(row_P: Tensor, rank_P: Tensor, num_queries: int) -> PerQuery:
     return PerQuery(precision_Q / count_Q.clamp(min=1), first_Q, count_Q.double() / last_Q, valid_Q)
 
 
-def summary(results: PerQuery) -> dict[str, float]:
+def mean_over_queries(results: PerQuery) -> dict[str, float]:
     """Means over the valid queries; all 0 if there is none."""
     valid = results.valid
     number = max(1, int(valid.sum()))
@@ -191,7 +191,7 @@ def breakdown(results: PerQuery, cams_Q: Tensor) -> dict[int, dict[str, float]]:
     for camera in torch.unique(cams_Q).tolist():
         chosen = cams_Q == camera
         table[camera] = {
-            **summary(PerQuery(*(column[chosen] for column in results))),
+            **mean_over_queries(PerQuery(*(column[chosen] for column in results))),
             "queries": int(chosen.sum()),
         }
     return table

@@ -72,7 +72,7 @@ def k_reciprocal_rerank(
     if not torch.isfinite(features_ND).all():
         raise ValueError("features are NaN or infinite")
     near_NK, far_N = neighbours(features_ND, max(k1 + 1, k2))
-    encoding = encode(features_ND, near_NK, far_N, k1)
+    encoding = reciprocal_vectors(features_ND, near_NK, far_N, k1)
     if k2 > 1:
         encoding = average(encoding, near_NK[:, :k2])
     result_QG = original_distances(features_ND, far_N, num_queries).mul_(lambda_value)
@@ -104,7 +104,7 @@ def neighbours(features_ND: Tensor, count: int) -> tuple[Array, Array]:
     return torch.cat(near).numpy(), torch.cat(far).numpy()
 
 
-def encode(features_ND: Tensor, near_NK: Array, far_N: Array, k1: int) -> sparse.csr_array:
+def reciprocal_vectors(features_ND: Tensor, near_NK: Array, far_N: Array, k1: int) -> sparse.csr_array:
     """Row i: exp(-d(i, j)) over the expanded k-reciprocal set of i, scaled to sum 1 (equations 3 to 7)."""
     near_NK = near_NK[:, : k1 + 1]
     half_NH = near_NK[:, : round(k1 / 2) + 1]  # round half to even, as the authors' np.around

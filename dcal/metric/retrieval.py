@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dcal.distributed.collectives import gather_items, rank_and_world_size
-from dcal.metric.ranking import Gallery, PerQuery, breakdown, from_ranks, positive_ranks, summary
+from dcal.metric.ranking import Gallery, PerQuery, breakdown, from_ranks, mean_over_queries, positive_ranks
 from dcal.utils.errors import UserError, choose
 
 METRICS = ("cosine", "euclidean")
@@ -130,7 +130,7 @@ def evaluate_retrieval(
         extras["per_query"] = results
     if per_camera:
         extras["per_camera"] = breakdown(results, query_cams.cpu())
-    return {**summary(results), **extras}
+    return {**mean_over_queries(results), **extras}
 
 
 def check_sizes(query_ids: Tensor, query_cams: Tensor, gallery_ids: Tensor, gallery_cams: Tensor) -> None:

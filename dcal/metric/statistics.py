@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from dcal.metric.interval import ALPHA, Floats, MeanSquares, estimate, outcomes, standard_error, units
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 FEWEST_SEEDS = 6
 """Below it the sign-flip test cannot reach ALPHA: its least p is 2 / 2^S."""
@@ -78,8 +78,8 @@ class PairedComparison:
         Raises:
             UserError: size is not above 0, power is not between 0 and 1, or one seed was compared.
         """
-        if not size > 0 or not 0 < power < 1:
-            raise UserError(f"size={size}, power={power}: size must be above 0 and power between 0 and 1")
+        check_number("size", size, gt=0)
+        check_number("power", power, gt=0, lt=1)
         if self.seeds == 1:
             raise UserError("one seed shows no spread between seeds: run at least a second one")
         low, high = FEWEST_SEEDS - 1, MOST_SEEDS

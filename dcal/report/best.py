@@ -15,7 +15,7 @@ from dcal.report.format import lower_is_better, metric_values, p_text, scale_of,
 from dcal.report.grid import Grid, render
 from dcal.report.items import Items, read_items
 from dcal.report.listing import condition
-from dcal.report.records import Record, read_run, with_defaults
+from dcal.report.records import RunRecord, read_run, with_defaults
 from dcal.report.table import differing, label_of, matches, show, with_shared_ids
 from dcal.report.typed import read_overrides, train_command, without
 from dcal.run.identity import is_idle
@@ -29,7 +29,7 @@ class Trial(NamedTuple):
     """One run of the search."""
 
     directory: Path
-    record: Record
+    record: RunRecord
     items: Items
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def encode(values: NDArray[Any]) -> str:
+def encode_outcomes(values: NDArray[Any]) -> str:
     """Outcomes as text: right and wrong exactly, numbers in [0, 1] to four decimals."""
     if values.dtype == np.bool_:
         return f"bits:{len(values)}:" + base64.b64encode(np.packbits(values).tobytes()).decode()
@@ -18,8 +18,8 @@ def encode(values: NDArray[Any]) -> str:
     return f"u16:{len(values)}:" + base64.b64encode(units.tobytes()).decode()
 
 
-def decode(text: str) -> NDArray[np.float64]:
-    """The outcomes that `encode` was given, as float64."""
+def decode_outcomes(text: str) -> NDArray[np.float64]:
+    """The outcomes that `encode_outcomes` was given, as float64."""
     kind, count, code = text.split(":")
     raw = base64.b64decode(code)
     if kind == "bits":

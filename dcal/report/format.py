@@ -10,7 +10,7 @@ from dcal.metric.interval import Interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
 from dcal.report.grid import Grid, markdown_rows
 from dcal.report.outcomes import outcomes
-from dcal.report.records import Record
+from dcal.report.records import RunRecord
 from dcal.report.table import Row, Spec, Table, show
 
 TITLES = {
@@ -202,7 +202,7 @@ def distinct(texts: Iterable[str]) -> list[str]:
     return sorted(set(texts))
 
 
-def commit_of(record: Record) -> str:
+def commit_of(record: RunRecord) -> str:
     git = record["git"]
     return (git.get("commit") or "unknown")[:8] + (" (changed)" if git.get("dirty") else "")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.encoding import decode, encode
+from dcal.report.encoding import decode_outcomes, encode_outcomes
 from dcal.run.digest import check_digest
 from dcal.utils.errors import UserError
 
@@ -53,7 +53,7 @@ class Items(NamedTuple):
 
     def values(self, metric: str) -> NDArray[np.float64]:
         """(N,) The outcomes of a metric to the four decimals that tables are made of, so that all digits agree."""
-        return decode(encode(self.outcomes[metric]))
+        return decode_outcomes(encode_outcomes(self.outcomes[metric]))
 
 
 def read_items(path: Path) -> Items:

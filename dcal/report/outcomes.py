@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.metric.interval import Floats
-from dcal.report.encoding import decode, decode_groups
-from dcal.report.records import Record
+from dcal.report.encoding import decode_groups, decode_outcomes
+from dcal.report.records import RunRecord
 
 
 class Outcomes(NamedTuple):
@@ -34,7 +34,7 @@ class Outcomes(NamedTuple):
         return self.digest == other.digest and (self.images == other.images or None in (self.images, other.images))
 
 
-def outcomes(records: Sequence[Record], metric: str) -> Outcomes | None:
+def outcomes(records: Sequence[RunRecord], metric: str) -> Outcomes | None:
     """The outcomes of runs that differ in their seed.
 
     Returns:
@@ -51,6 +51,6 @@ def outcomes(records: Sequence[Record], metric: str) -> Outcomes | None:
     groups = None if code is None else decode_groups(code)
     if (items[0]["count"] if groups is None else len(np.unique(groups))) < 2:
         return None
-    values_SN = np.stack([decode(own[metric]) for own in items])
+    values_SN = np.stack([decode_outcomes(own[metric]) for own in items])
     seeds = [int(record["seed"]) for record in records]
     return Outcomes(seeds, values_SN, items[0]["digest"], next(iter(images), None), groups)

@@ -12,7 +12,7 @@ from dcal.report.table import Row, Table, axis_range
 HUES = {"sa": "#4269d0", "glca": "#efb118", "pwca": "#ff725c"}
 
 
-def draw(table: Table, path: Path) -> None:
+def draw_table(table: Table, path: Path) -> None:
     """Draws a table that has rows, as PNG or PDF by the suffix; the same table gives the same file.
 
     Panels: the first metric of every row with its interval and the seeds as dots; the same against the time

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
 from dcal.report.format import difference_cells
 from dcal.report.outcomes import outcomes
-from dcal.report.records import Record, Results
+from dcal.report.records import Results, RunRecord
 from dcal.run.queue import read_queue
 from dcal.utils.errors import UserError
 
@@ -66,7 +66,7 @@ class Contrast(NamedTuple):
         return self.difference.verdict if done and self.difference else None
 
 
-Finished = Mapping[tuple[str, str, str], Sequence[Record]]
+Finished = Mapping[tuple[str, str, str], Sequence[RunRecord]]
 """By cell, arm and point: the records of its finished runs."""
 
 
@@ -97,7 +97,7 @@ def sort_records(planned: Sequence[Planned], results: Mapping[str, Results], nam
     Returns:
         the records, and a sentence for each run that does not count: of no arm, or a second one of the same seed.
     """
-    finished: dict[tuple[str, str, str], list[Record]] = {one[:3]: [] for one in planned}
+    finished: dict[tuple[str, str, str], list[RunRecord]] = {one[:3]: [] for one in planned}
     strangers = []
     for found in results.values():
         cell = str(found["name"]).removeprefix(f"{name}/")
@@ -168,7 +168,7 @@ def _corrected(primary: Sequence[Contrast]) -> list[Contrast]:
 
 
 def compare(
-    first: Sequence[Record], second: Sequence[Record], metric: str, read: str, margin: float | None
+    first: Sequence[RunRecord], second: Sequence[RunRecord], metric: str, read: str, margin: float | None
 ) -> PairedComparison | None:
     """The first arm minus the second, over the seeds that both have; None without any.
 

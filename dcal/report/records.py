@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.report.encoding import decode, digest, encode, encode_groups
+from dcal.report.encoding import decode_outcomes, digest, encode_groups, encode_outcomes
 from dcal.report.epochs import curve, renamed, speed
 from dcal.report.items import read_items
 from dcal.run.files import write_atomically
@@ -35,7 +35,7 @@ from dcal.run.legacy import renamed_keys
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError, first_line
 
-Record = dict[str, Any]
+RunRecord = dict[str, Any]
 Results = dict[str, Any]
 """What a file holds, the records with their full configuration."""
 
@@ -50,9 +50,9 @@ class BadRun(UserError):
     """The files of a run cannot be used; the message names the file."""
 
 
-def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
+def collect(root: Path) -> tuple[dict[str, list[RunRecord]], list[str]]:
     """The records of all finished runs below `root` by run name; a sentence for each that cannot be used."""
-    found: dict[str, list[Record]] = {}
+    found: dict[str, list[RunRecord]] = {}
     directories, problems = finished_runs(root)
     for directory in directories:
         try:
@@ -64,7 +64,7 @@ def collect(root: Path) -> tuple[dict[str, list[Record]], list[str]]:
     return found, problems
 
 
-def check_place(directory: Path, record: Record) -> None:
+def check_place(directory: Path, record: RunRecord) -> None:
     """Raises a BadRun if the folder is not the one of its run, `<cfg_id>/seed=<seed>`, as that of a backup is not.
 
     The id is the one that the run itself recorded, so runs of older versions, whose ids were made otherwise, count.
@@ -74,7 +74,7 @@ def check_place(directory: Path, record: Record) -> None:
         raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {'/'.join(own)}, rename it to read it")
 
 
-def read_run(directory: Path) -> tuple[str, Record]:
+def read_run(directory: Path) -> tuple[str, RunRecord]:
     """Name and record of one run directory.
 
     Raises:
@@ -105,7 +105,7 @@ def read_run(directory: Path) -> tuple[str, Record]:
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRun(f"{directory / 'result.json'}: {error!r} is missing or of the wrong kind") from None
     for metric, code in record["items"].items():
-        if metric not in NOT_METRICS and abs(decode(code).mean() - record["metrics"][metric]) > TIES:
+        if metric not in NOT_METRICS and abs(decode_outcomes(code).mean() - record["metrics"][metric]) > TIES:
             raise BadRun(f"{directory / 'items.npz'}: its mean {metric} is not that of result.json")
     return name, record
 
@@ -174,11 +174,11 @@ def read_outcomes(path: Path) -> dict[str, Any]:
         raise BadRun(str(error)) from None
     index = np.ascontiguousarray(items.positions, dtype="<i8")
     group = {} if items.groups is None else {"group": encode_groups(items.groups)}
-    outcomes = {key: encode(values) for key, values in sorted(items.outcomes.items()) if len(index)}
+    outcomes = {key: encode_outcomes(values) for key, values in sorted(items.outcomes.items()) if len(index)}
     return {"count": len(index), "digest": digest(index, group.get("group", "")), **group, **outcomes}
 
 
-def load(path: Path) -> Results:
+def load_results(path: Path) -> Results:
     """A file of records, each with its full configuration.
 
     Raises:
@@ -202,12 +202,12 @@ def with_defaults(results: Results) -> Results:
 
 def load_all(folder: Path) -> dict[str, Results]:
     """Every file of records in a folder, by its name without `.json`."""
-    return {file.stem: load(file) for file in sorted(folder.glob("*.json"))}
+    return {file.stem: load_results(file) for file in sorted(folder.glob("*.json"))}
 
 
-def merge(name: str, old: Iterable[Record], new: Iterable[Record]) -> Results:
+def merge(name: str, old: Iterable[RunRecord], new: Iterable[RunRecord]) -> Results:
     """Old and new records in one; of two with the same (cfg_id, seed) the new one, on the known device."""
-    records: dict[tuple[str, int], Record] = {}
+    records: dict[tuple[str, int], RunRecord] = {}
     for record in (*old, *new):
         key = record["cfg_id"], record["seed"]
         device = record["device"] or (records[key]["device"] if key in records else None)
@@ -221,7 +221,7 @@ def merge(name: str, old: Iterable[Record], new: Iterable[Record]) -> Results:
     }
 
 
-def save(results: Results, path: Path) -> None:
+def save_results(results: Results, path: Path) -> None:
     """Writes a file of records: what runs share once, every record's entries one a line."""
     shared = common(record["config"] for record in results["runs"])
     runs = [

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
-from dcal.report.encoding import decode
+from dcal.report.encoding import decode_outcomes
 from dcal.report.outcomes import Outcomes, outcomes
-from dcal.report.records import Record, Results
+from dcal.report.records import Results, RunRecord
 from dcal.run.identity import is_idle
 from dcal.utils.errors import UserError
 
@@ -65,7 +65,7 @@ class Row(NamedTuple):
     """One configuration over its seeds."""
 
     label: str
-    records: list[Record]
+    records: list[RunRecord]
     """By seed."""
     values: dict[str, list[float]]
     """Metric → S values."""
@@ -138,7 +138,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
         return Table(spec, [])
     records = with_shared_ids(records)
     by = differing(records) if spec.by is None else spec.by
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(label_of(record, by), []).append(record)
     rank = {label: number for number, label in enumerate(spec.order)}
@@ -157,7 +157,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     return Table(spec, rows)
 
 
-def with_sa(record: Record) -> Record:
+def with_sa(record: RunRecord) -> RunRecord:
     """The record with its primary metric as that of SA, too, if there is no GLCA: Re-ID does not repeat it then."""
     if record["config"]["attention"] not in ("none", "pwca"):
         return record
@@ -170,13 +170,13 @@ def with_sa(record: Record) -> Record:
     return {**record, **own}
 
 
-def with_shared_ids(records: Sequence[Record]) -> list[Record]:
+def with_shared_ids(records: Sequence[RunRecord]) -> list[RunRecord]:
     """The records, those of one configuration that was judged on the same items under one id.
 
     Older versions gave a run another id for an option that decides nothing in it. Where two ids have a run of the same
     seed, both stay.
     """
-    groups: dict[str, list[Record]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for record in records:
         config = record["config"]
         settings = {key: value for key, value in sorted(config.items()) if not is_idle(key, config)}
@@ -189,7 +189,7 @@ def with_shared_ids(records: Sequence[Record]) -> list[Record]:
     return [{**record, "cfg_id": ids.get(id(record), record["cfg_id"])} for record in records]
 
 
-def matches(record: Record, where: Mapping[str, Any]) -> bool:
+def matches(record: RunRecord, where: Mapping[str, Any]) -> bool:
     config = {**record["config"], "split": record["split"]}
     return all(
         is_idle(key, config) or (config.get(key) in wanted if isinstance(wanted, list) else config.get(key) == wanted)
@@ -197,7 +197,7 @@ def matches(record: Record, where: Mapping[str, Any]) -> bool:
     )
 
 
-def differing(records: Sequence[Record]) -> list[str]:
+def differing(records: Sequence[RunRecord]) -> list[str]:
     """Keys in which configurations differ; numbers of blocks only where `attention` does not say as much."""
     configs = [record["config"] for record in records]
     keys = sorted({key for config in configs for key in config})
@@ -214,7 +214,7 @@ def differing(records: Sequence[Record]) -> list[str]:
     return kept if len(told) == len({label for _, label in told}) else [*kept, "cfg_id"]
 
 
-def label_of(record: Record, by: Sequence[str]) -> str:
+def label_of(record: RunRecord, by: Sequence[str]) -> str:
     """The values of the keys, e.g. `dcal, 0.0004`; not those that decide nothing without a branch that is off."""
     config = {**record["config"], "cfg_id": record["cfg_id"]}
     return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
@@ -228,7 +228,7 @@ def show(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def check_row(spec: Spec, label: str, records: Sequence[Record]) -> None:
+def check_row(spec: Spec, label: str, records: Sequence[RunRecord]) -> None:
     if len({record["cfg_id"] for record in records}) > 1:
         keys = ", ".join(differing(records))
         raise UserError(
@@ -237,10 +237,12 @@ def check_row(spec: Spec, label: str, records: Sequence[Record]) -> None:
         )
 
 
-def column(records: Sequence[Record], metric: str) -> list[float]:
+def column(records: Sequence[RunRecord], metric: str) -> list[float]:
     """A metric by seed: the mean over recorded items where there are some, so that it fits the interval."""
     return [
-        float(decode(record["items"][metric]).mean()) if metric in record["items"] else record["metrics"][metric]
+        float(decode_outcomes(record["items"][metric]).mean())
+        if metric in record["items"]
+        else record["metrics"][metric]
         for record in records
         if metric in record["items"] or metric in record["metrics"]
     ]
@@ -257,7 +259,7 @@ def share_interval(judged: Outcomes | None) -> Interval | None:
 def compare(
     spec: Spec,
     by: Sequence[str],
-    groups: Mapping[str, Sequence[Record]],
+    groups: Mapping[str, Sequence[RunRecord]],
     judged: Mapping[str, Outcomes | None],
     metric: str,
 ) -> dict[str, PairedComparison]:

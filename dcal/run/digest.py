@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 from dcal.utils.errors import UserError
 from dcal.utils.paths import cache_home
 
@@ -50,7 +50,7 @@ def file_digest(path: Path) -> str:
     if time.time() - found.st_mtime > SETTLED_SECONDS:
         with suppress(OSError):  # no home, or a full one: computed again next time
             memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(memory, json.dumps({**known, str(path): [*version, digest]}, indent=1))
+            write_json(memory, {**known, str(path): [*version, digest]})
     return digest
 
 

@@ -27,6 +27,7 @@ from dcal.run.files import (
     remove_made,
     remove_partial,
     write_atomically,
+    write_json,
 )
 from dcal.run.identity import Identity, identify
 from dcal.run.label import label
@@ -224,10 +225,10 @@ class Run:
             write_atomically(self.directory / DIFF_FILE, diff + "\n")
         write_atomically(self.directory / CONFIG_FILE, OmegaConf.to_yaml(self.config, resolve=True))
         if self.cfg_id == self.identity.cfg_id:  # else an older run, which cannot be given one
-            write_atomically(self.directory / IDENTITY_FILE, json.dumps(self.identity.to_json(), indent=1))
+            write_json(self.directory / IDENTITY_FILE, self.identity.to_json())
         write_atomically(self.directory / LABEL_FILE, label(self.config) + "\n")
-        write_atomically(self.directory / "overrides.json", json.dumps(overrides, indent=1))
-        write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+        write_json(self.directory / "overrides.json", overrides)
+        write_json(self.directory / "versions.json", versions())
 
     @property
     def metrics_file(self) -> Path:
@@ -272,7 +273,7 @@ class Run:
             "sha256": {name: sha256(self.directory / name) for name in CHECKED if (self.directory / name).is_file()},
             **more,
         }
-        write_atomically(self.prepared_file, json.dumps(result, indent=1) + "\n")
+        write_json(self.prepared_file, result)
         return result
 
     @property

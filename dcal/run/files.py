@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from dcal.distributed.env import rank_zero_only
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, first_line
 
 PARTIAL = ".partial"
 """Suffix of a file that is being written."""
@@ -34,7 +34,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         # torch raises a worker's death wherever the main process happens to be; what is written there fails after it
         if any("DataLoader worker" in str(each) for each in (error, error.__context__)):
             raise
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise WriteError(
             f"{path} cannot be written ({reason}): free some space there or write elsewhere (run.root=, out=). "
             "What was complete before is kept: repeat the command to go on"
@@ -100,6 +100,11 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a whole file or leaves the old one."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a whole JSON file or leaves the old one."""
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -201,7 +201,7 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def attention_name(flat: Flat) -> str:
     """`none`, `glca`, `pwca` or `dcal`, by the branches that a flat configuration has."""
-    glca, pwca = flat["attention.glca.blocks"] != 0, flat["attention.pwca.blocks"] != 0
+    glca, pwca = flat["attention.glca.blocks"] != 0, flat.get("attention.pwca.blocks") != 0
     return {(False, False): "none", (True, False): "glca", (False, True): "pwca", (True, True): "dcal"}[glca, pwca]
 
 
@@ -238,7 +238,7 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
     readers = {"": config.dataset.get("reader")} if members is None else {n: m.reader for n, m in members.items()}
     catalogs: dict[str, Catalog | None] = {}
     for name, reader in readers.items():
-        if reader is None or reader_name(reader).startswith("synthetic_"):
+        if not OmegaConf.is_dict(reader) or reader_name(reader).startswith("synthetic_"):
             catalogs[name] = None  # drawn by the program: its options are part of the settings
             continue
         try:

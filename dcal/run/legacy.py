@@ -88,8 +88,9 @@ def legacy_id(config: DictConfig) -> str | None:
     for key in schema_defaults().keys() - KEYS:
         if _remove(identity, key, schema_defaults()[key]) != schema_defaults()[key] and key not in idle:
             return None
-    reader = identity["dataset"].get("reader") or {}
-    for key, value in list(reader.items()):  # an option of today's reader, which takes it from a newer key
+    reader: Any = identity["dataset"].get("reader")
+    # without an option of today's reader, which takes it from a newer key
+    for key, value in list(reader.items()) if isinstance(reader, dict) else ():
         if isinstance(value, str) and value.startswith("${dataset.") and value[2:-1] not in KEYS:
             del reader[key]
     checkpoint = identity["backbone"].get("checkpoint")

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.run.listing import STATES
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, choose, first_line
 
 
 class Job(NamedTuple):
@@ -62,7 +62,7 @@ def read_queue(path: Path) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
     kinds = {"name": str, "order": list, "arms": dict, "cells": dict}
     if not isinstance(plain, dict) or not all(isinstance(plain.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"{path}: a list of experiments has the keys name, order, arms and cells")

@@ -8,7 +8,6 @@ makes the table and the exit code of these notes, with every launcher alike; an 
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -23,8 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dcal.run.directory import Run
-from dcal.run.files import write_atomically
+from dcal.run.files import read_json, write_atomically, write_json
 from dcal.utils.errors import is_for_user
+from dcal.utils.text import aligned
 
 FAILED, INTERRUPTED = "failed", "interrupted"
 
@@ -72,7 +72,7 @@ def _note(run: Run | None, outcome: Outcome) -> None:
         "overrides": list(hydra.overrides.task),
         "directory": str(run.directory) if run and run.directory.is_dir() else "",
     }
-    write_atomically(folder / f"{hydra.job.num:04d}.json", json.dumps(note, indent=1))
+    write_json(folder / f"{hydra.job.num:04d}.json", note)
 
 
 class Summary(Callback):
@@ -101,9 +101,9 @@ def show_table() -> list[dict[str, Any]]:
     if not _begun:
         return []
     folder, points = _begun.pop()
-    notes = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("points/*.json"))]
+    notes = [read_json(file) for file in sorted(folder.glob("points/*.json"))]
     if notes:
-        text = table(notes, points)
+        text = sweep_table(notes, points)
         write_atomically(folder / "summary.txt", text + "\n")
         print(f"\n{text}")
     return notes
@@ -119,7 +119,7 @@ def planned(config: DictConfig) -> int | None:
     return math.prod(len(list(entry.sweep_iterator())) for entry in overrides if entry.is_sweep_override())
 
 
-def table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
+def sweep_table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
     """One line per point (its overrides, primary metric, status, directory), errors, means over seeds, the sum.
 
     Args:
@@ -130,14 +130,12 @@ def table(notes: Sequence[dict[str, Any]], points: int | None = None) -> str:
     names = [[word for word in note["overrides"] if word not in common] for note in notes]
     values = ["-" if math.isnan(note["value"]) else f"{note['primary_metric']} {note['value']:.4f}" for note in notes]
     rows = [
-        (" ".join(name) or "-", value, note["status"]) for name, value, note in zip(names, values, notes, strict=True)
+        (" ".join(name) or "-", value, note["status"], note["directory"])
+        for name, value, note in zip(names, values, notes, strict=True)
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row, note in zip(rows, notes, strict=True):
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([*cells, note["directory"]]).rstrip())
-        lines += [f"    {note['error']}"] if note["error"] else []
+    for row, note in zip(aligned(rows), notes, strict=True):
+        lines += [row, f"    {note['error']}"] if note["error"] else [row]
     statuses = [note["status"] for note in notes]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
     total = f"{len(notes)} points" if points in (None, len(notes)) else f"{len(notes)} of {points} points"

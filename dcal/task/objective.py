@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dcal.loss import TripletLoss, UncertaintyLoss
 from dcal.output import Output
-from dcal.utils.errors import UserError
+from dcal.utils.errors import check_number
 
 
 class Losses(NamedTuple):
@@ -49,10 +49,8 @@ class Objective(nn.Module):
         triplet_margin: float | None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
-        if triplet_weight < 0.0:
-            raise UserError(f"task.triplet.weight={triplet_weight}: must not be negative")
+        check_number("task.label_smoothing", label_smoothing, ge=0, lt=1)
+        check_number("task.triplet.weight", triplet_weight, ge=0)
         # attention.pwca.probability leaves PWCA out of some steps
         self.combine = UncertaintyLoss(branches, weighting, optional=("pwca",))
         self.label_smoothing = label_smoothing

@@ -13,7 +13,7 @@ from dcal.task.inference import BRANCHES
 from dcal.task.joint import pool
 from dcal.task.objective import Objective
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 
 @dataclass(kw_only=True)
@@ -44,10 +44,8 @@ class TaskOptions:
         if len(set(self.inference)) < len(self.inference):
             raise UserError(f"task.inference={list(self.inference)}: names a branch twice")
         for key in ("mixup", "cutmix"):
-            if getattr(self, key) < 0:
-                raise UserError(f"task.{key}={getattr(self, key)}: must be 0 (off) or more")
-        if self.instances < 1:
-            raise UserError(f"task.instances={self.instances}: must be at least 1")
+            check_number(f"task.{key}", getattr(self, key), ge=0, note="0 is off")
+        check_number("task.instances", self.instances, ge=1)
         if self.triplet["weight"] and self.instances < 2:
             raise UserError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
 

@@ -24,8 +24,9 @@ from dcal.model import DCAL
 from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import Task, TrainState
+from dcal.utils.arguments import typed_arguments
 from dcal.utils.device import Device
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.rng import part_ways, seed_everything
 
 
@@ -195,17 +196,13 @@ def check_train(cfg: Config) -> None:
     if not 0 <= cfg.seed < 2**63:
         raise UserError(f"seed={cfg.seed}: must be at least 0 and below 2^63, what torch takes")
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
-        value, least = getattr(cfg.train, key), int(key != "workers")
-        if value < least:
-            raise UserError(f"train.{key}={value}: must be at least {least}")
-    if cfg.train.log_every is not None and cfg.train.log_every < 1:
-        raise UserError(f"train.log_every={cfg.train.log_every}: must be at least 1 batch; null logs epochs alone")
-    if not 0 <= cfg.train.head_epochs < cfg.train.epochs:
-        raise UserError(f"train.head_epochs={cfg.train.head_epochs}: must be at least 0 and below train.epochs")
-    if cfg.train.clip_grad is not None and cfg.train.clip_grad <= 0:
-        raise UserError(f"train.clip_grad={cfg.train.clip_grad}: must be positive; null clips nothing")
-    if cfg.train.ema_decay is not None and not 0 < cfg.train.ema_decay < 1:
-        raise UserError(f"train.ema_decay={cfg.train.ema_decay}: must lie between 0 and 1; null averages nothing")
+        check_number(f"train.{key}", getattr(cfg.train, key), ge=int(key != "workers"))
+    check_number("train.log_every", cfg.train.log_every, ge=1, note="null logs epochs alone")
+    check_number(
+        "train.head_epochs", cfg.train.head_epochs, ge=0, lt=cfg.train.epochs, note="the latter is train.epochs"
+    )
+    check_number("train.clip_grad", cfg.train.clip_grad, gt=0, note="null clips nothing")
+    check_number("train.ema_decay", cfg.train.ema_decay, gt=0, lt=1, note="null averages nothing")
     _, processes = rank_and_world_size()
     if cfg.train.accumulate * processes > cfg.train.batch_size:
         raise UserError(
@@ -232,20 +229,51 @@ def check_train(cfg: Config) -> None:
 
 
 def make(node: DictConfig) -> Any:
-    """Instantiates a group, and gives its own error instead of Hydra's wrapping of it."""
+    """Instantiates a group, and gives its own error instead of Hydra's wrapping of it.
+
+    Raises:
+        UserError: a `_target_` or an option of it cannot be meant; the message names its key.
+    """
     try:
-        return instantiate(node, _convert_="all")
+        return instantiate(with_typed_readers(node) if "reader" in node else node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, TypeError) and "unexpected keyword" in str(error.__cause__):
+        cause, (text, _, key) = error.__cause__, str(error).partition("full_key: ")
+        if isinstance(cause, TypeError) and "unexpected keyword" in str(cause):
             raise UserError(
-                f"{error.__cause__}: an option of another choice of this group, perhaps set by "
-                "experiment=...: leave that out; an option of a reader is removed by ~dataset.reader.OPTION"
+                f"{cause}: an option of another choice of this group, perhaps set by experiment=...: leave that out; "
+                "an option of a reader is removed by ~dataset.reader.OPTION"
             ) from None
-        if isinstance(error.__cause__, ImportError) and str(error.__cause__).startswith("Error loading"):
-            what, why, *_ = str(error.__cause__).splitlines()
+        if text.startswith(("Error locating", "Expected a callable")):
+            found = OmegaConf.select(node._get_root(), key) if key else node
+            why = "; ".join(str(cause or text).splitlines()[:2])
             raise UserError(
-                f"_target_: {what} {why}: its module must be installed, in the current folder or in PYTHONPATH"
+                f"{key or node._key()}._target_={found.get('_target_')}: no function or class is there ({why}); its "
+                "module must be installed, in the current folder or in PYTHONPATH"
             ) from None
-        if isinstance(error.__cause__, Exception):
-            raise error.__cause__ from None
-        raise
+        raise cause or error from None
+
+
+def with_typed_readers(node: DictConfig) -> DictConfig:
+    """The data set's node with the options of its reader, or those of its members, as the reader annotates them.
+
+    Raises:
+        UserError: there is no reader, or an option is of another type.
+    """
+    typed = copy.deepcopy(node)
+    OmegaConf.set_readonly(typed, False)
+    members = typed.get("members")
+    nodes = {"dataset": typed} if members is None else {f"dataset.members.{name}": members[name] for name in members}
+    for name, own in nodes.items():
+        reader = own.get("reader")
+        if not OmegaConf.is_dict(reader) or not isinstance(reader.get("_target_"), str):
+            raise UserError(
+                f"{name}.reader={reader}: must name in _target_ the function that reads the data set, with its "
+                "arguments beside it; the options of `dataset=` do"
+            )
+        try:
+            function = instantiate({"_target_": reader._target_, "_partial_": True}).func
+        except InstantiationException:  # said of the whole node
+            continue
+        given: Any = OmegaConf.to_container(reader, resolve=True)
+        own.reader = typed_arguments(function, given, f"{name}.reader")
+    return typed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dcal.distributed.env import module_command, rank_zero_only
 from dcal.distributed.launcher import ProcessFailed, errors_to_agent, launch, to_be_started
 from dcal.run.data_digest import joint_judged_digest, judged_digest
 from dcal.run.directory import Run
-from dcal.run.files import write_atomically
+from dcal.run.files import write_json
 from dcal.run.progress import bars
 from dcal.run.result import summary
 from dcal.training.build import build, side_sizes
@@ -118,7 +117,7 @@ def write_card(directory: Path, state: TrainState) -> None:
         "class_names": state.data.class_names,
         "sides": side_sizes(state.task.side_information, state.data),
     }
-    write_atomically(directory / "model.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    write_json(directory / "model.json", card)
 
 
 def _overrides() -> list[str]:

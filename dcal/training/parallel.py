@@ -89,7 +89,7 @@ def full_state_dict(state: Any) -> Any:
     return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, state)
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_full_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole tensors into a module that may be sharded."""
     own = module.state_dict()
     module.load_state_dict({name: like(value, own.get(name)) for name, value in weights.items()})

@@ -12,7 +12,7 @@ from dcal.distributed.collectives import all_gather_object, rank_and_world_size
 from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.training.checkpoint import load_latest, save_checkpoint
 from dcal.training.meter import BadLoss, Meter
-from dcal.training.parallel import full_state_dict, load_optimizer, load_weights, optimizer_state
+from dcal.training.parallel import full_state_dict, load_full_weights, load_optimizer, optimizer_state
 from dcal.training.state import TrainState
 from dcal.utils.rng import restore_rng_state, rng_state, torch_state
 
@@ -67,7 +67,7 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
             run.forget_metrics_after(0)
         return
     saved = found.state
-    load_weights(state.model, found.weights)
+    load_full_weights(state.model, found.weights)
     load_optimizer(state.optimization.optimizer, saved["optimizer"])
     state.optimization.schedule.last_epoch = saved["schedule"]
     state.objective.load_state_dict(saved["objective"])
@@ -75,7 +75,7 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
     if state.train.auto_accumulate:
         state.accumulate = max(state.accumulate, saved["parts"])
     if state.ema is not None:
-        load_weights(state.ema.module, saved["ema"])
+        load_full_weights(state.ema.module, saved["ema"])
     vars(at).update(saved["position"])
     meter.restore(saved["meter"], at.seconds)
     run.forget_metrics_after(saved["metrics_size"])
@@ -95,7 +95,7 @@ def restore_end(state: TrainState, run: Run, at: Progress, meter: Meter) -> bool
     weights, lines = run.directory / LAST_WEIGHTS, run.metrics()
     if not weights.is_file() or not lines or lines[-1]["epoch"] != state.train.epochs:
         return False
-    load_weights(state.model if state.ema is None else state.ema.module, load_file(weights))
+    load_full_weights(state.model if state.ema is None else state.ema.module, load_file(weights))
     at.epoch, at.step = lines[-1]["epoch"], lines[-1]["step"]
     meter.restore(meter.state(), lines[-1].get("seconds", 0.0))  # 0: an older run
     log.info("trained to the end: only evaluated once more")

@@ -78,6 +78,23 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
     return losses
 
 
+def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> Batch:
+    """The loader's batch on the device, blended if mixup is on, with its partners."""
+    device, model = state.device, state.model
+    images, labels = (batch[key].to(device.torch, non_blocking=True) for key in ("image", "label"))
+    targets, side = labels, device.side_index(batch)
+    if state.mixup is not None:
+        images, targets = state.mixup(device.normalise(images), labels)
+    seen = images
+    if may_use_features(model.pairing, progress) and not images.is_floating_point():
+        seen = device.normalise(images)
+    # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
+    with device.autocast():
+        partners = model.draw_partners(seen, batch["label"], progress, side, state.accumulate)
+    heads_only = progress < state.train.head_epochs / state.train.epochs
+    return Batch(images, targets, labels, side, partners, heads_only)
+
+
 def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """What a step computes on the device: new weights, buffers and optimizer state, in place.
 
@@ -87,28 +104,6 @@ def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
     """
     losses = differentiate(state, batch)
     return {**losses, "grad_norm": apply_gradients(state)}
-
-
-def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-    """`differentiate`, in twice as many micro-batches whenever memory runs out: `train.auto_accumulate`.
-
-    Every attempt starts from the same random numbers and buffers. The number of micro-batches stays.
-    """
-    random_numbers = rng_state(state.device.torch)
-    buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
-    while True:
-        try:
-            return differentiate(state, prepare(state, batch, progress))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or state.accumulate == len(batch["label"]):
-                raise
-        # not in the handler: there the error still holds the tensors of the attempt that failed
-        state.accumulate = min(2 * state.accumulate, len(batch["label"]))
-        log.warning("out of memory: from this step on every batch is split into %d micro-batches", state.accumulate)
-        restore_rng_state(random_numbers, state.device.torch)
-        for name, buffer in state.model.named_buffers():
-            buffer.copy_(buffers[name])
-        empty_cache(state.device.torch)
 
 
 def differentiate(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -126,23 +121,6 @@ def differentiate(state: TrainState, batch: Batch) -> dict[str, Tensor]:
         losses |= {f"pairs_{kind}": share for kind, share in whole.partners.shares(whole.labels).items()}
     average_gradients([*state.objective.parameters(), *(p for head in state.model.heads for p in head.parameters())])
     return losses
-
-
-def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> Batch:
-    """The loader's batch on the device, blended if mixup is on, with its partners."""
-    device, model = state.device, state.model
-    images, labels = (batch[key].to(device.torch, non_blocking=True) for key in ("image", "label"))
-    targets, side = labels, device.side_index(batch)
-    if state.mixup is not None:
-        images, targets = state.mixup(device.normalise(images), labels)
-    seen = images
-    if may_use_features(model.pairing, progress) and not images.is_floating_point():
-        seen = device.normalise(images)
-    # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
-    with device.autocast():
-        partners = model.draw_partners(seen, batch["label"], progress, side, state.accumulate)
-    heads_only = progress < state.train.head_epochs / state.train.epochs
-    return Batch(images, targets, labels, side, partners, heads_only)
 
 
 def in_one_pass(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
@@ -229,3 +207,25 @@ def advance(state: TrainState) -> None:
     schedule.step()
     if state.ema is not None:
         state.ema.update(state.model, schedule.last_epoch)  # without the step timm leaves its warm-up out
+
+
+def differentiate_in_memory(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    """`differentiate`, in twice as many micro-batches whenever memory runs out: `train.auto_accumulate`.
+
+    Every attempt starts from the same random numbers and buffers. The number of micro-batches stays.
+    """
+    random_numbers = rng_state(state.device.torch)
+    buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
+    while True:
+        try:
+            return differentiate(state, prepare(state, batch, progress))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or state.accumulate == len(batch["label"]):
+                raise
+        # not in the handler: there the error still holds the tensors of the attempt that failed
+        state.accumulate = min(2 * state.accumulate, len(batch["label"]))
+        log.warning("out of memory: from this step on every batch is split into %d micro-batches", state.accumulate)
+        restore_rng_state(random_numbers, state.device.torch)
+        for name, buffer in state.model.named_buffers():
+            buffer.copy_(buffers[name])
+        empty_cache(state.device.torch)

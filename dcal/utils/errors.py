@@ -1,4 +1,4 @@
-"""The one root of errors that a user can correct, and the one way to choose among named options."""
+"""The one root of errors that a user can correct, and the one way to check a number or a name."""
 
 from __future__ import annotations
 
@@ -37,6 +37,39 @@ def choose(key: str, value: T, options: Iterable[T]) -> T:
     if value in names:
         return value
     raise UserError(f"{key}={value!r}: {nearest(str(value), [str(name) for name in names])}")
+
+
+def check_number(
+    key: str,
+    value: float | None,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    note: str = "",
+) -> None:
+    """Refuses a number out of its range; None, where a key may be null, passes.
+
+    Args:
+        key: as the user types it.
+        value: what was asked for; NaN is in no range.
+        ge, gt, le, lt: at least, more than, at most, less than.
+        note: what else the user should know, e.g. what null does.
+
+    Raises:
+        UserError: the message starts with the key and says the range.
+    """
+    limits = [("at least", ge), ("more than", gt), ("at most", le), ("less than", lt)]
+    within = value is None or (
+        (ge is None or value >= ge)
+        and (gt is None or value > gt)
+        and (le is None or value <= le)
+        and (lt is None or value < lt)
+    )
+    if not within:
+        words = " and ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
+        raise UserError(f"{key}={value}: must be {words}{f'; {note}' if note else ''}")
 
 
 def nearest(word: str, options: Sequence[str]) -> str:

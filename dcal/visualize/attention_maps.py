@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dcal.attention.pairing import Partners
 from dcal.attention.timm_blocks import Attend
-from dcal.attention.trace import Trace, attention_rows, attention_with_trace, full_precision
+from dcal.attention.trace import Trace, attention_rows, attention_with_trace, without_autocast
 from dcal.model import DCAL
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
@@ -116,7 +116,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
 
 def head_mean(trace: Trace) -> Tensor:
     """The attention map of all rows, mean over heads, float32 also where the model computes in half precision."""
-    with full_precision(trace.q_BHND.device):
+    with without_autocast(trace.q_BHND.device):
         return attention_rows(trace, slice(None), torch.float32).mean(1)
 
 

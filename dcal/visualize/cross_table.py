@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dcal.utils.text import aligned
+
 FILE = "cross_domain.json"
 """In a run directory: what `dcal-evaluate datasets=[...]` has found."""
 Cells = Mapping[str, Mapping[str, float]]
@@ -20,15 +22,14 @@ def shown(cell: Mapping[str, float] | None) -> str:
     return f"{100 * cell['value']:.1f}{interval}"
 
 
-def text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
+def cross_text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
     """The table in aligned columns."""
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     table = [[f"{metric} in %", *columns], *([label, *(shown(cells.get(c)) for c in columns)] for label, cells in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table)
+    return "\n".join(aligned(table))
 
 
-def draw(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:
+def draw_cross_table(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:
     """Draws the table, darker where the value is higher; a cell that was not evaluated is empty."""
     import matplotlib  # half a second: only where a picture is asked for
 

@@ -94,11 +94,11 @@ def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], dev
         records = [data.records(split)[index] for split, index in batch]
         cameras, views = ([getattr(record, key) for record in records] for key in ("camera", "view"))
         side = device.side_index({"camera": torch.tensor(cameras), "view": torch.tensor(views)})
-        jpegs += [gallery.encode(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
+        jpegs += [gallery.encode_jpeg(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
         looks.append(rollout_and_selection(model, images, device, side))
     attention, selected = (torch.cat(maps).numpy() for maps in zip(*looks, strict=True))
     parts, index = zip(*keys, strict=True)
-    gallery.save(gallery.Gallery(list(parts), list(index), jpegs, attention, selected), path)
+    gallery.save_gallery(gallery.Gallery(list(parts), list(index), jpegs, attention, selected), path)
 
 
 def draw_examples(

@@ -82,7 +82,7 @@ def draw_faithfulness(results: Mapping[str, Any], images: int, path: Path) -> No
     """Mean deletion and insertion curves, the areas with their intervals in the legend.
 
     Args:
-        results: from `dcal.metric.faithfulness.summary`.
+        results: from `dcal.metric.faithfulness.summarize`.
     """
     figure = Figure(figsize=(8.4, 3.9), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2, sharey=True)

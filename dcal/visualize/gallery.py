@@ -45,7 +45,7 @@ class Gallery(NamedTuple):
         return next((n for n, key in enumerate(zip(self.part, self.number, strict=True)) if key == wanted), None)
 
 
-def encode(pixels_HWC: NDArray[np.uint8]) -> bytes:
+def encode_jpeg(pixels_HWC: NDArray[np.uint8]) -> bytes:
     """An image as a JPEG of at most `LONGEST_SIDE` pixels."""
     picture = Image.fromarray(pixels_HWC)
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
@@ -54,7 +54,7 @@ def encode(pixels_HWC: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def save(gallery: Gallery, path: Path) -> None:
+def save_gallery(gallery: Gallery, path: Path) -> None:
     """Writes the file whole or not at all."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
@@ -68,7 +68,7 @@ def save(gallery: Gallery, path: Path) -> None:
         )
 
 
-def load(path: Path) -> Gallery:
+def load_gallery(path: Path) -> Gallery:
     """Reads what `save` wrote.
 
     Raises:

@@ -47,12 +47,12 @@ class CameraRow(NamedTuple):
     eer: float
 
 
-def table(found: Mapping[str, Any]) -> list[Row]:
+def reliability_rows(found: Mapping[str, Any]) -> list[Row]:
     """The rates of `reliability.json` in words and percent, whatever of them is there."""
     return [*_verification(found), *_calibration(found), *_unknown(found)]
 
 
-def text(rows: Sequence[Row]) -> str:
+def reliability_text(rows: Sequence[Row]) -> str:
     """The table for a terminal."""
     if not rows:
         return "reliability: there is no pair of one identity, or none of two, so there are no rates"

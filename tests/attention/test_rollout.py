@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from attention.test_trace import full_map, heads
+from attention_maps import full_map, heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import rollout_matrix

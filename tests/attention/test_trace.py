@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_maps import full_map, heads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,20 +18,6 @@ from dcal.attention.cpu_kernels import AttentionByRows
 from dcal.attention.trace import Trace, attention, attention_with_trace, row_times_attention
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9))
-
-
-def heads(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Queries, keys or values as timm's blocks have them: heads before tokens, but tokens before heads in memory."""
-    batch, head, tokens, channels = shape
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(batch, tokens, head, channels, dtype=torch.float64, generator=generator).transpose(1, 2).to(dtype)
-    )
-
-
-def full_map(trace: Trace) -> Tensor:
-    """The attention map in float64, (B, H, N, M)."""
-    return (trace.q_BHND.double() @ trace.k_BHMD.double().mT * trace.scale).softmax(-1)
 
 
 def expected_product(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Tensor:
@@ -195,5 +182,5 @@ def test_meta_tensors_pass_for_counting_flops() -> None:
     q = torch.empty(2, 3, 9, 8, device="meta")
     out, trace = attention_with_trace(q, q, q)
     assert out.is_meta and row_times_attention(torch.empty(2, 9, device="meta"), trace).shape == (2, 9)
-    with kernel.full_precision(q.device):
+    with kernel.without_autocast(q.device):
         pass

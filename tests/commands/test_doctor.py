@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dcal.commands import doctor
 from dcal.training.checkpoint import save_checkpoint
+from dcal.utils.errors import UserError
 
 TINY = ("experiment=tiny/fgvc",)
 
@@ -114,3 +115,19 @@ def test_a_slow_precision_is_told(capfd: pytest.CaptureFixture[str], monkeypatch
     _, lines = asked(capfd, *TINY, "train.precision=bf16")
     assert "3.0 times slower" in line(lines, "WARN", "precision")
     assert doctor.FAIL not in {text[:4] for text in lines}
+
+
+def test_a_fault_of_a_check_shows_its_stack(capfd: pytest.CaptureFixture[str]) -> None:
+    """What the user can correct is a sentence (above); anything else is no mistake of the user's."""
+
+    def faulty() -> list[doctor.Finding]:
+        raise IndexError("no such row")
+
+    def absent() -> list[doctor.Finding]:
+        raise UserError("dataset.root=birds: no such folder")
+
+    assert doctor.run_checks([("data", faulty), ("root", absent)]) == 1
+    said = capfd.readouterr()
+    assert "this check itself failed: IndexError: no such row" in line(said.out.splitlines(), "FAIL", "data")
+    assert "in faulty" in said.err and "in absent" not in said.err
+    assert "dataset.root=birds: no such folder" in line(said.out.splitlines(), "FAIL", "root")

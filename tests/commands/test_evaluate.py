@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from run_command import incomplete, refused, run_command
 
 import dcal
-from dcal.commands.evaluate import report
+from dcal.commands.evaluate import metric_lines
 from dcal.task.inference import NotFinite
 
 
@@ -39,7 +39,7 @@ def test_gives_the_numbers_of_the_run(task: str, request: pytest.FixtureRequest,
 
 
 def test_a_difference_is_told_even_where_it_is_not_among_the_digits_shown() -> None:
-    lines = report({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, {"a": 0.5, "b": 0.25, "c": 0.5 - 3e-8}).splitlines()
+    lines = metric_lines({"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}, {"a": 0.5, "b": 0.25, "c": 0.5 - 3e-8}).splitlines()
     told = [line.removeprefix(f"{name}      0.500000") for name, line in zip("abcd", lines, strict=True)]
     assert told == ["  = result.json", "  result.json: 0.250000", "  result.json: 0.500000 (+3e-08)", ""]
 

@@ -15,7 +15,7 @@ from run_command import incomplete, refused, run_command
 from torch import Tensor
 
 from dcal.create import create_dcal_model
-from dcal.metric.faithfulness import Curves, area, curves, summary
+from dcal.metric.faithfulness import Curves, area, curves, summarize
 from dcal.model import DCAL
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
@@ -152,7 +152,7 @@ def test_intervals_are_paired() -> None:
     """A map that is better by a constant on every image: its lead has no width, whatever the images."""
     base = [Curves(torch.tensor([1.0, level]), torch.tensor([0.0, level])) for level in (0.2, 0.5, 0.9)]
     lead = [Curves(one.deletion - 0.1, one.insertion + 0.1) for one in base]
-    result = summary({"rollout": lead, "random": base}, "random")
+    result = summarize({"rollout": lead, "random": base}, "random")
     entry = result["rollout"]["insertion"]
     assert entry["low"] < entry["auc"] < entry["high"]
     for kind, expected in (("deletion", -0.1), ("insertion", 0.1)):

@@ -13,70 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from omegaconf import OmegaConf
+from recorded_runs import ITEMS, configure, write_queries, write_run
 from run_command import refused, run_command
 
 from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
-from dcal.report.encoding import decode, decode_groups, encode, encode_groups
+from dcal.report.encoding import decode_groups, decode_outcomes, encode_groups, encode_outcomes
 from dcal.report.format import markdown
 from dcal.report.pages import fill
-from dcal.report.records import collect, load, load_all, parse, read_run, read_yaml
+from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
 from dcal.utils.paths import experiments_dir
 
-GLCA = {"blocks": 1, "top_ratio": 0.1, "selection": "rollout"}
-CONFIG: dict[str, Any] = {
-    "backbone": {"_target_": "dcal.backbone.create_backbone", "checkpoint": "/secret/w.safetensors"},
-    "attention": {"_target_": "dcal.model.DCAL", "glca": GLCA, "pwca": {"blocks": None}},
-    "task": {"_target_": "dcal.task.fgvc.FGVC"},
-    "dataset": {
-        "reader": {"_target_": "dcal.dataset.readers.fgvc.read_cub", "root": "/secret/birds"},
-        "root": "/secret/birds",
-        "image_size": [224, 224],
-        "cache": "ram",
-    },
-    "optimizer": {"lr": 0.0001},
-    "train": {"batch_size": 10, "epochs": 2, "workers": 2},
-    "deterministic": False,
-}
-ITEMS = 40
 PAGE = "before\n<!-- results:birds -->\n<!-- /results -->\nbetween\n<!-- results:later -->\n<!-- /results -->\n"
-
-
-def write_run(root: Path, seed: int, wrong: int, attention: str = "dcal", name: str = "fgvc/birds") -> Path:
-    """A run directory in which the last `wrong` of 40 items, in a shuffled file, are wrong."""
-    config = json.loads(json.dumps(CONFIG))
-    for branch in ("glca", "pwca"):
-        if attention not in (branch, "dcal"):
-            config["attention"][branch]["blocks"] = 0
-    folder = root / name / f"id-{attention}" / f"seed={seed}"
-    folder.mkdir(parents=True)
-    result = {
-        "status": "finished",
-        "name": name,
-        "cfg_id": f"id-{attention}",
-        "seed": seed,
-        "primary_metric": "top1",
-    }
-    result |= {"metrics": {"top1": 1 - wrong / ITEMS, "nll": 0.5}, "split": "test"}
-    result |= {"git": {"commit": "0123456789abcdef", "dirty": False}, "device": "2 CPU cores"}
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / "config_resolved.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    (folder / "versions.json").write_text(json.dumps({"torch": "2.9", "argv": "/secret/x", "platform": "host"}))
-    lines = [
-        {"epoch": 1, "step": 10, "train/images_per_second": 50.0, "train/loss": 2.0},
-        {"epoch": 2, "step": 20, "train/images_per_second": 100.0, "train/loss": 1.0, "test/top1": 0.9},
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    order = np.random.default_rng(seed).permutation(ITEMS)
-    label = order % 5
-    prediction = np.where(order >= ITEMS - wrong, label + 1, label)
-    names = np.array([f"bird/{number:02}.jpg" for number in order])
-    np.savez(folder / "items.npz", index=order, label=label, prediction=prediction, name=names)
-    return folder
 
 
 @pytest.fixture
@@ -96,29 +48,6 @@ def test_older_runs_called_every_evaluation_val(tmp_path: Path) -> None:
     assert today["curve"]["test/top1"] == [None, 0.9]
 
 
-NOTHING_ELSE = {
-    "list": None,
-    "compare": None,
-    "best": None,
-    "report": None,
-    "verdicts": None,
-    "wandb": None,
-    "format": "markdown",
-}
-
-
-def configure(folder: Path, **more: Any) -> Any:
-    tables = folder / "tables.yaml"
-    entry = {"runs": "fgvc-birds", "by": ["attention"], "against": {"attention": "none"}, "order": ["none"]}
-    tables.write_text(OmegaConf.to_yaml({"birds": entry, "later": {"runs": "nothing-*"}}))
-    values = {"runs": "runs", "out": "results", "figures": "figures", "html": "html", "pages": ["README.md"]}
-    paths = {key: str(folder / value) for key, value in values.items() if isinstance(value, str)}
-    pages = [str(folder / "README.md"), str(folder / "no such file.md")]
-    return OmegaConf.create(
-        {**NOTHING_ELSE, **paths, "pages": pages, "tables": str(tables), "device": None, "write": True, **more}
-    )
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -130,7 +59,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     )
 )
 def test_outcomes_survive_their_encoding(values: np.ndarray) -> None:
-    np.testing.assert_allclose(decode(encode(values)), values, atol=0 if values.dtype == bool else 5.1e-5)
+    np.testing.assert_allclose(
+        decode_outcomes(encode_outcomes(values)), values, atol=0 if values.dtype == bool else 5.1e-5
+    )
 
 
 def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
@@ -142,7 +73,7 @@ def test_a_record_holds_what_matters_and_no_path(runs: Path) -> None:
     assert record["config"]["optimizer.lr"] == 0.0001 and record["config"]["dataset.image_size"] == [224, 224]
     assert "secret" not in json.dumps(records) and "train.workers" not in record["config"]
     assert record["train_seconds"] == 100 / 50 + 100 / 100 and record["images_per_second"] == 75
-    np.testing.assert_array_equal(decode(record["items"]["top1"]), np.arange(ITEMS) < ITEMS - 4)  # by index
+    np.testing.assert_array_equal(decode_outcomes(record["items"]["top1"]), np.arange(ITEMS) < ITEMS - 4)  # by index
     assert len({r["items"]["digest"] for r in records}) == 1
 
 
@@ -172,8 +103,8 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
     )
     ((record,),) = collect(tmp_path)[0].values()
     assert record["items"]["count"] == 2
-    assert decode(record["items"]["mAP"]).tolist() == [1.0, 0.25]
-    assert decode(record["items"]["rank1"]).tolist() == [1.0, 0.0]
+    assert decode_outcomes(record["items"]["mAP"]).tolist() == [1.0, 0.25]
+    assert decode_outcomes(record["items"]["rank1"]).tolist() == [1.0, 0.0]
     assert decode_groups(record["items"]["group"]).tolist() == [0, 1], "identities 3 and 7, by query"
 
 
@@ -181,18 +112,6 @@ def test_reid_items_leave_out_queries_without_a_match(tmp_path: Path) -> None:
 def test_groups_survive_their_encoding(labels: list[int]) -> None:
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     assert decode_groups(encode_groups(np.array(labels))).tolist() == [numbers[label] for label in labels]
-
-
-def write_queries(root: Path, attention: str, values: np.ndarray, labels: np.ndarray) -> None:
-    folder = write_run(root, 0, 0, attention, "reid/people")
-    config = (folder / "config_resolved.yaml").read_text().replace("fgvc.FGVC", "reid.ReID")
-    (folder / "config_resolved.yaml").write_text(config)
-    metrics = {"mAP": float(values.mean()), "rank1": 0.0}
-    result = json.loads((folder / "result.json").read_text()) | {"primary_metric": "mAP", "metrics": metrics}
-    (folder / "result.json").write_text(json.dumps(result))
-    every = {"index": np.arange(len(values)), "label": labels, "valid": np.ones(len(values), dtype=bool)}
-    every["name"] = np.array([f"query/{number}.jpg" for number in every["index"]])
-    np.savez(folder / "items.npz", average_precision=values, first_rank=np.full(len(values), 2), **every)
 
 
 def test_queries_of_one_person_are_one_observation(tmp_path: Path) -> None:
@@ -363,12 +282,12 @@ def test_configurations_may_lack_a_key_that_others_have() -> None:
 def test_runs_are_merged_by_configuration_and_seed(runs: Path) -> None:
     folder = runs.parent
     tabulate(configure(folder))
-    first = load(folder / "results" / "fgvc-birds.json")
+    first = load_results(folder / "results" / "fgvc-birds.json")
     shutil.rmtree(runs)
     write_run(runs, 0, 2)
     write_run(runs, 7, 3)
     tabulate(configure(folder))
-    second = load(folder / "results" / "fgvc-birds.json")
+    second = load_results(folder / "results" / "fgvc-birds.json")
     assert len(second["runs"]) == len(first["runs"]) + 1
     ((again,),) = [[r for r in second["runs"] if (r["cfg_id"], r["seed"]) == ("id-dcal", 0)]]
     assert again["metrics"]["top1"] == 0.95

@@ -16,7 +16,7 @@ from run_command import refused, run_command
 import dcal
 from dcal.inference.pretrained import TrainedDCAL
 from dcal.inference.restore import restore
-from dcal.inference.trust import RunError, Trust, plain, without_weights
+from dcal.inference.trust import RunError, Trust, plain_data, without_weights
 
 
 def changed(run: Path, target: Path, change: Callable[[Any], None]) -> Path:
@@ -86,7 +86,7 @@ def test_the_environment_stays_where_it_is(
     assert "name=${oc.env:API_TOKEN} refers to something outside" in said and "hush-hush" not in said
     assert not (tmp_path / "out").exists()
     with pytest.raises(RunError, match=r"list\.1=a"):
-        plain({"list": [1, "a ${b}"]}, run)
+        plain_data({"list": [1, "a ${b}"]}, run)
 
 
 def test_the_card_names_no_folder_of_this_machine(fgvc_run: Path, tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def test_seeds_needed_are_enough_in_a_simulation() -> None:
     assert found.seeds_needed(0.05) is None, "50 items cannot show so little, whatever the seeds"
     with pytest.raises(UserError, match="one seed shows no spread"):
         dcal.paired_comparison(pilot[0], 0 * pilot[0]).seeds_needed(1.0)
-    with pytest.raises(UserError, match="size must be above 0"):
+    with pytest.raises(UserError, match=r"size=0\.0: must be more than 0"):
         found.seeds_needed(0.0)
 
 

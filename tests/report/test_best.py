@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.test_results import ITEMS, write_run
 from omegaconf import OmegaConf
+from recorded_runs import ITEMS, write_run
 from run_command import composed_command, refused, run_command
 
 from dcal.report.best import beyond_edge, choose_best

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands.test_results import write_run
-from report.test_html_report import as_reid, complete
+from recorded_runs import as_reid, complete, write_run
 
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder

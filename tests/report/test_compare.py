@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.test_results import ITEMS, write_queries, write_run
+from recorded_runs import ITEMS, write_queries, write_run
 from run_command import refused, run_command
 
 from dcal.metric.statistics import paired_comparison

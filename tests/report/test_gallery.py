@@ -20,7 +20,7 @@ from dcal.metric.ranking import MARKS, judge
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.visualize.examples import log_cameras, log_classes, rollout_and_selection
-from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode, load, save
+from dcal.visualize.gallery import FILE, LONGEST_SIDE, Gallery, encode_jpeg, load_gallery, save_gallery
 
 CLASSES = 5
 # the last class has no item
@@ -79,9 +79,11 @@ def test_marks_of_a_ranked_list() -> None:
 def test_pictures_survive_their_file(tmp_path: Path) -> None:
     pixels = np.tile(np.arange(0, 240, dtype=np.uint8)[:, None, None], (2, 300, 3))
     maps = np.random.default_rng(0).random((2, 3, 4), dtype=np.float32)
-    gallery = Gallery(["query", "gallery"], [5, 5], [encode(pixels), encode(pixels[::-1].copy())], maps, maps > 0.5)
-    save(gallery, tmp_path / FILE)
-    again = load(tmp_path / FILE)
+    gallery = Gallery(
+        ["query", "gallery"], [5, 5], [encode_jpeg(pixels), encode_jpeg(pixels[::-1].copy())], maps, maps > 0.5
+    )
+    save_gallery(gallery, tmp_path / FILE)
+    again = load_gallery(tmp_path / FILE)
     assert again.part == gallery.part and again.number == gallery.number and again.jpeg == gallery.jpeg
     np.testing.assert_array_equal(again.attention, maps)
     np.testing.assert_array_equal(again.selected, maps > 0.5)
@@ -90,7 +92,7 @@ def test_pictures_survive_their_file(tmp_path: Path) -> None:
 
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-40])
     with pytest.raises(UserError, match=rf"{FILE}: cannot be read"):
-        load(tmp_path / FILE)
+        load_gallery(tmp_path / FILE)
 
 
 def test_the_attention_that_is_kept_is_what_glca_selects_by() -> None:

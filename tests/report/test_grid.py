@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands.test_results import configure, write_run
+from recorded_runs import configure, write_run
 
 from dcal.commands.results import tabulate
 from dcal.report.format import grid_of, markdown, split

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands.test_results import write_run
 from omegaconf import OmegaConf
+from recorded_runs import as_reid, complete, write_run
 
 from dcal.commands.results import write_report
 from dcal.report.html.charts import Point, Series, chart, over_seeds, ticks
@@ -18,23 +18,7 @@ from dcal.report.html.document import document
 from dcal.report.html.experiment import experiments, verdict
 from dcal.report.html.run_files import read_folder
 from dcal.utils.errors import UserError
-from dcal.visualize.gallery import FILE, Gallery, encode, save
-
-NAMES = ["000.Ant_<b>", "001.Bee", "002.Cow", "003.Dog", "004.Eel", "005.Fox"]
-
-
-def complete(folder: Path) -> Path:
-    """What a run of today keeps besides: class names, pictures, what was typed."""
-    (folder / "model.json").write_text(json.dumps({"class_names": NAMES}))
-    (folder / "overrides.json").write_text(json.dumps(["attention=dcal", "seed=0"]))
-    with np.load(folder / "items.npz") as items:
-        shown = np.concatenate([items["index"][items["label"] != items["prediction"]], np.arange(4)])
-    numbers = list(dict.fromkeys(shown.tolist()))
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (len(numbers), 32, 48, 3), dtype=np.uint8)
-    maps = rng.random((len(numbers), 4, 6), dtype=np.float32)
-    save(Gallery(["test"] * len(numbers), numbers, [encode(p) for p in pixels], maps, maps > 2), folder / FILE)
-    return folder
+from dcal.visualize.gallery import FILE
 
 
 @pytest.fixture
@@ -106,28 +90,6 @@ def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^report=.*no finished run"):
         read_folder(tmp_path)
-
-
-def as_reid(folder: Path, cameras: bool = True) -> Path:
-    """Turns a run into one of Re-ID with six queries in two cameras."""
-    config = OmegaConf.load(folder / "config_resolved.yaml")
-    config.task._target_ = "dcal.task.reid.ReID"
-    OmegaConf.save(config, folder / "config_resolved.yaml")
-    items: dict[str, Any] = {"index": np.arange(6), "label": np.array([3] * 6)}
-    items["average_precision"] = np.array([1.0, 0.5, 0.0, 1.0, 1.0, 0.4])
-    items |= {"first_rank": np.array([1, 2, 0, 1, 1, 3]), "inp": items["average_precision"]}
-    items |= {"valid": items["average_precision"] > 0}
-    items |= {"nearest": np.array([[7, 8]] * 6), "nearest_mark": np.array([[1, 0]] * 6, dtype=np.uint8)}
-    items |= {"camera": np.array([0, 0, 0, 4, 4, 4])} if cameras else {}
-    np.savez(folder / "items.npz", **items)
-    result = json.loads((folder / "result.json").read_text())
-    result |= {"primary_metric": "mAP", "metrics": {"mAP": 0.78, "rank1": 0.6, "mINP": 0.78}}
-    (folder / "result.json").write_text(json.dumps(result))
-    parts, numbers = ["query", "query", "gallery", "gallery"], [0, 5, 7, 8]
-    jpeg = encode(np.full((64, 32, 3), 90, dtype=np.uint8))
-    maps = np.random.default_rng(0).random((4, 8, 4), dtype=np.float32)
-    save(Gallery(parts, numbers, [jpeg] * 4, maps, maps > 2), folder / FILE)
-    return folder
 
 
 def test_reid_has_cameras_and_ranked_lists(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands.test_results import write_run
+from recorded_runs import write_run
 from run_command import refused, run_command
 
 from dcal.report.listing import age_text, list_runs, listing, settings_of

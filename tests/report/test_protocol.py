@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcal.report.encoding import digest, encode
+from dcal.report.encoding import digest, encode_outcomes
 from dcal.report.protocol import (
     Planned,
     contrasts,
@@ -68,8 +68,8 @@ def record(arm: str, seed: int, share: float, epochs: int = 3) -> dict[str, Any]
     items = {
         "count": len(ITEMS),
         "digest": digest(ITEMS.astype("<i8"), ""),
-        "top1": encode(right),
-        "top1_sa": encode(right),
+        "top1": encode_outcomes(right),
+        "top1_sa": encode_outcomes(right),
     }
     config = {"attention": arm, "train.epochs": epochs, "backbone.checkpoint": "w.safetensors", "task": "fgvc"}
     return {"cfg_id": arm, "seed": seed, "config": config, "items": items, "train_seconds": 1800.0}

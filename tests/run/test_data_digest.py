@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands.test_results import write_run
 from PIL import Image
+from recorded_runs import write_run
 
 from dcal.dataset.readers.fgvc import read_image_folder
 from dcal.dataset.synthetic.birds import read_synthetic_birds

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compose import composed
 from omegaconf import OmegaConf
 from run_command import killed, one_thread, run_command
-from test_config import composed
 
 from dcal.run.directory import Run
-from dcal.run.sweep import table
+from dcal.run.sweep import sweep_table
 from dcal.training import execute
 
 HERE = Path(__file__).resolve().parents[1]
@@ -141,7 +141,7 @@ def test_table() -> None:
         "error": "ValueError: no",
         "directory": "b",
     }
-    text = table([{**note, "overrides": ["seed=0", "lr=1"]}, {**failed, "overrides": ["seed=10", "lr=1"]}])
+    text = sweep_table([{**note, "overrides": ["seed=0", "lr=1"]}, {**failed, "overrides": ["seed=10", "lr=1"]}])
     assert text.splitlines() == [
         "seed=0   top1 0.5000  finished  outputs/a",
         "seed=10  -            failed    b",
@@ -156,7 +156,7 @@ def test_table_averages_seeds() -> None:
     note = {"status": "finished", "primary_metric": "top1", "error": "", "directory": "a", "value": 0.5}
     seeds = [{**note, "value": value, "overrides": ["lr=1", f"seed={seed}"]} for seed, value in ((0, 0.4), (1, 0.6))]
     other = [{**note, "overrides": ["lr=2", "seed=0"]}]
-    assert table([*seeds, *other], 4).splitlines()[3:] == [
+    assert sweep_table([*seeds, *other], 4).splitlines()[3:] == [
         "over seeds:",
         "lr=1  top1 0.5000, standard deviation 0.1414, 2 of 2 seeds",
         "lr=2  top1 0.5000, 1 of 1 seeds",

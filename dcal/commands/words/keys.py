@@ -14,17 +14,20 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from dcal import config as schema
 from dcal.run.identity import flatten
-from dcal.utils.errors import UserError, nearest
+from dcal.utils.errors import UserError, first_line, nearest
 from dcal.utils.paths import config_dir, experiments_dir
 
 FREE = ("hydra.", "hydra/", "dataset.reader.", "dataset.members.", "backbone.kwargs.")
 """Keys below these belong to Hydra, a reader, a member or a timm model, so they are not ours to list."""
+
+INTERNAL = ("_partial_", "_args_", "_recursive_", "_convert_")
+"""Hydra's own keys in a node, which say how `dcal` calls a `_target_`."""
 
 NULL_IS_NONE = frozenset({"picture", "threads"})
 """Keys of the commands other than `dcal-train` that have a default and may be null."""
@@ -174,7 +177,7 @@ def _parse(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
-        raise UserError(f"{word}: this is no key=value that can be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{word}: this is no key=value that can be read ({first_line(error)})") from None
 
 
 def _check_value(override: Override, required: bool) -> None:
@@ -183,6 +186,8 @@ def _check_value(override: Override, required: bool) -> None:
     if override.is_delete() and not key.startswith(FREE):
         switch = {"wandb": "; wandb.mode=disabled switches it off", "attention": "; attention=none is the plain ViT"}
         raise UserError(f"{word}: no part of the configuration can be removed{switch.get(key.split('.')[0], '')}")
+    if key.rpartition(".")[2] in INTERNAL:
+        raise UserError(f"{word}: is how dcal calls the _target_ beside it, and no option; leave it out")
     if not override.is_delete() and override.value() == "" and not key.startswith(FREE):
         none = "" if required else f"; {key}=null is none"
         raise UserError(f"{word}: the value is empty (a shell variable that is not set?){none}")
@@ -197,12 +202,18 @@ def _check_value(override: Override, required: bool) -> None:
 
 def _check_option(override: Override, options: Sequence[str]) -> None:
     key, value = override.key_or_group, override.value()
-    for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+    optional = key in ("experiment", "variant", "ablation")
+    if optional and isinstance(value, list):  # several files at once
+        choices = value
+    else:
+        choices = value.list if isinstance(value, ChoiceSweep) else [value]
+    for choice in choices:
+        if isinstance(choice, Sweep | Glob):
+            continue
         if choice is None:
-            optional = key in ("experiment", "variant", "ablation")
             hint = "leave the word out" if optional else f"choose one of {', '.join(options)}"
             raise UserError(f"{key}=null: null is no option; {hint}")
-        if isinstance(choice, str | int | float) and str(choice) not in options:
+        if not isinstance(choice, str | int | float) or str(choice) not in options:
             raise UserError(f"{key}={choice}: no such option; {nearest(str(choice), options)}")
 
 

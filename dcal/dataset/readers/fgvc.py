@@ -27,7 +27,7 @@ from dcal.dataset.readers.tables import (
 )
 from dcal.dataset.record import Catalog, DataError, Part
 from dcal.dataset.splits import hold_out_fraction
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 
 CUB, NABIRDS, AIRCRAFT = "CUB-200-2011", "NABirds", "FGVC-Aircraft"
 
@@ -162,8 +162,7 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
 
 def _split_folder(folder: Path, fraction: float) -> Catalog:
     """One folder of class folders, of which `fraction` of each class becomes the test."""
-    if not 0 < fraction < 1:
-        raise UserError(f"dataset.test_fraction={fraction}: must be more than 0 and less than 1")
+    check_number("dataset.test_fraction", fraction, gt=0, lt=1)
     listed = list_folders(folder)
     single = [name for name, paths in listed.images.items() if len(paths) < 2]
     if single:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
 from dcal.dataset.readers.tables import Listed, list_folders, read_rows, whole
 from dcal.dataset.record import Catalog, DataError
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, check_number
 
 SPLITS = ("train", "query", "gallery")
 COLUMNS = ("path", "id", "camera", "split")
@@ -44,8 +44,7 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
         UserError: an unusable expression or fraction.
         DataError: no root, no identities, an image whose name has no camera, or an empty split.
     """
-    if not 0 < test_fraction < 1:
-        raise UserError(f"dataset.reader.test_fraction={test_fraction}: must be more than 0 and less than 1")
+    check_number("dataset.reader.test_fraction", test_fraction, gt=0, lt=1)
     pattern = camera_pattern(camera)
     if root is None:
         raise DataError("dataset.root is not set: give the folder with one folder of images per identity")

@@ -17,7 +17,7 @@ from dcal.dataset.readers.reid_custom import held_out, numbers
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
 from dcal.dataset.readers.tables import read_rows, whole
 from dcal.dataset.record import Catalog, DataError
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import check_number, choose
 
 SPLITS = ("given", "closed", "open", "closed_by_time", "open_by_time")
 FLANKS = ("apart", "together")
@@ -81,8 +81,7 @@ def read_metadata(
     """
     choose("dataset.reader.split", split, SPLITS)
     choose("dataset.reader.flanks", flanks, FLANKS)
-    if not 0 < test_fraction < 1:
-        raise UserError(f"dataset.reader.test_fraction={test_fraction}: must be more than 0 and less than 1")
+    check_number("dataset.reader.test_fraction", test_fraction, gt=0, lt=1)
     if root is None:
         raise DataError(f"dataset.root is not set: give the folder that holds {file} and the images")
     folder = Path(root).expanduser()

@@ -126,12 +126,8 @@ def confidence_threshold(confidence: ArrayLike, refused_rate: float) -> Threshol
     return Threshold(refused_rate, threshold, float((ordered_N < threshold).mean()))
 
 
-def smallest_rate(identities: int) -> float:
-    """The least false match rate that so many identities can promise, if no couple of them matches."""
-    return _of_couples(0.0, identities)
-
-
 def _of_couples(observed: float, identities: int) -> float:
+    """The false match rate that so many identities can promise after an observed one; the least is that of 0.0."""
     n = identities
     return (n * (n - 1) * observed + 4 * n + 2) / ((n + 1) * (n + 2))
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dcal.report.compare.predictions import read_predictions
 from dcal.report.items import Items, read_items
-from dcal.report.records import Record, read_run, with_defaults
+from dcal.report.records import RunRecord, read_run, with_defaults
 from dcal.report.table import differing, label_of, with_sa
 from dcal.run.directory import RESULT_FILE
 from dcal.run.listing import finished_runs
@@ -25,7 +25,7 @@ class Side(NamedTuple):
     """As it was typed."""
     runs: dict[int | None, Items]
     """By seed; None where it is not known, of a single run."""
-    records: list[Record]
+    records: list[RunRecord]
     """Of the runs; empty for files, which say nothing but what each item came to."""
 
     @property

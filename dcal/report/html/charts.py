@@ -96,12 +96,14 @@ def chart(title: str, series: Sequence[Series], linear: bool = True) -> Chart | 
         spread = any(p.high > p.low for p in entry.points)
         few = mid if len(mid) <= 12 else []
         lines.append(Line(entry.name, entry.colour, path(mid), path(band) + "Z" if spread else "", few))
-    ends = "; ".join(f"{line.name} from {show(line.points[0].y)} to {show(line.points[-1].y)}" for line in series)
+    ends = "; ".join(
+        f"{line.name} from {axis_text(line.points[0].y)} to {axis_text(line.points[-1].y)}" for line in series
+    )
     return Chart(
         title,
         lines,
         [Tick(x_scale(x), f"{x:g}") for x in x_values],
-        [Tick(y_scale(y), show(y)) for y in y_values],
+        [Tick(y_scale(y), axis_text(y)) for y in y_values],
         numbers(series, x_scale),
         f"{title} by epoch: {ends}",
     )
@@ -113,7 +115,7 @@ def numbers(series: Sequence[Series], x_scale: Scale) -> str:
     values = {}
     for line in series:
         at = {point.x: point for point in line.points}
-        values[line.name] = [show(at[x].y) if x in at else None for x in xs]
+        values[line.name] = [axis_text(at[x].y) if x in at else None for x in xs]
     return json.dumps({"at": [round(x_scale(x), 1) for x in xs], "epoch": xs, "values": values})
 
 
@@ -159,7 +161,7 @@ def path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def show(value: float) -> str:
+def axis_text(value: float) -> str:
     """A number short enough for an axis."""
     if value and (abs(value) < 1e-4 or abs(value) >= 1e5):
         return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")

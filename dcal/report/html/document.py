@@ -209,7 +209,7 @@ def reliability_of(experiment: Experiment) -> list[Reliability]:
         Reliability(
             variant.label,
             runs[0].record["seed"],
-            reliability.table(runs[0].reliability),
+            reliability.reliability_rows(runs[0].reliability),
             reliability.plots(runs[0].reliability),
             reliability.cameras(runs[0].reliability),
         )

@@ -10,7 +10,7 @@ from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
 from dcal.report.format import difference_cells, metric_values
 from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.outcomes import outcomes
-from dcal.report.records import Record, merge
+from dcal.report.records import RunRecord, merge
 from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, with_shared_ids
 from dcal.run.identity import is_idle, recorded_defaults
 
@@ -144,7 +144,7 @@ def experiment(name: str, runs: Sequence[RunFiles], plain: Sequence[RunFiles] = 
 
 
 def compared_with(
-    records: Sequence[Record], by: Sequence[str], primary_metric: str
+    records: Sequence[RunRecord], by: Sequence[str], primary_metric: str
 ) -> tuple[dict[str, Any], str | None]:
     """`Spec.against`, and the label of the reference where it is one row for all.
 
@@ -164,17 +164,17 @@ def compared_with(
     return {key: labels[reference]["config"].get(key) for key in by}, reference
 
 
-def ordered_labels(records: Sequence[Record], by: Sequence[str]) -> list[str]:
+def ordered_labels(records: Sequence[RunRecord], by: Sequence[str]) -> list[str]:
     """Labels of rows in the order of their values: attention as the paper adds it, numbers as numbers."""
 
-    def rank(record: Record) -> list[tuple[int, float, str]]:
+    def rank(record: RunRecord) -> list[tuple[int, float, str]]:
         values = [(key, record["config"].get(key)) for key in by]
-        return [place(key, value) for key, value in values]
+        return [sort_key(key, value) for key, value in values]
 
     return list(dict.fromkeys(label_of(record, by) for record in sorted(records, key=rank)))
 
 
-def place(key: str, value: Any) -> tuple[int, float, str]:
+def sort_key(key: str, value: Any) -> tuple[int, float, str]:
     if key == "attention" and value in ATTENTION:
         return 0, float(ATTENTION.index(value)), ""
     number = value[0] if isinstance(value, list) and value else value

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.records import BadRun, Record, parse, read_metrics, read_run, read_yaml
+from dcal.report.records import BadRun, RunRecord, parse, read_metrics, read_run, read_yaml
 from dcal.report.typed import read_overrides
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
@@ -26,7 +26,7 @@ class RunFiles(NamedTuple):
 
     directory: Path
     name: str
-    record: Record
+    record: RunRecord
     """What `dcal-results` keeps of it."""
     config: dict[str, Any]
     """Resolved, in dotted keys, with everything that is in it."""
@@ -101,7 +101,7 @@ def plain_beside(runs: Sequence[RunFiles]) -> list[RunFiles]:
     return found
 
 
-def is_plain(record: Record) -> bool:
+def is_plain(record: RunRecord) -> bool:
     """Whether a run is one of the plain ViT."""
     return bool(record["config"]["attention"] == "none")
 
@@ -117,7 +117,7 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
     pictures = None
     try:
         if (directory / gallery.FILE).is_file():
-            pictures = gallery.load(directory / gallery.FILE)
+            pictures = gallery.load_gallery(directory / gallery.FILE)
     except (UserError, OSError) as error:
         problems.append(str(error))
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcal.metric.decision.promise import PairThresholds, confidence_threshold, pair_thresholds, smallest_rate
+from dcal.metric.decision.promise import PairThresholds, _of_couples, confidence_threshold, pair_thresholds
 from dcal.utils.errors import UserError
 
 Side = tuple[Tensor, Tensor, Tensor]
@@ -74,7 +74,7 @@ def test_too_few_identities_promise_nothing() -> None:
     query, gallery = people(50, torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match=r"false_match_rate=0\.01: the identities of this split .* is 0\.07617;"):
         pair_thresholds(query, gallery, 0.01, 0.1, 0.2)
-    assert smallest_rate(50) == pytest.approx(202 / (51 * 52))
+    assert _of_couples(0.0, 50) == pytest.approx(202 / (51 * 52))
     pair_thresholds(query, gallery, 0.07617, 0.1, 0.2)
     with pytest.raises(UserError, match=r"false_alarm_rate=0\.01"):
         pair_thresholds(query, gallery, 0.1, 0.1, 0.01)

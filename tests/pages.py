@@ -92,11 +92,25 @@ def commands(text: str) -> Iterator[list[str]]:
         yield list(itertools.takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))
 
 
+def inline_commands(text: str) -> Iterator[list[str]]:
+    """The words of every command with overrides that a sentence or a table shows in backticks.
+
+    Not those with a name in capitals, such as `ablation=NAME`, where the reader chooses an option.
+    """
+    blocks = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`(dcal-[a-z]+ [^`]*=[^`]*)`", blocks):
+        for words in commands(span):
+            if "-sc" not in words and not any(re.fullmatch(r"(ablation|experiment)=[A-Z]+", word) for word in words):
+                yield words
+
+
 def documented() -> Iterator[tuple[Path, list[str]]]:
     """Every command that the pages and the YAML files show, with the file that shows it."""
     for page in PAGES:
-        for fence in fences(page.read_text(encoding="utf-8")):
+        text = page.read_text(encoding="utf-8")
+        for fence in fences(text):
             if fence.language in ("", "sh", "bash", "console"):
                 yield from ((page, words) for words in commands(fence.code))
+        yield from ((page, words) for words in inline_commands(text))
     for file in sorted([*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "experiments").rglob("*.yaml")]):
         yield from ((file, words) for words in commands(file.read_text(encoding="utf-8")))

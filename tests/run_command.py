@@ -99,6 +99,8 @@ def composed_command(words: Sequence[str]) -> DictConfig | None:
     assert f"{program} =" in setup["options.entry_points"]["console_scripts"], f"{program}: no such command"
     if {"-h", "--help", "--version"} & set(arguments):
         return None
+    if program == "dcal-doctor" and any(word.startswith("run=") for word in arguments):  # composes nothing
+        return None
     if program == "dcal-queue":  # reads its own words, and gives the others to `dcal-train`
         options = parse(arguments)
         queue = read_queue(experiments_dir().parent / options.file)

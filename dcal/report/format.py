@@ -62,11 +62,17 @@ def cells(table: Table) -> tuple[list[str], list[list[str]]]:
     if spec.against:
         header += [f"against {', '.join(map(show, spec.against.values()))}", *DIFFERENCE[1:]]
     header += [title_of(key) for key in columns[1:]] + ["seeds", "min/run"]
-    header += ["paper"] if spec.paper else []
-    return header, [row_cells(spec, row, columns) for row in table.rows]
+    header += ["paper"] if has_paper(table) else []
+    return header, [row_cells(table, row, columns) for row in table.rows]
 
 
-def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
+def has_paper(table: Table) -> bool:
+    """Whether the paper has a figure for one of the rows."""
+    return any(row.label in table.spec.paper for row in table.rows)
+
+
+def row_cells(table: Table, row: Row, columns: Sequence[str]) -> list[str]:
+    spec = table.spec
     texts = [row.label, *(show(row.records[0]["config"].get(key)) for key in spec.show)]
     texts += [
         metric_values(columns[0], row.values[columns[0]]),
@@ -77,7 +83,7 @@ def row_cells(spec: Spec, row: Row, columns: Sequence[str]) -> list[str]:
         texts += ["–"] * len(DIFFERENCE) if row.difference is None else difference_cells(row.difference, exploratory)
     texts += [metric_values(key, row.values[key]) for key in columns[1:]]
     texts += [str(len(row.records)), f"{median(record['train_seconds'] for record in row.records) / 60:.1f}"]
-    return texts + ([show(spec.paper.get(row.label, "–"))] if spec.paper else [])
+    return texts + ([show(spec.paper.get(row.label, "–"))] if has_paper(table) else [])
 
 
 def grid_of(table: Table) -> Grid:
@@ -89,7 +95,7 @@ def grid_of(table: Table) -> Grid:
     if spec.against:
         names += [["difference", "difference_low", "difference_high"], ["p"], ["sign_flip_p"], ["verdict"]]
     names += [[key, f"{key}_sd"] for key in columns[1:]] + [["seeds"], ["minutes_per_run"]]
-    names += [["paper"]] if spec.paper else []
+    names += [["paper"]] if has_paper(table) else []
     return Grid(
         spec.name,
         spec.title or spec.name,

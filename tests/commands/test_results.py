@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,15 @@ def test_runs_that_a_table_does_not_foresee_spoil_nothing(runs: Path, capsys: py
     assert (folder / "README.md").read_text() == before
     assert "| dcal, 0.5 |" in told.out and "| none |" in told.out
     assert (folder / "html" / "fgvc-birds.html").is_file()
+
+
+def test_the_papers_figures_are_a_column_only_where_it_has_some(runs: Path) -> None:
+    tabulate(configure(runs.parent))
+    results = load_all(runs.parent / "results")
+    spec = Spec("any", ["*"], by=["attention"])
+    assert "paper" not in markdown(make_table(replace(spec, paper={"glca": 83.1}), results))
+    text = markdown(make_table(replace(spec, paper={"dcal": 84.6}), results))
+    assert " | paper |" in text and text.count(" | 84.6 |") == 1
 
 
 def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

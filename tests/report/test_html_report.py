@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from recorded_runs import as_reid, complete, write_run
 
 from dcal.commands.results import write_report
-from dcal.report.html.charts import Point, Series, chart, over_seeds, ticks
+from dcal.report.html.charts import Point, Series, axis_text, chart, over_seeds, ticks
 from dcal.report.html.document import document
 from dcal.report.html.experiment import experiments, verdict
 from dcal.report.html.run_files import read_folder
@@ -231,3 +231,11 @@ def test_charts_cover_their_values() -> None:
     for low, high in ((0.0, 1.0), (0.93, 0.94), (-3.0, 250.0), (5.0, 5.0)):
         marks = ticks(low, high, 5)
         assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 8
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00015, "1.5e-4"), (0.0002, "2e-4"), (5e-5, "5e-5"), (0.4985, "0.4985"), (0.0, "0"), (200000.0, "2e5")],
+)
+def test_numbers_of_an_axis_fit_its_margin(value: float, text: str) -> None:
+    assert axis_text(value) == text

@@ -215,7 +215,7 @@ def test_optuna(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plugin("hydra_optuna_sweeper")
     options = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=3"]
     options += ["hydra.sweeper.n_jobs=1", "hydra.sweeper.sampler.seed=0"]
-    assert sweep(tmp_path, "attention=none", "optimizer.lr=interval(1e-4,1e-3)", *options) == 0
+    assert sweep(tmp_path, "attention=none", "optimizer.lr=tag(log, interval(1e-4, 1e-3))", *options) == 0
     assert "3 points: 3 finished" in capfd.readouterr().out
     values = [note["value"] for note in notes(tmp_path)]
     best = OmegaConf.load(max((tmp_path / "sweeps").iterdir()) / "optimization_results.yaml")

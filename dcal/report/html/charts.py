@@ -162,9 +162,10 @@ def path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def axis_text(value: float) -> str:
-    """A number short enough for an axis."""
-    if value and (abs(value) < 1e-4 or abs(value) >= 1e5):
-        return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    """A number short enough for the margin of an axis: at most seven characters."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        digits, _, power = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(power)}"
     return f"{value:.4g}"
 
 

@@ -6,6 +6,7 @@ VENV ?= .venv
 RUNS ?= outputs
 ARGS ?=
 JOBS ?= 2
+EXTRAS := export,joblib,slurm,parquet,lora,docs,browser,notebook
 
 # uv takes the torch build that fits this machine's driver, or the one for the CPU; pip has no such option: docs/install.md
 UV ?= $(shell command -v uv)
@@ -17,10 +18,10 @@ STAMP := $(VENV)/.dcal-installed
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python --torch-backend=$(TORCH_BACKEND),$(BIN)/python -m pip install --no-compile)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extras train test kill-test lint bench results docs pages sync clean
+.PHONY: help setup extras train test test-lowest test-newest kill-test lint bench results docs pages sync clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create the virtual environment (VENV, default .venv) and install dcal into it
 
@@ -30,13 +31,33 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 extras: $(STAMP) ## install what is optional: export, launchers, parquet, notebook, documentation, browser tests
-	$(INSTALL) -c constraints.txt -e '.[dev,export,joblib,slurm,parquet,lora,docs,browser,notebook]'
+	$(INSTALL) -c constraints.txt -e '.[dev,$(EXTRAS)]'
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)
 
 test: $(STAMP) ## run the tests, JOBS files at a time
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+# The two ends of what setup.cfg allows, each in an environment of its own (about 6 GB): `make test` runs with what is
+# pinned between them. With a Python of that end, too: make test-lowest PYTHON=python3.10
+VENV_LOWEST ?= .venv-lowest
+VENV_NEWEST ?= .venv-newest
+
+test-lowest: $(VENV_LOWEST)/.dcal-installed ## run the tests with the oldest versions that setup.cfg allows (ARGS narrows)
+	$(VENV_LOWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+test-newest: $(VENV_NEWEST)/.dcal-installed ## run the tests with the newest versions there are (ARGS narrows)
+	$(VENV_NEWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile $(ARGS)
+
+# pip cannot take the oldest versions. Where uv is not installed, it comes into the environment itself, and PyPI's torch
+# with it, as with pip.
+$(VENV_LOWEST)/.dcal-installed $(VENV_NEWEST)/.dcal-installed: %/.dcal-installed: setup.cfg pyproject.toml
+	test -x $*/bin/python || $(PYTHON) -m venv $*
+	$(if $(UV),,$*/bin/python -m pip install -q uv)
+	$(or $(UV),$*/bin/uv) pip install --python $*/bin/python $(if $(UV),--torch-backend=$(TORCH_BACKEND)) \
+		$(if $(filter $(VENV_LOWEST),$*),--resolution lowest-direct,--upgrade) -e '.[dev,$(EXTRAS)]'
+	@touch $@
 
 kill-test: $(STAMP) ## kill training at random moments, many times, and compare (ARGS="--kills 50 bf16" narrows it, ARGS="device=cuda deterministic=true")
 	$(BIN)/python tests/kill_harness.py $(ARGS)

@@ -9,6 +9,7 @@ import ast
 import errno
 import itertools
 import logging
+import multiprocessing
 import os
 import re
 import resource
@@ -24,7 +25,7 @@ import torch
 from run_command import run_command
 from safetensors.torch import load_file
 
-from dcal.dataset.images import ImageDataset, worker_deaths
+from dcal.dataset.images import worker_deaths
 from dcal.dataset.record import DataError
 from dcal.model import DCAL
 from dcal.run.files import WriteError, explain_write_errors
@@ -267,13 +268,11 @@ def test_out_of_memory_in_an_evaluation(
 def test_data_worker_dies(
     root: Path, row: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = os.getpid()
+    def kill() -> None:  # from here: a patch would be in a forked worker only
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
 
-    def die() -> None:
-        assert os.getpid() != trainer
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with at_call(monkeypatch, ImageDataset, "__getitem__", 25, die):
+    with at_call(monkeypatch, engine, "update", 2, kill):
         fails(root, row, capfd, "train.workers=1")
     assert steps(root)
     train(root)

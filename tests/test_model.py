@@ -338,6 +338,33 @@ def test_training_compiles_in_one_graph_when_the_partners_are_given(stream: str)
         assert (ours - theirs).abs().max() <= 1e-4 * max(theirs.abs().max().item(), 1e-2)
 
 
+BRANCHES = {"plain": (0, 0), "GLCA": (1, 0), "PWCA": (0, None), "DCAL": (1, None)}
+"""Blocks of GLCA and of PWCA (None: all)."""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("glca", "pwca"), BRANCHES.values(), ids=list(BRANCHES))
+def test_training_and_evaluation_compile_in_one_graph_under_autocast_too(
+    glca: int, pwca: int | None, precision: str
+) -> None:
+    model = tiny_model(glca={"blocks": glca}, pwca={"blocks": pwca}, vit={"depth": 2}, dtype=torch.float32)
+    images, half = images_for(DEIT, dtype=torch.float32), precision == "bfloat16"
+    for training in (True, False):
+        partners = NEXT if training and pwca is None else None
+        torch._dynamo.reset()
+        compiled = torch.compile(model.train(training), backend="aot_eager", fullgraph=True)
+        with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            fast, slow = compiled(images, partners=partners), model(images, partners=partners)
+        assert fast.logits().keys() == slow.logits().keys()
+        for name, value in fast.logits().items():
+            if name != "glca" or torch.equal(fast.selected.sort().values, slow.selected.sort().values):
+                assert_close(value.float(), slow.logits()[name].float(), 0.1 if half else 1e-5, name)
+        if training:
+            torch.stack([value.float().sum() for value in fast.logits().values()]).sum().backward()
+            gradients = [parameter.grad for parameter in model.vit.blocks.parameters()]
+            assert all(grad is not None and grad.isfinite().all() for grad in gradients)
+
+
 def assert_same_outputs(actual: Output, expected: Output, tolerance: float) -> None:
     assert actual.logits().keys() == expected.logits().keys()
     for name, value in actual.logits().items():

@@ -17,7 +17,15 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from dcal.attention.timm_blocks import Attend, intercept
-from dcal.attention.trace import Trace, attention, attention_rows, attention_with_trace, fuse_heads, without_autocast
+from dcal.attention.trace import (
+    Trace,
+    at_least_float32,
+    attention,
+    attention_rows,
+    attention_with_trace,
+    fuse_heads,
+    without_autocast,
+)
 
 
 class Pooling(NamedTuple):
@@ -62,7 +70,6 @@ class Pooling(NamedTuple):
         feature = self.feature(x_BND, norm, attention_pool, record(traces))
         return feature, self.weights(x_BND.shape[1], traces[0] if traces else None, fusion, x_BND)
 
-    @torch.no_grad()
     def weights(self, tokens: int, trace: Trace | None, fusion: str, like: Tensor) -> Tensor | None:
         """The weight of every token in the feature: (B, N), float32 or wider; None for a class token, whose is 1.
 
@@ -74,11 +81,12 @@ class Pooling(NamedTuple):
         """
         if self.kind == "token":
             return None
-        dtype = torch.promote_types(like.dtype, torch.float32)
+        dtype = at_least_float32(like.dtype)
         if trace is None:
             weights_BM = like.new_full((like.shape[0], tokens - self.first), 1.0 / (tokens - self.first), dtype=dtype)
         else:
-            with without_autocast(like.device):
+            # no decorator: torch 2.8 cannot compile the call of a decorated method of a named tuple
+            with torch.no_grad(), without_autocast(like.device):
                 weights_BM = fuse_heads(attention_rows(trace, slice(None), dtype), fusion).squeeze(1)
         return F.pad(weights_BM, (self.first, 0))
 

@@ -26,6 +26,7 @@ from dcal.attention.support import check_supported
 from dcal.attention.timm_blocks import intercept
 from dcal.attention.trace import (
     Trace,
+    at_least_float32,
     attention_rows,
     attention_with_trace,
     fuse_heads,
@@ -48,7 +49,7 @@ def rollout_row(traces: Sequence[Trace], fusion: str = "mean", weights_BN: Tenso
         weights_BN: the mean of the rows with these weights instead, each (N,) with sum 1.
     """
     q = traces[-1].q_BHND
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = at_least_float32(q.dtype)
     with without_autocast(q.device):
         if weights_BN is None:
             # e_cls times the last block's map is the first row of the map: nothing else of it is computed.
@@ -168,7 +169,7 @@ class AttentionRollout:
             RuntimeError: no forward pass was recorded.
         """
         traces = self._recorded()
-        dtype = torch.promote_types(traces[0].q_BHND.dtype, torch.float32)
+        dtype = at_least_float32(traces[0].q_BHND.dtype)
         product: Tensor | None = None
         for trace in traces:
             s = fuse_heads(attention_rows(trace, slice(None), dtype), self.head_fusion)

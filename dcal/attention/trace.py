@@ -49,7 +49,8 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
     scale = options.get("scale") or 1.0 / math.sqrt(q.shape[-1])
     q, k, v = (_as_autocast(t) for t in (q, k, v))
     plain = options.get("attn_mask") is None and not options.get("dropout_p") and not options.get("is_causal")
-    if plain and q.device.type == "cpu" and not _exporting():
+    # an exported graph is to run anywhere, so nothing of this machine may be in it
+    if plain and q.device.type == "cpu" and not torch.compiler.is_exporting():
         if q.dtype in (torch.float32, torch.float64) and CPU_FLASH:
             out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[:2]
             return out, Trace(q.detach(), k.detach(), scale, lse.detach())
@@ -57,11 +58,6 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
             return AttentionByRows.apply(q, k, v, scale), Trace(q.detach(), k.detach(), scale, None)
     out = F.scaled_dot_product_attention(q, k, v, **options)
     return out, Trace(q.detach(), k.detach(), scale, None)
-
-
-def _exporting() -> bool:
-    """An exported graph is to run anywhere, so nothing of this machine may be in it. torch 2.6 cannot tell export."""
-    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
 
 
 def _as_autocast(t: Tensor) -> Tensor:
@@ -98,6 +94,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     return attention_with_trace(q, k, v, **options)[0]
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32.
+
+    `torch.promote_types` says the same, but torch 2.8 writes its call into an exported graph and cannot read it back.
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off."""
     return torch.autocast(device.type, enabled=False) if _autocast_is_on(device) else contextlib.nullcontext()
@@ -112,7 +116,7 @@ def row_times_attention(r_BN: Tensor, trace: Trace, fusion: str = "mean") -> Ten
     """
     if fusion != "mean":
         return _row_times_extreme(r_BN, trace, fusion)
-    if _exporting():  # the loop over blocks counts maps, and would fix the batch size of the graph
+    if torch.compiler.is_exporting():  # the loop over blocks counts maps, and would fix the batch size of the graph
         return (r_BN[:, None, None] @ attention_rows(trace, slice(None), r_BN.dtype)).squeeze(2).mean(1)
     batch, heads = trace.q_BHND.shape[:2]
     product = _product_by_normaliser if trace.lse_BHN is not None else _product_by_softmax

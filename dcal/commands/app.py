@@ -31,6 +31,7 @@ from dcal import config as schema
 from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
 from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
+from dcal.commands.words.parser import late_help_texts
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
@@ -168,7 +169,8 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
     os.environ[FULL_ERROR] = "1"
     try:
         folder = str(config_file(config_name).parent)
-        hydra.main(config_path=folder, config_name=config_name, version_base="1.3")(run_job)()
+        with late_help_texts():
+            hydra.main(config_path=folder, config_name=config_name, version_base="1.3")(run_job)()
     finally:
         if not asked:
             os.environ.pop(FULL_ERROR, None)

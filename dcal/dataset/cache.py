@@ -2,14 +2,17 @@
 epoch.
 
 What is kept is the deterministic beginning of the pipeline, decode and resize; the random rest runs on every
-draw. The store is filled before the first batch and only read afterwards, so forked workers share its memory. What a
-disk gives back is compared with a checksum at every use: an image whose bytes have changed is decoded from its file.
+draw. The store is filled before the first batch and only read afterwards, so data workers share it, however they are
+started. What a disk gives back is compared with a checksum at every use: an image whose bytes have changed is decoded
+from its file.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
+import multiprocessing
 import os
 import shutil
 import zlib
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -64,13 +68,26 @@ class PixelCache:
         self._shape = (*size, 3)
         shape = (len(paths), int(np.prod(self._shape)) + TRAILER)
         self._file: Path | None = None
+        self._memory: Any = None
         if kind == "ram":
             check_room(kind, shape[0] * shape[1], available_memory(), "memory that is free")
-            self._rows: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+            self._memory = _shared_memory(shape[0] * shape[1])
+            self._rows = _rows_of(self._memory, shape)
             _fill(self._rows, paths, load)
         else:
             self._file = folder / f"{_key(paths, size, version)}.npy"
             self._rows = _load_or_build(self._file, shape, paths, load)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pixels: a data worker that is not forked maps the file or the memory, and copies neither."""
+        return {**self.__dict__, "_rows": self._rows.shape}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is None:
+            self._rows = _rows_of(self._memory, state["_rows"])
+        else:
+            self._rows = np.load(self._file, mmap_mode="r")
 
     def get(self, index: int) -> Pixels | None:
         """The image, not to be written to, or None if its file could not be decoded, or the cache is damaged here."""
@@ -80,6 +97,20 @@ class PixelCache:
             _warn_once(self._file)
             return None
         return pixels.reshape(self._shape) if state else None
+
+
+def _shared_memory(size: int) -> Any:
+    """A buffer of `size` zeros that data workers share.
+
+    A forked worker shares all memory. Another one needs the operating system's shared memory, which can be scarce (in a
+    container often 64 MB, beyond which Python takes a file among the temporary ones), hence only where it is needed.
+    """
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return np.zeros(size, np.uint8) if method == "fork" else multiprocessing.RawArray(ctypes.c_uint8, size)
+
+
+def _rows_of(memory: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.frombuffer(memory, np.uint8).reshape(shape)
 
 
 def check_room(kind: str, need: int, room: int, where: str, processes: int = 1) -> None:

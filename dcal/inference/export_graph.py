@@ -73,7 +73,8 @@ class Graph(nn.Module):
 @torch.no_grad()
 def program(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as an exported program whose batch size is free."""
-    batch = torch.export.Dim("batch")
+    # bounded, for a slice's open end is sys.maxsize, which torch 2.8 takes for a size that the batch must not have
+    batch = torch.export.Dim("batch", max=2**31 - 1)
     shapes = tuple({0: batch} for _ in graph.inputs)
     return torch.export.export(graph, graph.example(2), dynamic_shapes=shapes, strict=False)
 

@@ -211,7 +211,8 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **options: Any) -> TrainedDCAL:
         # the library's default is to accept a file in which half of the weights are missing
-        return super()._from_pretrained(strict=strict, **options)
+        model: TrainedDCAL = super()._from_pretrained(strict=strict, **options)
+        return model.eval()  # which huggingface_hub itself does not do in 0.26
 
 
 def load(path: str | Path, weights: str = "last", device: str = "auto", trust: bool = False) -> TrainedDCAL:

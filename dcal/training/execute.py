@@ -25,6 +25,7 @@ from dcal.training.state import TrainState
 from dcal.training.trainer import fit
 from dcal.training.wandb_content import summarize
 from dcal.training.wandb_run import keep_artifact, track
+from dcal.utils.accelerator import find_accelerator
 from dcal.utils.errors import UserError
 
 
@@ -51,7 +52,7 @@ def execute(run: Run) -> dict[str, Any]:
 
 def check_gpus(config: DictConfig) -> None:
     """Raises a UserError if there are fewer GPUs than processes that want one."""
-    gpus = torch.accelerator.device_count() if config.device != "cpu" else 0
+    gpus = torch.accelerator.device_count() if config.device != "cpu" and find_accelerator() else 0
     if 0 < gpus < config.launch.processes:
         raise UserError(f"launch.processes={config.launch.processes}: torch sees {gpus} GPU(s), one for each process")
 

@@ -34,9 +34,10 @@ def shard(model: DCAL) -> None:
     Blocks that always run as a whole are gathered one by one, when they do; all else for the whole step.
     """
     mesh = init_device_mesh(next(model.parameters()).device.type, (world_size(),))
-    for unit in model.whole_modules:
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for unit in (*model.whole_modules, model):
+        sharded = fully_shard(unit, mesh=mesh)
+        if mesh.device_type == "cpu":  # where torch 2.8 sums the gradients if it is asked for their mean
+            sharded.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "features")
 
 

@@ -28,10 +28,7 @@ def find_accelerator() -> torch.device | None:
 def make_current(device: torch.device) -> None:
     """Makes an accelerator with an index the one that torch uses where none is named, in the whole process."""
     if device.type != "cpu" and device.index is not None:
-        accelerator: Any = torch.accelerator
-        # torch 2.6 has the older name only, of which newer ones warn
-        set_index = getattr(accelerator, "set_device_index", None) or accelerator.set_device_idx
-        set_index(device.index)
+        torch.accelerator.set_device_index(device.index)
 
 
 def synchronize(device: torch.device) -> None:

@@ -32,7 +32,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run([sys.executable, HERE / "ranks.py", folder], env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
+    # torch 2.8 warns of its own process groups, from C++
+    warnings = [line for line in done.stderr.splitlines() if "Warning" in line and "ProcessGroup.hpp" not in line]
+    assert not warnings, done.stderr
     return {file.stem: torch.load(file, weights_only=False) for file in folder.glob("*.pt")}
 
 

@@ -71,16 +71,14 @@ def test_a_device_that_is_not_there_is_one_sentence(
         choose_device(name)
 
 
-def test_a_run_makes_its_device_the_current_one_on_every_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_makes_its_device_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cuda", 2)
-    for function in ("set_device_index", "set_device_idx"):  # today's name, and that of torch 2.6
-        chosen: list[int] = []
-        monkeypatch.setattr(torch.accelerator, "set_device_index", None, raising=False)
-        monkeypatch.setattr(torch.accelerator, function, chosen.append, raising=False)
-        with init_distributed("cuda:1"):
-            assert chosen == [1]
-        with init_distributed("cuda"), init_distributed("cpu"):
-            assert chosen == [1], "without an index the current one stays"
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    with init_distributed("cuda:1"):
+        assert chosen == [1]
+    with init_distributed("cuda"), init_distributed("cpu"):
+        assert chosen == [1], "without an index the current one stays"
 
 
 def test_one_device_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +122,7 @@ def test_peak_memory_is_asked_of_torch_or_of_the_device_or_not_at_all(monkeypatc
     old = {**new, "max_memory_allocated": lambda _: 25}
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda _: None)
     for name in names:
-        monkeypatch.delattr(torch.accelerator, name, raising=False)  # as in torch 2.6
+        monkeypatch.delattr(torch.accelerator, name, raising=False)  # as in torch 2.8
     monkeypatch.setattr(torch, "get_device_module", lambda _: fake_module())
     assert accelerator.peak_bytes(lambda: None, cuda) is None
     accelerator.empty_cache(cuda)

@@ -109,8 +109,8 @@ def _draw_all(save: Callable[[Job], Entry], jobs: Sequence[Job]) -> list[Entry]:
     workers = min(8, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
     if workers == 1 or len(jobs) < 100:
         return [save(job) for job in jobs]
-    # Forked as DataLoader workers are, so that a script needs no __main__ guard; OpenCV's own threads do not
-    # survive a fork, hence none in the children.
+    # Forked, also where Python starts processes in another way (since 3.14): a script needs no __main__ guard, and no
+    # child imports torch. Drawing is NumPy and OpenCV, whose threads do not survive a fork: hence none in the children.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
         return list(pool.map(save, jobs, chunksize=16))

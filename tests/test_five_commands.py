@@ -12,10 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pages import ROOT, fences
-from PIL import Image
+from pictures import draw_pictures
 
 SHORT = "backbone.pretrained=false dataset.image_size=32 train.epochs=1 train.batch_size=8 train.workers=0"
 
@@ -24,16 +23,6 @@ def lines_of_the_page() -> list[str]:
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Your own pictures")[2]
     code = next(fences(page)).code.replace("\\\n", " ")
     return [line.partition("  #")[0].strip() for line in code.splitlines()]
-
-
-def draw_pictures(folder: Path) -> None:
-    """Two classes of ten pictures, told apart by their colour."""
-    noise = np.random.default_rng(0)
-    for name, color in {"red": (200, 40, 40), "blue": (40, 40, 200)}.items():
-        (folder / name).mkdir(parents=True)
-        for number in range(10):
-            pixels = np.array(color) + noise.integers(-40, 40, (40, 60, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
 
 
 def test_five_commands_lead_to_a_finished_run(tmp_path: Path) -> None:

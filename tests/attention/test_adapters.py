@@ -125,8 +125,8 @@ def test_weights_without_adapters_are_merged_into_themselves() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": -1}, "backbone.lora: rank=-1"),
-        ({"rank": 2, "alpha": 0.0}, "backbone.lora: rank=2 and alpha=0.0"),
+        ({"rank": -1}, "backbone.lora.rank=-1"),
+        ({"rank": 2, "alpha": 0.0}, "backbone.lora.alpha=0.0"),
         ({"rank": 2, "layers": "mlps"}, "backbone.lora.layers"),
         ({"ranks": 2}, "backbone.lora: .*ranks"),
     ],

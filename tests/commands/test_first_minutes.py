@@ -48,7 +48,7 @@ def composed_by(*words: str, command: str = "train") -> DictConfig:
 
 def doing(job: Callable[[DictConfig], object]) -> AbstractContextManager[object]:
     """Inside, `job` takes the place of what a command does with its configuration."""
-    return mock.patch.object(app, "load", lambda name: job)
+    return mock.patch.object(app, "command_function", lambda name: job)
 
 
 def value_of(word: str, command: str = "train") -> Any:

@@ -35,7 +35,7 @@ def test_a_calibrated_run_answers(reid_run: Path, tmp_path: Path, capfd: pytest.
     assert (found["split"], found["task"], len(found["weights"])) == ("test", "reid", 64)
     assert f"similarity of at least {found['same']['threshold']:.4f}" in said
     run_command("extract", f"run={run}", "split=gallery", f"out={index}")
-    with_index = [f"run={run}", f"index={index}", "top=3"]
+    with_index = [f"run={run}", f"index={index}", "top=3", "picture=null"]
     image = paths_of(index)[0]
     run_command("query", f"image={image}", *with_index)
     lines = capfd.readouterr().out.splitlines()

@@ -31,7 +31,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 extras: $(STAMP) ## install what is optional: export, launchers, parquet, notebook, documentation, browser tests
-	$(INSTALL) -c constraints.txt -e '.[dev,$(EXTRAS)]'
+	$(INSTALL) -c constraints.txt -e '.[dev,$(EXTRAS),openvino,dashboard]'
 
 train: $(STAMP) ## train DCAL on the embedded synthetic birds (ARGS="key=value ..." changes anything)
 	$(BIN)/dcal-train experiment=smoke/fgvc $(ARGS)

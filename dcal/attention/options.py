@@ -36,7 +36,7 @@ class PWCAOptions:
     blocks: Any = None  # int, list of int or None: OmegaConf has no such union
     """The last that many of the backbone, or a list of block numbers from 1; None for all, 0 for off."""
     probability: float = 1.0
-    """Of a training step to include the branch; below 1 the other steps have no PWCA loss."""
+    """Probability that a training step includes the branch; the other steps have no PWCA loss."""
     stream: str = "clean"
     """`clean`, `symmetric` or `figure`."""
     pairing: str = "natural"

@@ -191,7 +191,7 @@ def one_sentence(error: Exception) -> str:
 
 
 def may_name_code(config_name: str) -> bool:
-    """Whether a `_target_` is the user's own: typed for a training run, or vouched for where a run is opened."""
+    """Whether a `_target_` is the user's own: typed for a new run, or trusted by the user where a run is opened."""
     words = sys.argv[1:]
     return config_name == "train" or bool(config_folders(words)) or "trust=true" in map(str.lower, words)
 

@@ -27,6 +27,7 @@ from dcal.metric.retrieval import evaluate_retrieval
 from dcal.run.digest import sha256
 from dcal.run.files import read_json
 from dcal.utils.errors import UserError, check_number, choose, first_line
+from dcal.utils.text import aligned
 
 CARD = "README.md"
 TIMED = (1, 8)
@@ -266,10 +267,4 @@ def table(written: Sequence[Written]) -> str:
     times = [[f"{1000 * seconds[f'{row[0]} {size}'] / size:.2f}" for size in TIMED] for row in rows]
     head = ["", "MB", *(f"ms/image, batch {size}" for size in TIMED), "largest difference", "of these images"]
     lines = [head, *([row[0], row[1], *time, *row[2:]] for row, time in zip(rows, times, strict=True))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines, right=range(1, len(head))))

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 from dcal.dataset.cache import CACHES, check_room
 from dcal.dataset.checks import Pictures, check_catalog
@@ -19,7 +20,7 @@ from dcal.dataset.fingerprint import describe
 from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record
-from dcal.dataset.sampler import IdentityBatches, ShuffleBatches
+from dcal.dataset.sampler import Draw, random_batches
 from dcal.dataset.splits import hold_out_fraction, hold_out_identities, keep_fraction, relabel
 from dcal.dataset.transform import eval_transform, train_transform
 from dcal.distributed.env import local_rank, rank_zero_only, world_size
@@ -181,13 +182,7 @@ class Data:
             pin_memory: see `Device.pins_memory`.
         """
         self._check_memory()
-        records = self.records("train")
-        sampler: ShuffleBatches | IdentityBatches
-        if instances > 1:
-            labels = [record.label for record in records]
-            sampler = IdentityBatches(labels, batch_size, instances, seed, rank, world_size)
-        else:
-            sampler = ShuffleBatches(len(records), batch_size, seed, rank, world_size)
+        sampler = self._random_batches(batch_size, instances, seed, rank, world_size)
         return Loader(self._dataset("train", training=True), workers, pin_memory, batch_sampler=sampler)
 
     def eval_loader(
@@ -238,6 +233,10 @@ class Data:
         if split not in self._landmarks:
             self._landmarks[split] = locate(self.records(split), self._transforms[False])
         return self._landmarks[split]
+
+    def _random_batches(self, *order: int) -> Sampler[list[Draw]]:
+        """What draws the batches of `train`; arguments as of `dcal.dataset.sampler.random_batches`, without labels."""
+        return random_batches([record.label for record in self.records("train")], *order)
 
     def _check(self, catalog: Catalog, root: str | Path | None, **options: bool) -> tuple[list[str], Pictures]:
         """What `check_catalog` finds in the catalog as it was read."""

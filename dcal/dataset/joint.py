@@ -13,14 +13,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import Sampler
 
 from dcal.config import OF_MEMBERS
 from dcal.dataset.checks import Pictures
 from dcal.dataset.data import Data
 from dcal.dataset.files import file_facts, first_alike
-from dcal.dataset.images import Loader
 from dcal.dataset.record import Catalog, DataError, Record
-from dcal.dataset.sampler import BalancedBatches
+from dcal.dataset.sampler import BalancedBatches, Draw
 from dcal.utils.errors import UserError, choose
 
 BATCHES = ("proportional", "balanced")
@@ -74,9 +74,8 @@ class Joint(Data):
 
     def _check(self, *_: Any, **__: Any) -> tuple[list[str], Pictures]:
         """What no member can see by itself: images that one is judged on and another one trains on."""
-        paths = [record.path for member in self.members.values() for records in member.source.splits.values()
-                 for record in records]  # fmt: skip
-        paths = list(dict.fromkeys(paths))
+        splits = [records for member in self.members.values() for records in member.source.splits.values()]
+        paths = list(dict.fromkeys(record.path for records in splits for record in records))
         pictures = dict(zip(paths, first_alike(paths, file_facts(paths)), strict=True))
         return list(_leaks({name: member.catalog for name, member in self.members.items()}, pictures)), pictures
 
@@ -105,23 +104,11 @@ class Joint(Data):
             start += len(member.catalog.splits.get(split, ()))
         return found
 
-    def train_loader(
-        self,
-        batch_size: int,
-        instances: int,
-        seed: int,
-        workers: int,
-        rank: int = 0,
-        world_size: int = 1,
-        pin_memory: bool = False,
-    ) -> Loader:
-        """Random batches of all members, see `Data.train_loader`."""
+    def _random_batches(self, *order: int) -> Sampler[list[Draw]]:
         if self.batches == "proportional":
-            return super().train_loader(batch_size, instances, seed, workers, rank, world_size, pin_memory)
-        self._check_memory()
+            return super()._random_batches(*order)
         labels = [[record.label for record in member.records("train")] for member in self.members.values()]
-        sampler = BalancedBatches(labels, batch_size, instances, seed, rank, world_size)
-        return Loader(self._dataset("train", training=True), workers, pin_memory, batch_sampler=sampler)
+        return BalancedBatches(labels, *order)
 
 
 def merged_apart(catalogs: Mapping[str, Catalog]) -> dict[str, Catalog]:

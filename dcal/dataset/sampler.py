@@ -202,8 +202,8 @@ class BalancedBatches(_Batches):
                 f"{least}; take a smaller batch, or dataset.batches=proportional"
             )
         self._instances = instances
-        self._length = len(_sampler([label for own in labels for label in own], whole, instances, seed))
-        self._sets = [_sampler(own, whole // sets, instances, seed) for own in labels]
+        self._length = len(random_batches([label for own in labels for label in own], whole, instances, seed))
+        self._sets = [random_batches(own, whole // sets, instances, seed) for own in labels]
         self._starts = np.cumsum([0, *(len(own) for own in labels[:-1])])
 
     def __len__(self) -> int:
@@ -223,11 +223,13 @@ class BalancedBatches(_Batches):
         return np.concatenate(epochs)[: self._length]
 
 
-def _sampler(labels: Sequence[int], batch_size: int, instances: int, seed: int) -> ShuffleBatches | IdentityBatches:
-    """The order of one set."""
+def random_batches(
+    labels: Sequence[int], batch_size: int, instances: int, seed: int, rank: int = 0, world_size: int = 1
+) -> ShuffleBatches | IdentityBatches:
+    """The batches of one data set: shuffled images, or groups of images of one identity; see the two classes."""
     if instances > 1:
-        return IdentityBatches(labels, batch_size, instances, seed)
-    return ShuffleBatches(len(labels), batch_size, seed)
+        return IdentityBatches(labels, batch_size, instances, seed, rank, world_size)
+    return ShuffleBatches(len(labels), batch_size, seed, rank, world_size)
 
 
 def _number_of_batches(groups: IntArray, per_batch: int) -> int:

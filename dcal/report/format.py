@@ -12,6 +12,7 @@ from dcal.report.grid import Grid, markdown_rows
 from dcal.report.outcomes import outcomes
 from dcal.report.records import RunRecord
 from dcal.report.table import Row, Spec, Table, show
+from dcal.run.result import COUNTS
 
 TITLES = {
     "top1": "top-1",
@@ -42,8 +43,6 @@ METRICS = {
     "mINP": "mINP",
 }
 """Metrics without their branch."""
-COUNTS = ("images", "queries", "gallery")
-"""Metrics that are numbers of images."""
 VARIANTS = {**BRANCHES, "rerank": "re-ranked"}
 ONE_BRANCH = {"": "SA", "rerank": "re-ranked"}
 """Where SA is all there is at test time."""
@@ -238,15 +237,21 @@ def seeds_text(seeds: Sequence[int | None]) -> str:
     return ", ".join(ranges) or "not recorded"
 
 
+def base_name(metric: str) -> str:
+    """A metric without its branch and without the data set of several that it is of: `nll` of `zoo/nll_sa`."""
+    return split_metric(metric.rpartition("/")[2])[0]
+
+
 def lower_is_better(metric: str) -> bool:
-    """Whether a metric, perhaps of one data set of several (`MEMBER/METRIC`), is a loss."""
-    return split_metric(metric.rpartition("/")[2])[0] == "nll"
+    """Whether a metric is a loss."""
+    return base_name(metric) == "nll"
 
 
 def scale_of(metric: str) -> tuple[float, int]:
     """The factor by which a table shows a metric, and the decimals: of shares in percent."""
-    name = split_metric(metric)[0]
-    return (1.0, 0) if name in COUNTS else (1.0, 3) if name == "nll" else (100.0, 2)
+    if base_name(metric) in COUNTS:
+        return 1.0, 0
+    return (1.0, 3) if lower_is_better(metric) else (100.0, 2)
 
 
 def metric_values(metric: str, values: Sequence[float]) -> str:
@@ -254,5 +259,5 @@ def metric_values(metric: str, values: Sequence[float]) -> str:
     if not values:
         return "–"
     factor, decimals = scale_of(metric)
-    texts = [f"{factor * value:.{decimals}f}" for value in (mean(values), stdev(values) if len(values) > 1 else 0.0)]
-    return " ± ".join(texts[: len(values)])
+    spread = f" ± {factor * stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{factor * mean(values):.{decimals}f}{spread}"

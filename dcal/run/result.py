@@ -9,6 +9,9 @@ from dcal.run.directory import RESULT_FILE, Run
 from dcal.run.files import read_json
 from dcal.run.legacy import renamed_keys
 
+COUNTS = ("images", "queries", "gallery")
+"""Metrics that are numbers of images; over several data sets they add up."""
+
 
 def read_result(directory: Path) -> dict[str, Any] | None:
     """`result.json` of a run, None if it is not finished.

@@ -9,10 +9,9 @@ import torch
 
 from dcal.dataset.data import Data
 from dcal.dataset.joint import Joint
+from dcal.run.result import COUNTS
 from dcal.task.evaluation import Evaluation
 
-COUNTS = ("images", "queries", "gallery")
-"""Metrics that are numbers of items, and add up."""
 PER_CLASS = "top1_macro"
 """Beginning of the metrics that are means over classes."""
 OF_ANNOTATED = ("part_hit", "pointing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from dcal.utils.errors import UserError, check_number
 
 
 @dataclass(kw_only=True)
-class TaskOptions:
+class TaskOptions(ABC):
     """What `conf/task/*.yaml` explains key by key.
 
     Raises:
@@ -49,10 +50,11 @@ class TaskOptions:
         if self.triplet["weight"] and self.instances < 2:
             raise UserError("task.triplet.weight needs pairs of one label in a batch: set task.instances=2 or more")
 
+    @abstractmethod
     def splits(self, split: str) -> tuple[str, ...]:
         """The splits of the data set that an evaluation of `split` reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate_one(
         self,
         model: DCAL,
@@ -63,8 +65,7 @@ class TaskOptions:
         device: Device,
         reliability: bool = False,
     ) -> Evaluation:
-        """The evaluation of a single data set, which a task defines; arguments as of `evaluate`."""
-        raise NotImplementedError
+        """The evaluation of a single data set; arguments as of `evaluate`."""
 
     def evaluate(
         self,

@@ -84,3 +84,10 @@ def nearest(word: str, options: Sequence[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error during whose handling this one arose, back to the first: what went wrong before other things did."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

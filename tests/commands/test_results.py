@@ -21,7 +21,7 @@ from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.encoding import decode_groups, decode_outcomes, encode_groups, encode_outcomes
-from dcal.report.format import markdown
+from dcal.report.format import markdown, metric_values
 from dcal.report.pages import fill
 from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
@@ -380,6 +380,14 @@ def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.Capture
     assert "| none | 0.500 ± 0.000 | – | 40 ± 0 | 79.17 ± 1.44 | 3 |" in capsys.readouterr().out
     html = (folder / "html" / "birds.html").read_text()
     assert "<td>0.500</td><td>40</td>" in html and "<td>50.00</td>" not in html
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [("nll", "0.500"), ("nll_sa", "0.500"), ("zoo/nll", "0.500"), ("zoo/queries", "0"), ("zoo/top1_sa", "50.00")],
+)
+def test_a_figure_of_one_data_set_is_shown_as_that_of_all(metric: str, shown: str) -> None:
+    assert metric_values(metric, [0.5]) == shown
 
 
 def test_an_axis_shows_all_seeds_and_cuts_a_long_interval() -> None:

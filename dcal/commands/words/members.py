@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.words.keys import config_folders, group_options
 from dcal.config import OF_MEMBERS, DatasetConfig
-from dcal.utils.errors import UserError, choose, nearest
+from dcal.utils.errors import UserError, choose, first_line, nearest
 
 JOINT = "joint"
 FORM = "dataset"
@@ -89,7 +89,7 @@ def member_node(name: str, own: Any) -> dict[str, Any]:
             OmegaConf.update(composed, f"dataset.{key}", value)
         node: Any = OmegaConf.to_container(composed.dataset, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{place}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{place}: {first_line(error)}") from None
     node["reader"]["_partial_"] = True  # called by the joint set, which says whose reader it was
     return dict(node)
 

@@ -73,7 +73,8 @@ class Experiment(NamedTuple):
         total, leaders = len(self.variants), self.leaders
         if total == 1:
             return ""
-        return f"{f'all {total} alike' if len(leaders) == total else f'best of {total}'}: {'; '.join(leaders)}"
+        place = f"all {total} alike" if len(leaders) == total else f"best of {total}"
+        return f"{place}: {'; '.join(leaders)}"
 
 
 class Verdict(NamedTuple):

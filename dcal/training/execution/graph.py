@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from dcal.training.step import Batch
-from dcal.utils.errors import first_line
+from dcal.utils.errors import first_error, first_line
 from dcal.utils.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,6 @@ class GraphStep:
         self.seen: Counter[tuple[Any, ...]] = Counter()
         self.recorded: dict[tuple[Any, ...], Recorded] = {}
         self.failed = False
-        self.side_stream: torch.cuda.Stream | None = None
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """One step; returns its losses, which stay as they are when the next step is taken."""
@@ -72,7 +71,7 @@ class GraphStep:
             try:
                 self.recorded[kind] = self.record(batch)
             except RuntimeError as error:
-                cause = first_error(error)
+                cause = first_error(error)  # the end of a recording that broke off fails, too
                 if is_out_of_memory(cause):
                     raise cause from None
                 self.failed = True
@@ -85,10 +84,13 @@ class GraphStep:
         graph.replay()
         return {name: loss.clone() for name, loss in losses.items()}
 
+    @cached_property
+    def side_stream(self) -> torch.cuda.Stream:
+        """One for all steps before a recording: the memory of a stream serves no other."""
+        return torch.cuda.Stream(self.device)
+
     def warm_up(self, batch: Batch) -> dict[str, Tensor]:
         """An eager step on a stream of its own, as what is going to be recorded must have run."""
-        if self.side_stream is None:  # one for all: the memory of a stream serves no other
-            self.side_stream = torch.cuda.Stream(self.device)
         main, side = torch.cuda.current_stream(self.device), self.side_stream
         side.wait_stream(main)
         with torch.cuda.stream(side):
@@ -115,13 +117,6 @@ def record(call: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDA
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = call()
     return graph, result
-
-
-def first_error(error: BaseException) -> BaseException:
-    """What broke a recording off: the end of the recording then fails, too, and its error is the one that arrives."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
 
 
 def reset_generator(device: torch.device) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch.optim import Optimizer
 
 from dcal.config import Config
-from dcal.training.execution.graph import GraphStep, can_be_recorded, first_error
+from dcal.training.execution.graph import GraphStep, can_be_recorded
 from dcal.training.state import TrainState
 from dcal.training.step import take_step
-from dcal.utils.errors import UserError, choose, first_line
+from dcal.utils.errors import UserError, choose, first_error, first_line
 
 log = logging.getLogger(__name__)
 MODES = ("none", "compile", "graph", "auto")
@@ -49,7 +49,7 @@ def compiles(cfg: Config, device: torch.device, obstacle: str | None) -> bool:
         log.info("train.compile=%s: the first steps are compiled, which takes a minute or so", asked)
         return True
     if asked != "auto":
-        raise UserError(f"train.compile={asked}: nothing compiles here ({reason}); train.compile=none does without")
+        raise UserError(f"train.compile={asked}: nothing compiles here ({reason}); set train.compile=none")
     log.warning("train.compile=auto: nothing compiles here (%s), the model runs as it is, only slower", reason)
     return False
 

@@ -49,9 +49,9 @@ gone through several times and a large one in part, in as many batches. Which im
 workers nor on processes, and an interrupted run continues in the same batch.
 
 Each member is judged by itself: its queries are searched for in its own gallery; a classifier chooses among the classes
-of all. `market1501/mAP` is the figure of a member. `mAP` (or `top1`) without a name, by which the best weights are kept
-and runs are compared, is the mean over the queries (images) of all members, of which intervals and paired tests are,
-too; a large member counts for more in it. The id of the run counts what it would count of each member alone.
+of all. `market1501/mAP` is the figure of a member. `mAP` (or `top1`) without a name is the mean over the queries
+(images) of all members, so that a large member counts for more. By it the best weights are chosen and runs are
+compared, with intervals and paired tests. The run's id depends on each member as it would on that set alone.
 
 `dcal-evaluate run=DIR` gives the figures of all members, `member=market1501` those of one, with `reliability=true` if
 asked; `dcal-calibrate` needs `member=`, since a threshold is for images like those it was found on. Where a member has

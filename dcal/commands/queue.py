@@ -4,6 +4,7 @@
     dcal-queue experiments/protocol/when.yaml show=true     how far each run is, and nothing else
 
 cells=R0,R1   of the file; all if not given
+arms=A0,A7    of these cells; all if not given
 jobs=1        runs at a time, on one card or machine
 show=false    only print the table of states
 
@@ -50,6 +51,7 @@ class Options(NamedTuple):
 
     file: Path
     cells: list[str]
+    arms: list[str]
     jobs: int
     show: bool
     common: list[str]
@@ -73,7 +75,7 @@ def queue(words: Sequence[str]) -> None:
     options = parse(words)
     listed = read_queue(options.file)
     with modules_of_current_folder():  # for a reader of the user's own, as in dcal-train
-        queued = locate(jobs_of(listed, options.cells, options.common))
+        queued = locate(jobs_of(listed, options.cells, options.common, options.arms))
     if options.show:
         print(report(listed, queued))
         return
@@ -92,7 +94,7 @@ def parse(words: Sequence[str]) -> Options:
     Raises:
         UserError: no file or several, or an option of the wrong kind.
     """
-    own = {"cells": "", "jobs": "1", "show": "false"}
+    own = {"cells": "", "arms": "", "jobs": "1", "show": "false"}
     files = [word for word in words if "=" not in word]
     common = []
     for word in (word for word in words if "=" in word):
@@ -107,8 +109,8 @@ def parse(words: Sequence[str]) -> Options:
         raise UserError(f"jobs={own['jobs']}: the number of runs at a time, at least 1")
     if own["show"] not in ("true", "false"):
         raise UserError(f"show={own['show']}: true or false")
-    cells = [cell for cell in own["cells"].strip("[]").split(",") if cell]
-    return Options(Path(files[0]).expanduser(), cells, int(own["jobs"]), own["show"] == "true", common)
+    cells, arms = ([name for name in own[key].strip("[]").split(",") if name] for key in ("cells", "arms"))
+    return Options(Path(files[0]).expanduser(), cells, arms, int(own["jobs"]), own["show"] == "true", common)
 
 
 def locate(jobs: Sequence[Job]) -> list[Queued]:

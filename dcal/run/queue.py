@@ -75,22 +75,28 @@ def read_queue(path: Path) -> dict[str, Any]:
     return queue
 
 
-def jobs_of(queue: Mapping[str, Any], cells: Sequence[str] = (), common: Sequence[str] = ()) -> list[Job]:
+def jobs_of(
+    queue: Mapping[str, Any], cells: Sequence[str] = (), common: Sequence[str] = (), arms: Sequence[str] = ()
+) -> list[Job]:
     """The runs of a list in the order in which they are wanted.
 
     Args:
         queue: from `read_queue`.
         cells: names of the cells that are wanted; if there are none, all whose `chosen` is not open.
         common: overrides of every run, such as where the data are.
+        arms: names of the arms that are wanted; if there are none, all of a cell.
 
     Raises:
-        UserError: an unknown cell, or one whose `chosen` is still open.
+        UserError: an unknown cell or arm, or a cell whose `chosen` is still open.
     """
+    for arm in arms:
+        choose("arms", arm, queue["arms"])
     for cell in cells:
         if is_open(queue, choose("cells", cell, queue["order"])):
             raise UserError(f"cells.{cell}.chosen is open: run the cells that decide it, and enter what they chose")
     wanted = [cell for cell in queue["order"] if (cell in cells if cells else not is_open(queue, cell))]
-    return [job for cell in wanted for job in _jobs_of_cell(queue, cell, common)]
+    jobs = (job for cell in wanted for job in _jobs_of_cell(queue, cell, common))
+    return [job for job in jobs if not arms or job.arm in arms]
 
 
 def is_open(queue: Mapping[str, Any], cell: str) -> bool:

@@ -96,6 +96,13 @@ def test_a_cell_that_waits_for_another_is_left_out_and_refused_by_name(tmp_path:
     assert {job.cell for job in jobs_of(queue, ["many"])} == {"many"}
 
 
+def test_arms_are_chosen_by_name(tmp_path: Path) -> None:
+    queue = read_queue(written(tmp_path))
+    assert {(job.cell, job.arm) for job in jobs_of(queue, arms=["both"])} == {("few", "both"), ("many", "both")}
+    with pytest.raises(UserError, match="arms='bot': did you mean both"):
+        jobs_of(queue, arms=["bot"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -118,8 +125,8 @@ def test_faults_of_the_command_line_are_named(words: list[str]) -> None:
 
 
 def test_own_words_and_overrides_are_told_apart() -> None:
-    options = parse(["a.yaml", "cells=R0,R1", "jobs=3", "dataset.root=/data/a b", "show=true"])
-    assert options == (Path("a.yaml"), ["R0", "R1"], 3, True, ["dataset.root=/data/a b"])
+    options = parse(["a.yaml", "cells=R0,R1", "arms=[A7]", "jobs=3", "dataset.root=/data/a b", "show=true"])
+    assert options == (Path("a.yaml"), ["R0", "R1"], ["A7"], 3, True, ["dataset.root=/data/a b"])
 
 
 def test_the_state_of_a_run_is_read_from_its_directory(tmp_path: Path) -> None:

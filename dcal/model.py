@@ -82,6 +82,8 @@ class DCAL(nn.Module):
     def _add_glca(self, options: GLCAOptions, head_fusion: str, num_classes: int, bnneck: bool) -> None:
         own = asdict(options)
         self.glca_blocks: int = own.pop("blocks")
+        self.glca_warmup_epochs: float = own.pop("warmup_epochs")
+        check_number("attention.glca.warmup_epochs", self.glca_warmup_epochs, ge=0)
         if not 0 <= self.glca_blocks < self.depth:
             raise UserError(f"attention.glca.blocks={self.glca_blocks}: this backbone allows 0 to {self.depth - 1}")
         if self.glca_blocks:
@@ -91,10 +93,12 @@ class DCAL(nn.Module):
             self.glca_head = Head(int(self.vit.embed_dim), num_classes, bnneck)  # type: ignore[arg-type]
 
     def _add_pwca(self, options: PWCAOptions) -> None:
-        check_number("attention.pwca.probability", options.probability, ge=0, le=1)
-        self.pwca_probability = float(options.probability)
+        final = options.probability if options.final_probability is None else options.final_probability
+        for key, value in (("probability", options.probability), ("final_probability", final)):
+            check_number(f"attention.pwca.{key}", value, ge=0, le=1)
+        self.pwca_probabilities = float(options.probability), float(final)
         met = pwca_block_indices(options.blocks, self.depth)
-        self.pwca_blocks = met if self.pwca_probability else ()
+        self.pwca_blocks = met if any(self.pwca_probabilities) else ()
         self.pwca = PairWiseCrossAttention(options.stream)
         self.pairing: DrawPartners = Pairing(options.pairing, options.pairing_ratio, options.curriculum)
 
@@ -105,7 +109,7 @@ class DCAL(nn.Module):
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The branches that training has losses for; with `pwca_probability` below 1 not every step has PWCA's."""
+        """The branches that training has losses for; with probabilities below 1 not every step has PWCA's."""
         return ("sa", *(["glca"] if self.glca else []), *(["pwca"] if self.pwca_blocks else []))
 
     @property
@@ -136,13 +140,13 @@ class DCAL(nn.Module):
         parts: int = 1,
     ) -> Partners | None:
         """Draws the PWCA partners of a training batch; None where PWCA is off, or off in this step because
-        `pwca_probability` says so. Not compiled: it uses the CPU generator. Of several processes, which all have the
+        `pwca_probabilities` say so. Not compiled: it uses the CPU generator. Of several processes, which all have the
         same batch, the first draws for all.
 
         Args:
             images: the batch, as for `forward`.
             labels: class of each image (B,); needed by every pairing but natural, gaussian and none.
-            progress: share of the training that is done, in [0, 1], for the curriculum.
+            progress: share of the training that is done, in [0, 1], for the probability and the curriculum.
             side: as for `forward`.
             parts: where features decide, into how many parts the batch is split to find them.
 
@@ -152,7 +156,9 @@ class DCAL(nn.Module):
         if not self.pwca_blocks:
             return None
         # a sure thing draws no random number: probability 1 stays what it was before there was a probability
-        if self.pwca_probability < 1.0 and broadcast(torch.rand(1)).item() >= self.pwca_probability:
+        first, last = self.pwca_probabilities
+        probability = first + progress * (last - first)
+        if probability < 1.0 and broadcast(torch.rand(1)).item() >= probability:
             return None
         if labels is None:
             labels = torch.full((len(images),), UNKNOWN)
@@ -192,7 +198,7 @@ class DCAL(nn.Module):
         return self.classify(*self.features(images, partners, side))
 
     def features(
-        self, images: Tensor, partners: Partners | None = None, side: Tensor | None = None
+        self, images: Tensor, partners: Partners | None = None, side: Tensor | None = None, glca_alone: bool = False
     ) -> tuple[Branches, Tensor | None]:
         """Everything below the heads, image by image: no batch statistics.
 
@@ -200,6 +206,7 @@ class DCAL(nn.Module):
             images: (S, 3, H, W). Of those behind the first B only the backbone's stream is computed, as partners.
             partners: of the first B images; without them there is no distracted stream, and S = B.
             side: (S,), as in `forward`.
+            glca_alone: GLCA's loss is to change nothing but the branch, as in its warm-up.
 
         Raises:
             UserError: images of integers; the model embeds cameras and `side` is missing.
@@ -230,6 +237,7 @@ class DCAL(nn.Module):
         glca, selected = (None, None)
         if self.glca is not None:
             later = ropes[self.depth - self.glca_blocks :]
+            glca_inputs = [tokens.detach() for tokens in glca_inputs] if glca_alone else glca_inputs
             glca, selected = self.glca(glca_inputs, traces, later, weights_BN=weights)
         return Branches(sa, glca, pwca), selected
 

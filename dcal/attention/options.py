@@ -27,6 +27,8 @@ class GLCAOptions:
     """`cls`, `mean` or `cls_mean`."""
     init: str = "copy"
     """`copy` of the backbone's last blocks, or `fresh`."""
+    warmup_epochs: float = 0.0
+    """In so many of the first epochs the branch's loss changes nothing but the branch."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class PWCAOptions:
     """The last that many of the backbone, or a list of block numbers from 1; None for all, 0 for off."""
     probability: float = 1.0
     """Probability that a training step includes the branch; the other steps have no PWCA loss."""
+    final_probability: float | None = None
+    """That probability at the end of the training, reached along a line; None for the same throughout."""
     stream: str = "clean"
     """`clean`, `symmetric` or `figure`."""
     pairing: str = "natural"

@@ -27,7 +27,8 @@ from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw_table
-from dcal.report.protocol import (
+from dcal.report.protocol.rates import rates_text
+from dcal.report.protocol.verdicts import (
     Planned,
     contrasts,
     contrasts_text,
@@ -216,6 +217,7 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
     found = contrasts(protocol, finished)
     texts: dict[str, str | None] = {
         f"{name}-state": state_text(protocol, finished),
+        f"{name}-rates": rates_text(protocol, finished),
         f"{name}-contrasts": contrasts_text(found),
         f"{name}-predictions": predictions_text(protocol, found),
     }

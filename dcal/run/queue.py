@@ -109,7 +109,7 @@ def _jobs_of_cell(queue: Mapping[str, Any], name: str, common: Sequence[str]) ->
     chosen: Mapping[str, Sequence[str]] = cell.get("chosen", {})
     for seed in cell["seeds"]:
         for arm, own in cell["arms"].items():
-            for point in _grid(cell.get("grid") or {}):
+            for point in grid_points(cell.get("grid") or {}):
                 overrides = (
                     *cell["overrides"],
                     *queue["arms"][arm]["overrides"],
@@ -122,7 +122,8 @@ def _jobs_of_cell(queue: Mapping[str, Any], name: str, common: Sequence[str]) ->
                 yield Job(name, arm, " ".join(point), seed, overrides)
 
 
-def _grid(grid: Mapping[str, Sequence[Any]]) -> Iterator[list[str]]:
+def grid_points(grid: Mapping[str, Sequence[Any]]) -> Iterator[list[str]]:
+    """Every point of a grid as overrides; a single point without any for an empty grid."""
     for values in itertools.product(*grid.values()):
         yield [f"{key}={value}" for key, value in zip(grid, values, strict=True)]
 

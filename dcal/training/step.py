@@ -51,6 +51,8 @@ class Batch(NamedTuple):
     """Drawn over the whole batch; None where PWCA is off, or off in this step."""
     heads_only: bool = False
     """The trunk does not learn in this step: its features are computed without a graph."""
+    glca_alone: bool = False
+    """GLCA's loss changes nothing but the branch in this step."""
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -91,8 +93,10 @@ def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> 
     # an autocast of its own: weights that it has cast without a graph must not be those of the forward pass
     with device.autocast():
         partners = model.draw_partners(seen, batch["label"], progress, side, state.accumulate)
-    heads_only = progress < state.train.head_epochs / state.train.epochs
-    return Batch(images, targets, labels, side, partners, heads_only)
+    heads_only, glca_alone = (
+        progress < epochs / state.train.epochs for epochs in (state.train.head_epochs, model.glca_warmup_epochs)
+    )
+    return Batch(images, targets, labels, side, partners, heads_only, glca_alone)
 
 
 def take_step(state: TrainState, batch: Batch) -> dict[str, Tensor]:
@@ -172,7 +176,7 @@ def features_of(state: TrainState, whole: Batch, micro: MicroBatch) -> Branches:
     """The branches' features of a micro-batch's own images."""
     side = None if whole.side is None else whole.side[micro.images]
     with torch.set_grad_enabled(torch.is_grad_enabled() and not whole.heads_only):
-        features, _ = state.features(whole.images[micro.images], micro.partners, side)
+        features, _ = state.features(whole.images[micro.images], micro.partners, side, whole.glca_alone)
     return map_branches(lambda branch: branch[: micro.size], features)
 
 

@@ -141,7 +141,20 @@ def test_a_step_without_the_branch_leaves_its_learned_weight_alone() -> None:
     assert seen == {True, False}
 
 
+def test_a_probability_moves_to_its_final_value() -> None:
+    images = images_for(DEIT)
+    for first, last in ((1.0, 0.0), (0.0, 1.0)):
+        model = fresh({"probability": first, "final_probability": last})
+        assert "pwca" in model.branches
+        for progress in (0.0, 0.25, 0.75, 1.0):
+            torch.manual_seed(0)
+            share = sum(model.draw_partners(images, LABELS, progress) is not None for _ in range(400)) / 400
+            assert share == pytest.approx(first + progress * (last - first), abs=0.06)
+    assert fresh({"probability": 0.0, "final_probability": 0.0}).branches == ("sa", "glca")
+
+
+@pytest.mark.parametrize("key", ["probability", "final_probability"])
 @pytest.mark.parametrize("probability", [-0.1, 1.5, float("nan")])
-def test_a_probability_out_of_range_names_the_key(probability: float) -> None:
-    with pytest.raises(UserError, match=r"^attention\.pwca\.probability="):
-        fresh({"probability": probability})
+def test_a_probability_out_of_range_names_the_key(key: str, probability: float) -> None:
+    with pytest.raises(UserError, match=rf"^attention\.pwca\.{key}="):
+        fresh({key: probability})

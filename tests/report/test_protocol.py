@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dcal.report.encoding import digest, encode_outcomes
-from dcal.report.protocol import (
+from dcal.report.protocol.verdicts import (
     Planned,
     contrasts,
     contrasts_text,

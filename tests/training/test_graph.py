@@ -94,6 +94,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "triplet and bnneck": {"triplet": 1.0, "bnneck": True},
     "hardest partners": {"pwca": {"pairing": "hardest"}},
     "heads first": {"head_epochs": 2.0},
+    "GLCA alone first": {"glca": {"warmup_epochs": 2.0}},
     "steps without PWCA": {"pwca": {"probability": 0.6}},
 }
 
@@ -105,8 +106,8 @@ def test_a_recorded_step_is_the_eager_one(name: str, monkeypatch: pytest.MonkeyP
     losses = train(eager, batches())
     assert losses == train(recorded, batches())
     assert_same(eager, recorded)
-    heads_first = "head_epochs" in OPTIONS[name]
-    kinds = Counter((heads_first and number < STEPS / 2, "pwca" in loss) for number, loss in enumerate(losses))
+    two_stages = name.endswith("first")
+    kinds = Counter((two_stages and number < STEPS / 2, "pwca" in loss) for number, loss in enumerate(losses))
     expected = [count - WARM_UP for count in kinds.values() if count > WARM_UP]
     assert sorted(graph.replays for graph in graphs) == sorted(expected)
     assert recorded.graph is not None and not recorded.graph.failed  # type: ignore[attr-defined]

@@ -131,6 +131,27 @@ def test_in_the_head_epochs_heads_learn_as_ever_and_nothing_else_does(loss: str)
     assert setup.model.vit.patch_embed.proj.weight.grad is not None
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_in_its_warm_up_glca_learns_as_ever_and_moves_nothing_else(loss: str) -> None:
+    options = LOSSES[loss]
+    warm: dict[str, Any] = {**options, "glca": {"warmup_epochs": 1.0}}
+    for parts in (1, 3):
+        everything, alone = step(parts, **options), step(parts, **warm)
+        assert_equal(alone[0], everything[0], 0.0)
+        branch = {name: value for name, value in everything[1].items() if "glca" in name}
+        assert branch and all(torch.equal(alone[1][name], value) for name, value in branch.items())
+        setup, without = make_setup(**warm), make_setup(**options, glca={"blocks": 0})
+        without.model.load_state_dict(setup.model.state_dict(), strict=False)
+        without.objective.load_state_dict(setup.objective.state_dict(), strict=False)
+        without.model.train()
+        without.accumulate = parts
+        torch.manual_seed(3)
+        differentiate(without, prepare(without, BATCH, 0.0))
+        trunk = {name: value for name, value in alone[1].items() if "glca" not in name}
+        assert_equal(trunk, gradients(without))
+    assert prepare(setup, BATCH, 0.24).glca_alone and not prepare(setup, BATCH, 0.25).glca_alone  # of four epochs
+
+
 def named_gradients(options: dict[str, Any]) -> list[tuple[str, Tensor]]:
     """Every parameter that a step may give a gradient."""
     setup = make_setup(**options)

@@ -59,7 +59,12 @@ class GraphStep:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """One step; returns its losses, which stay as they are when the next step is taken."""
         inputs = tensors_of(batch)
-        kind = (batch.heads_only, bool(batch.partners and batch.partners.noise), *(t.shape for t in inputs))
+        kind = (
+            batch.heads_only,
+            batch.glca_alone,
+            bool(batch.partners and batch.partners.noise),
+            *(t.shape for t in inputs),
+        )
         if self.failed or len(batch.labels) != self.batch_size:
             return self.step(batch)
         if not self.seen:
@@ -138,7 +143,7 @@ def with_tensors(batch: Batch, tensors: list[Tensor]) -> Batch:
     images, labels, *more = tensors
     side = more.pop(0) if batch.side is not None else None
     partners = batch.partners._replace(index_B=more.pop(0)) if batch.partners is not None else None
-    return Batch(images, labels, labels, side, partners, batch.heads_only)
+    return batch._replace(images=images, targets=labels, labels=labels, side=side, partners=partners)
 
 
 def can_be_recorded(optimizer: Optimizer) -> bool:

@@ -1,10 +1,11 @@
 """What a registered protocol says of its runs: how far they are, every contrast with its verdict, every prediction.
 
-A protocol is a list of experiments (`dcal.run.queue`) with four more keys, written down before its first run:
+A protocol is a list of experiments (`dcal.run.queue`) with more keys, written down before its first run:
 
     contrasts:     primary and exploratory: [{of: A7, against: A0, asks: does DCAL help, read: sa}]
     predictions:   [{cells: [R0], of: A7, against: A0, verdict: undecided, reason: ...}]
     cells.R0.metric, cells.R0.margin: what is compared, and up to how many points a difference does not matter
+    choice: how rates are chosen where a cell has a grid: `dcal.report.protocol.rates`
 
 `read` names the branch that is read at test time; without it the metric is that of all branches that the run combines.
 A contrast has no verdict until all its seeds are there: whoever looks earlier decides when to stop.

@@ -1,0 +1,131 @@
+"""How a protocol tunes its rates: the grid of each search by family, what is chosen of it, and choices at an edge.
+
+A search is a cell with a `grid`. The protocol says how a choice is made, before the runs:
+
+    choice:
+      searches: {T3: {by: nll, for: [R3, R4]}}      # the criterion, and the cells whose `chosen` it decides
+      within: 5                                     # points from the family's best primary metric
+      families: {A0: [A1, A8], A3: []}              # an arm that was searched, and the arms that take its choice
+
+The point with the best mean of the criterion is chosen, among those whose mean primary metric is within reach of the
+family's best: so that a run that has learned nothing is not chosen for a loss that is small because it is unsure. Where
+the protocol says nothing, the criterion is the cell's metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+from dcal.report.format import lower_is_better, metric_title, metric_values
+from dcal.report.protocol.verdicts import Finished
+from dcal.report.records import RunRecord
+from dcal.run.queue import grid_points
+
+
+class Search(NamedTuple):
+    """The grid of one family in one cell."""
+
+    cell: str
+    family: str
+    criterion: str
+    metric: str
+    """The primary metric of the cell."""
+    points: Mapping[str, Sequence[RunRecord]]
+    """Every point of the grid, as its overrides, with its finished runs."""
+    complete: bool
+    """Whether all seeds of all points are finished; nothing is chosen before."""
+    within: float
+    """Reach of the guard, in points."""
+
+    @property
+    def chosen(self) -> str | None:
+        """The point; None until the search is complete."""
+        if not self.complete:
+            return None
+        reach = max(map(self.primary, self.points)) - self.within / 100
+        sign = 1 if lower_is_better(self.criterion) else -1
+        learned = [point for point in self.points if self.primary(point) >= reach]
+        return min(learned, key=lambda point: sign * self.mean(self.criterion, point))
+
+    def primary(self, point: str) -> float:
+        """Mean primary metric of a point over its seeds, a share."""
+        return self.mean(self.metric, point)
+
+    def mean(self, metric: str, point: str) -> float:
+        """Mean of any metric."""
+        return mean(record["metrics"][metric] for record in self.points[point])
+
+    def cell_of(self, point: str) -> str:
+        """Criterion and primary metric of a point as the table shows them, the chosen point in bold."""
+        metrics = dict.fromkeys((self.criterion, self.metric))
+        values = [[record["metrics"][metric] for record in self.points[point]] for metric in metrics]
+        text = ", ".join(metric_values(metric, own) for metric, own in zip(metrics, values, strict=True) if own)
+        return f"**{text}**" if point == self.chosen else text
+
+
+def searches(protocol: Mapping[str, Any], finished: Finished) -> list[Search]:
+    """Every family of every search, in the order of the protocol."""
+    found = []
+    for cell in protocol["order"]:
+        plan = protocol["cells"][cell]
+        if not plan.get("grid"):
+            continue
+        choice = {"searches": {}, "within": 100, **protocol.get("choice", {})}
+        for arm in plan["arms"]:
+            points = {
+                point: [one for one in finished.get((cell, arm, point), ()) if one["seed"] in plan["seeds"]]
+                for point in map(" ".join, grid_points(plan["grid"]))
+            }
+            complete = all(len(records) == len(plan["seeds"]) for records in points.values())
+            criterion = choice["searches"].get(cell, {}).get("by", plan["metric"])
+            found.append(Search(cell, arm, criterion, plan["metric"], points, complete, choice["within"]))
+    return found
+
+
+def edges(protocol: Mapping[str, Any], search: Search) -> list[str]:
+    """The overrides of the choice that are the least or the greatest of three values or more: the grid ends there."""
+    grid: Mapping[str, Sequence[float]] = protocol["cells"][search.cell]["grid"]
+    ends = [f"{key}={end}" for key, values in grid.items() if len(values) > 2 for end in (min(values), max(values))]
+    return [word for word in (search.chosen or "").split() if word in ends]
+
+
+def rates_text(protocol: Mapping[str, Any], finished: Finished) -> str:
+    """A Markdown table for every search that has a run, and below it the choice as the protocol takes it."""
+    texts = []
+    found = searches(protocol, finished)
+    for cell in dict.fromkeys(one.cell for one in found):
+        families = [one for one in found if one.cell == cell]
+        if not any(records for one in families for records in one.points.values()):
+            continue
+        first = families[0]
+        titles = ", ".join(map(metric_title, dict.fromkeys((first.criterion, first.metric))))
+        lines = [
+            f"| {cell}: {titles} | {' | '.join(one.family for one in families)} |",
+            f"|---|{'---|' * len(families)}",
+            *(f"| {point} | {' | '.join(one.cell_of(point) for one in families)} |" for point in first.points),
+        ]
+        texts.append("\n".join([*lines, "", choice_text(protocol, families)]))
+    return "\n\n".join(texts) if texts else "No runs yet."
+
+
+def choice_text(protocol: Mapping[str, Any], families: Sequence[Search]) -> str:
+    """What a search has chosen, for the cells that take it; or what it lacks."""
+    cell, choice = families[0].cell, protocol.get("choice", {})
+    missing = [one.family for one in families if not one.complete]
+    if missing:
+        return f"{cell} is not complete ({', '.join(missing)}): nothing is chosen yet."
+    chosen = {
+        arm: one.chosen.split()
+        for one in families
+        if one.chosen
+        for arm in (one.family, *choice.get("families", {}).get(one.family, ()))
+    }
+    own = ", ".join(f"{arm}: [{', '.join(words)}]" for arm, words in chosen.items())
+    cells = ", ".join(choice.get("searches", {}).get(cell, {}).get("for", ()))
+    text = f"For {cells or 'the cells that wait for it'}: `chosen: {{{own}}}`"
+    at_edge = [f"{one.family} at {' '.join(words)}" for one in families if (words := edges(protocol, one))]
+    return (
+        f"{text}\n\nAt an edge of the grid, which goes on one step further: {'; '.join(at_edge)}." if at_edge else text
+    )

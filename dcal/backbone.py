@@ -30,7 +30,7 @@ def create_backbone(
     drop_path_rate: float = 0.0,
     patch_stride: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    freeze: str = "none",
+    freeze: str | int = "none",
     lora: LoRAOptions | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A timm ViT without classifier, its position embeddings resampled to `image_size`.
@@ -115,7 +115,7 @@ def portable(vit: nn.Module, name: str, kwargs: Mapping[str, Any] | None = None)
     return config["architecture"], {**saved, **kwargs, "pretrained_cfg": wanted}
 
 
-def freeze_backbone(vit: nn.Module, freeze: str) -> None:
+def freeze_backbone(vit: nn.Module, freeze: str | int) -> None:
     """Takes part of a backbone out of the training: no gradients are computed for it, and it needs none of its
     activations. Its stochastic depth and dropout stay as they are.
 
@@ -127,7 +127,7 @@ def freeze_backbone(vit: nn.Module, freeze: str) -> None:
     Raises:
         UserError: anything else, or more blocks than there are.
     """
-    blocks = list(vit.blocks)  # type: ignore[arg-type]
+    blocks, freeze = list(vit.blocks), str(freeze)  # type: ignore[arg-type]
     if freeze == "none":
         return
     if freeze in ("all", "patch_embed"):

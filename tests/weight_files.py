@@ -25,6 +25,7 @@ PLAIN = "deit_tiny_patch16_224"
 DINOV2, DINOV2_REG = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"
 DINOV3 = "vit_small_patch16_dinov3_qkvb"
 CLIP = "vit_base_patch16_clip_quickgelu_224"
+SIGLIP = "vit_base_patch16_siglip_224"
 RADIO = "vit_base_patch16_radio_v3"
 
 
@@ -88,6 +89,12 @@ def split_qkv(state: Mapping[str, Tensor], *names: str, without: Iterable[str] =
             if f"{each}.{match[2]}" not in without:
                 out[f"{match[1]}.{each}.{match[2]}"] = part.clone()
     return out
+
+
+def pass_reid(state: State) -> State:
+    parts = {f"part_token{n}": torch.zeros(1, 1, 3) for n in (1, 2, 3)}
+    places = {f"part{n}_pos": torch.zeros(1, 1, 3) for n in (1, 2, 3)}
+    return {**state, "pos_embed": state["pos_embed"][:, 1:], "cls_pos": torch.zeros(1, 1, 3), **parts, **places}
 
 
 def other(state: Mapping[str, Tensor]) -> State:
@@ -429,6 +436,35 @@ def jax(state: State) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.numpy() for name, value in out.items()}
 
 
+def siglip_jax(state: State) -> dict[str, np.ndarray[Any, Any]]:
+    """SigLIP of big_vision: two towers in a file, each with positions of its own, and a pool of attention."""
+    pool = {name.removeprefix("attn_pool."): value for name, value in state.items() if name.startswith("attn_pool.")}
+    width = len(state["norm.bias"])
+    vit = jax({"cls_token": torch.zeros(1), **{name: state[name] for name in state if "attn_pool" not in name}})
+    out = {name: torch.from_numpy(value) for name, value in vit.items() if not name.startswith(("cls", "head"))}
+    out = renamed(
+        out,
+        ("Transformer/posembed_input/pos_embedding", "pos_embedding"),
+        ("MultiHeadDotProductAttention_1", "MultiHeadDotProductAttention_0"),
+        ("MlpBlock_3", "MlpBlock_0"),
+        ("LayerNorm_2", "LayerNorm_1"),
+    )
+    attention = "MAPHead_0/MultiHeadDotProductAttention_0/"
+    parts = {kind: torch.cat([pool[f"q.{kind}"], pool[f"kv.{kind}"]]).chunk(3) for kind in ("weight", "bias")}
+    for each, weight, bias in zip(("query", "key", "value"), parts["weight"], parts["bias"], strict=True):
+        out[f"{attention}{each}/kernel"] = weight.T.reshape(width, 2, -1)
+        out[f"{attention}{each}/bias"] = bias.reshape(2, -1)
+    out[f"{attention}out/kernel"] = pool["proj.weight"].T.reshape(2, -1, width)
+    out[f"{attention}out/bias"] = pool["proj.bias"]
+    out["MAPHead_0/probe"] = pool["latent"]
+    out["MAPHead_0/LayerNorm_0/scale"], out["MAPHead_0/LayerNorm_0/bias"] = pool["norm.weight"], pool["norm.bias"]
+    for layer in (0, 1):
+        out[f"MAPHead_0/MlpBlock_0/Dense_{layer}/kernel"] = pool[f"mlp.fc{layer + 1}.weight"].T
+        out[f"MAPHead_0/MlpBlock_0/Dense_{layer}/bias"] = pool[f"mlp.fc{layer + 1}.bias"]
+    text = {"pos_embedding": torch.zeros(1, 7, width), "Encoder_0/encoderblock_0/LayerNorm_0/scale": torch.ones(3)}
+    return {name: value.numpy() for name, value in {**under("params/img/", out), **under("params/txt/", text)}.items()}
+
+
 def write(file: WeightFile, state: State, folder: Path) -> Path:
     """The file on disk, its tensors copied."""
     path = folder / f"weights{file.suffix}"
@@ -482,7 +518,7 @@ FILES = (
         said="left out: head, side",
     ),
     WeightFile("DINO, `teacher` and `student`, pickled arguments", "FGVC, own pre-training", dino, said="teacher"),
-    WeightFile("iBOT, PersonViT, PASS: `masked_embed`", "Re-ID", ibot, said="left out: masked_embed, head"),
+    WeightFile("iBOT, PersonViT: `masked_embed`", "Re-ID", ibot, said="left out: masked_embed, head"),
     WeightFile("DINOv2 of Meta", "FGVC, animals", dinov2, DINOV2),
     WeightFile("DINOv2 with registers of Meta", "FGVC", dinov2_registers, DINOV2_REG, plain=False),
     WeightFile("DINOv2's training code, chunked blocks", "own pre-training", chunked, DINOV2, said="teacher"),
@@ -505,7 +541,7 @@ FILES = (
         "transformers, SigLIP and SigLIP 2",
         "retrieval",
         hf_clip,
-        "vit_base_patch16_siglip_224",
+        SIGLIP,
         ".safetensors",
         plain=False,
     ),
@@ -546,6 +582,7 @@ FILES = (
         "CLIP-ReID, `image_encoder.*`", "Re-ID", clip_reid, CLIP, said="cv_embed", warned="cv_embed embeds", plain=False
     ),
     WeightFile("Google's ViT and AugReg, `.npz`", "DCAL's ViT-B, TransFG", jax, suffix=".npz"),
+    WeightFile("SigLIP of Google, `.npz`", "retrieval", siglip_jax, SIGLIP, ".npz", plain=False),
     WeightFile("TransReID, `base.*`", "Re-ID", transreid, said="left out: fc, classifier"),
     WeightFile(
         "TransReID with SIE",
@@ -558,6 +595,9 @@ FILES = (
         "Re-ID",
         ics,
         refused="a ViT with an ICS stem .*three convolutions.*take the ViT-S or ViT-B",
+    ),
+    WeightFile(
+        "PASS, part tokens", "Re-ID", pass_reid, refused="weights of PASS: it has three part tokens .*PersonViT"
     ),
     WeightFile("MAE, encoder", "FGVC", lambda s: {"model": s}),
     WeightFile("MAE, encoder and decoder", "FGVC", mae, said="left out: decoder_embed"),

@@ -83,7 +83,14 @@ def examine(words: Sequence[str]) -> None:
     """`dcal-doctor`: looks at one run (`run=`), or at what `dcal-train` needs with the same words."""
     runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
     if runs:
-        command_function("doctor", "examine_run")(runs[-1])
+        folders, known = config_folders(words), ("run=", "root=", "trust=", "-cd", "--config-dir")
+        others = [word for word in words if not word.startswith(known) and Path(word).absolute() not in folders]
+        if others:
+            raise UserError(f"{' '.join(others)}: has no effect on run=, leave it out; root=FOLDER says where runs are")
+        root = next((word.partition("=")[2] for word in reversed(words) if word.startswith("root=")), "outputs")
+        trusted = "trust=true" in map(str.lower, words)
+        with modules_of_current_folder() if may_name_code("doctor") else nullcontext():
+            command_function("doctor", "examine_run")(runs[-1], root, trusted, folders)
         return
     # a check leaves no folder behind, and of an ablation it looks at what the points have in common
     sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]

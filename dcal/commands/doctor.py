@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from netrc import NetrcParseError, netrc
@@ -63,15 +63,24 @@ def doctor(config: DictConfig) -> None:
         raise SystemExit(code)
 
 
-def examine_run(spec: str) -> None:
-    """The state of one run, named as `find_run` takes it.
+def examine_run(spec: str, root: str = "outputs", trusted: bool = False, folders: Sequence[Path] = ()) -> None:
+    """The state of one run.
+
+    Args:
+        spec: the run, as `find_run` takes it.
+        root: folder of the runs.
+        trusted: the user vouches for whatever code the run names.
+        folders: of the user's own YAML files, whose targets count as ours.
 
     Raises:
         SystemExit: 0, or 1 if a check fails.
     """
+    from dcal.inference.trust import Trust
+
+    trust = Trust(trusted, tuple(folders))
     checks: list[tuple[str, Check]] = [
-        ("run", lambda: state(find_run(spec, "outputs"))),
-        ("weights", lambda: weights(find_run(spec, "outputs"))),
+        ("run", lambda: state(find_run(spec, root), trust)),
+        ("weights", lambda: weights(find_run(spec, root), trust)),
     ]
     raise SystemExit(run_checks(checks))
 
@@ -152,8 +161,10 @@ def device(config: DictConfig) -> Iterator[Finding]:
         yield Finding(OK, "device", f"{device_name(where)}{room}")
         return
     yield Finding(OK, "device", f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
-    if torch.version.cuda is None and shutil.which("nvidia-smi"):
-        yield Finding(WARN, "device", "there is a GPU, but this torch is built for the CPU", "install a CUDA torch")
+    if config.device == "auto" and shutil.which("nvidia-smi"):
+        built = torch.version.cuda
+        why = f"its driver is too old for CUDA {built}, or broken" if built else "this torch is built for the CPU"
+        yield Finding(WARN, "device", f"nvidia-smi is here, but torch sees no GPU: {why}", "see docs/install.md")
     compiled = execution_mode(config.train.compile, where) == "compile"
     if compiled and not shutil.which(os.environ.get("CXX", "g++")):
         yield Finding(
@@ -170,7 +181,7 @@ def precision(config: DictConfig) -> Iterator[Finding]:
 
     place, name = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3), config.train.precision
     if place.dtype is None:
-        yield Finding(OK, "precision", "fp32")
+        yield Finding(OK, "precision", name)
         return
     exact = torch.randn(768, 768, device=place.torch)
     short = exact.to(place.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.opened import open_run
-from dcal.commands.words.keys import group_options
+from dcal.commands.words.keys import config_folders, group_options
 from dcal.commands.words.members import JOINT
 from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
@@ -121,7 +122,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     nodes = {name: dataset_node(name, root) for name, root in named_sets(config.datasets).items()}
     folder, rows, metric = Path(config.run).expanduser(), [], ""
     several = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
-    runs = finished_runs(folder)[0] if several else [find_run(config.run, config.root)]
+    runs, copies = finished_runs(folder) if several else ([find_run(config.run, config.root)], [])
+    for copy in copies:
+        print(copy, file=sys.stderr)
     if not runs:
         raise UserError(f"run={config.run}: no finished run is below this folder")
     for directory in runs:
@@ -135,6 +138,8 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         label = str(directory.relative_to(folder)) if several else str(directory)
         rows.append((label, {name: cell._asdict() for name, cell in found.items()}))
     print(cross_text(rows, metric))
+    for name, found_cell in rows[0][1].items():
+        print(f"{name}: {found_cell['data']}, {found_cell['items']} items")
     if config.picture is not None:
         draw_cross_table(rows, metric, Path(config.picture).expanduser())
     if config.out:
@@ -148,7 +153,8 @@ def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for word in words:
         name, _, root = word.partition(":")
-        choose("datasets", name, [option for option in group_options("dataset") if option != JOINT])
+        own = config_folders(sys.argv[1:])
+        choose("datasets", name, [option for option in group_options("dataset", own) if option != JOINT])
         if name in found:
             raise UserError(f"datasets: names {name} twice")
         found[name] = root or None

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dcal.commands.opened import end_incomplete, open_model, printable
+from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
@@ -47,7 +48,7 @@ def explain(config: DictConfig) -> None:
 
 
 def check(config: DictConfig) -> None:
-    """Refuses what cannot be meant before anything is loaded.
+    """Validates the options before anything is loaded.
 
     Raises:
         UserError: nothing is asked for, a key is of no use without another, or a number is out of its range.
@@ -58,6 +59,9 @@ def check(config: DictConfig) -> None:
         raise UserError(f"pair={config.pair}: needs images= that it distracts from")
     if config.faithfulness is None:
         refuse_data_keys(config.dataset, f"images={config.images}")
+        for word, key in typed_overrides():
+            if key in ("split", "steps"):
+                raise UserError(f"{word}: is for faithfulness=N; leave it out")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
         check_number(key, config[key], ge=least)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dcal.bench.measure import interleaved_medians
 from dcal.commands.opened import open_run
+from dcal.dataset.record import DataError
 from dcal.inference.export_formats import FORMATS
 from dcal.inference.export_graph import Graph, Parity, Runner, compare, parts
 from dcal.inference.images import chosen, open_images, refuse_data_keys
@@ -61,6 +62,8 @@ def export(config: DictConfig) -> list[Path]:
     Then prints what each takes and costs, one beside the other.
     """
     names = [str(name) for name in config.format] if isinstance(config.format, ListConfig) else [str(config.format)]
+    if isinstance(config.batch_sizes, int):
+        config.batch_sizes = [config.batch_sizes]
     check(config, names)
     restored = open_run(config)
     model = of_run(restored, config.license)
@@ -114,7 +117,7 @@ def export_one(config: DictConfig, name: str, restored: Restored, model: Trained
 
 
 def check(config: DictConfig, names: Sequence[str]) -> None:
-    """Refuses what cannot be meant.
+    """Validates the options.
 
     Raises:
         UserError: naming the key.
@@ -125,9 +128,12 @@ def check(config: DictConfig, names: Sequence[str]) -> None:
         raise UserError(f"format={list(names)}: name one format or several, each once")
     if config.repo and names != ["hub"]:
         raise UserError(f"repo={config.repo} is pushed to under format=hub only")
-    if not config.batch_sizes or min(config.batch_sizes) < 1:
-        raise UserError(f"batch_sizes={list(config.batch_sizes)}: give one or more sizes of at least 1")
+    if not config.batch_sizes:
+        raise UserError("batch_sizes=[]: give one or more sizes of at least 1")
+    for size in config.batch_sizes:
+        check_number("batch_sizes", size, ge=1)
     check_number("limit", config.limit, ge=1)
+    check_number("tolerance", config.tolerance, ge=0)
 
 
 def check_free(target: Path) -> None:
@@ -186,14 +192,20 @@ def batches(config: DictConfig, restored: Restored, graph: Graph, seen: list[Lab
     )
     print(f"compared on {origin}")
     slices = parts(len(records) if real else config.limit, config.batch_sizes)
+    unread: DataError | None = None
     for number, part in enumerate(tqdm(slices, "compared with PyTorch", unit="batch", leave=False)):
         if not real:
             yield graph.example(part.stop - part.start, seed=number)
             continue
-        for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
-            side = restored.device.side_index(batch)
-            seen.append(Labels(batch["label"], batch["camera"]))
-            yield (graph.feed(batch["image"].float() / 255.0), *([] if side is None else [side]))
+        try:
+            for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
+                side = restored.device.side_index(batch)
+                seen.append(Labels(batch["label"], batch["camera"]))
+                yield (graph.feed(batch["image"].float() / 255.0), *([] if side is None else [side]))
+        except DataError as error:  # of this part not one image can be read: an error only if it is so of all
+            unread = error
+    if unread is not None and not seen:
+        raise unread
 
 
 def report(parity: Parity, tolerance: float | None) -> str:
@@ -214,7 +226,7 @@ def report(parity: Parity, tolerance: float | None) -> str:
 
 
 def sentence(parity: Parity, graph: Graph) -> str:
-    """The same for the card."""
+    """The comparison with PyTorch as one sentence of the model card."""
     name = graph.outputs[0]
     text = f"On {parity.images} images in batches of {', '.join(map(str, parity.batch_sizes))} the largest absolute "
     text += f"difference of `{name}` from PyTorch in fp32 was {parity.differences[name]:.1e}"

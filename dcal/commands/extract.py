@@ -79,7 +79,7 @@ def chosen_records(config: DictConfig, opened: Opened) -> tuple[Sequence[Record]
             continue
         if config.split is not None:
             raise UserError(f"{key}: goes with images; with split={config.split} the data set knows it")
-        numbers = numbers_in([record.path for record in records], config[key], key)
+        numbers = numbers_in([record.path for record in records], str(config[key]), key)
         known: list[dict[str, Any]] = [{key: number} for number in numbers]
         records = [replace(record, **column) for record, column in zip(records, known, strict=True)]
     return records, origin

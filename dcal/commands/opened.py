@@ -54,7 +54,7 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
         changes: nodes that replace those of `config`, e.g. `task`.
     """
     asked = {key: config[key] for key in ("task", "train") if key in config} | changes
-    trust = Trust(config.trust, tuple(config_folders(sys.argv[1:])))
+    trust = Trust(config.trust is True, tuple(config_folders(sys.argv[1:])))
     device = config.get("device", "cpu")
     return restore(find_run(config.run, config.root), config.weights, device, asked, trust)
 

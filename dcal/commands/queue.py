@@ -31,7 +31,8 @@ from omegaconf import DictConfig
 
 from dcal.commands.app import modules_of_current_folder
 from dcal.commands.words.keys import check_words
-from dcal.commands.words.overrides import prepare
+from dcal.commands.words.members import with_members
+from dcal.commands.words.overrides import follow_image_size, prepare
 from dcal.config import register
 from dcal.distributed.env import module_command
 from dcal.run.directory import Run
@@ -102,7 +103,7 @@ def parse(words: Sequence[str]) -> Options:
         if key in own:
             own[key] = value
         else:
-            common += prepare([word], "train")
+            common.append(word)
     if len(files) != 1:
         raise UserError(f"dcal-queue takes one file, a list of experiments, got {', '.join(files) or 'none'}")
     if not own["jobs"].isdigit() or int(own["jobs"]) < 1:
@@ -118,17 +119,26 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
     register()
     composed: dict[tuple[str, ...], tuple[DictConfig, Identity]] = {}
     queued = []
+    words = {overrides: as_typed(overrides) for overrides in dict.fromkeys(job.overrides for job in jobs)}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for job in jobs:
             if job.overrides not in composed:
-                check_words(job.overrides)
-                config = compose("train", list(job.overrides))
+                config = with_members(compose("train", words[job.overrides]))
+                if config.run.fresh:
+                    raise UserError("run.fresh=true: a list is continued; train a single run anew with dcal-train")
                 composed[job.overrides] = config, identify(config)
             config, identity = composed[job.overrides]
             config = config.copy()
             config.seed = job.seed
             queued.append(Queued(job, Run(config, identity)))
     return queued
+
+
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """The overrides as `dcal-train` takes them from its command line."""
+    words = prepare(overrides, "train")
+    check_words(words)
+    return follow_image_size(words, "train")
 
 
 def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:

@@ -15,6 +15,7 @@ makes another run.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -29,6 +31,10 @@ from dcal.dataset.record import DataError
 
 Pixels = NDArray[np.uint8]
 DECODES = ("full", "scaled")
+DECODER = (
+    f"cv2 {cv2.__version__}, Pillow {PIL.__version__}, {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
+)
+"""What turns a file into pixels: those of another decoder are not taken from a cache."""
 
 _ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PN": b"IEND\xaeB`\x82"}
 """End of a whole file by the first three bytes: JPEG and PNG."""

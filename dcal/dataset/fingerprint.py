@@ -36,7 +36,8 @@ def catalog_digest(catalog: Catalog) -> str:
     recipe = catalog.protocol.get("recipe")
     sizes = iter([0] * len(paths) if recipe else _sizes(paths))
     folder = common_folder(paths) if paths else Path()
-    digest = hashlib.sha256(json.dumps([catalog.class_names, recipe]).encode())
+    tracks = [catalog.protocol["tracks"]] if catalog.protocol.get("tracks") else []
+    digest = hashlib.sha256(json.dumps([catalog.class_names, recipe, *tracks]).encode())
     for split, records in splits:
         digest.update(f"\n{json.dumps(split)} {len(records)}\n".encode())
         lines = (_line(record, next(sizes), folder) for record in records)

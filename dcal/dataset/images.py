@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dcal.dataset.cache import CACHES, PixelCache
-from dcal.dataset.decode import DECODES, Pixels, read_image
+from dcal.dataset.decode import DECODER, DECODES, Pixels, read_image
 from dcal.dataset.record import DataError, Record
 from dcal.dataset.sampler import Draw
 from dcal.dataset.transform import seed_transform
@@ -81,7 +81,7 @@ class ImageDataset(Dataset[Item]):
                 lambda path: resize(image=read_image(path, self._cover))["image"],
                 size,
                 Path(cache_dir) if cache_dir else cache_home() / "images",
-                decode,
+                f"{decode} {DECODER}",
             )
 
     def __len__(self) -> int:

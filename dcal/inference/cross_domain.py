@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcal.inference.images import check_sides, open_data
+from dcal.inference.images import check_sides, data_title, open_data
 from dcal.inference.restore import Restored
 from dcal.metric.interval import mean_interval
 from dcal.run.digest import sha256
@@ -25,6 +25,8 @@ class Cell(NamedTuple):
     high: float
     items: int
     """Queries, or images."""
+    data: str = ""
+    """The data set in words: its name, its folder and its splits."""
 
 
 def evaluate_on(restored: Restored, dataset: Mapping[str, Any]) -> Cell:
@@ -39,10 +41,8 @@ def evaluate_on(restored: Restored, dataset: Mapping[str, Any]) -> Cell:
     data, task, train = open_data(restored, dataset), restored.task, restored.config.train
     for part in task.splits("test"):
         check_sides(restored, data.records(part))
-    return cell(
-        task.evaluate(restored.model, data, "test", train.eval_batch_size, train.workers, restored.device),
-        task.primary_metric,
-    )
+    evaluation = task.evaluate(restored.model, data, "test", train.eval_batch_size, train.workers, restored.device)
+    return cell(evaluation, task.primary_metric)._replace(data=data_title(data, *task.splits("test")))
 
 
 def cell(evaluation: Evaluation, primary_metric: str) -> Cell:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dcal.dataset.record import Record
+from dcal.dataset.record import DataError, Record
 from dcal.inference.images import open_images
 from dcal.inference.restore import Opened
 from dcal.task.inference import finite
@@ -30,15 +30,19 @@ def embed_images(opened: Opened, records: Sequence[Record], first: int = 0) -> I
         which the model answers with NaN, are left out, with a warning.
 
     Raises:
-        DataError: at the end, if not one of the images can be read.
+        DataError: at the end, if not one of the images can be read, or the model answers with NaN for all.
         UserError: the model needs cameras that the records lack.
     """
-    predictor = opened.predictor
+    predictor, any_usable = opened.predictor, False
     for seen in predictor.batches(open_images(opened, records), features_only=True, first=first):
         usable = finite(seen)
         for position in seen.index[~usable].tolist():
             logger.warning("left out: %s: the model answers with NaN", records[position].path)
-        yield seen.index[usable], predictor.embedding(seen)[usable]
+        if usable.any():
+            any_usable = True
+            yield seen.index[usable], predictor.embedding(seen)[usable]
+    if not any_usable:
+        raise DataError("the model answers with NaN for every image: its weights are of no use")
 
 
 def provenance(opened: Opened) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dcal.inference.trust import RunError
 from dcal.run.data_digest import data_digest, joint_digest
 from dcal.run.directory import IDENTITY_FILE
 from dcal.run.files import read_json
+from dcal.run.identity import reader_name
 from dcal.training.build import make
 from dcal.utils.errors import UserError, check_number, choose
 
@@ -41,10 +42,11 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     asked: Any = OmegaConf.to_container(dataset, resolve=True) if isinstance(dataset, DictConfig) else dataset or {}
     members = own["members"]
     if asked.get("reader"):
-        if members and restored.device.num_cameras:
+        if restored.device.num_cameras and (members or reader_name(asked["reader"]) != reader_name(own["reader"])):
+            hint = "choose a member with member=NAME" if members else "evaluate it on its own set, or train without"
             raise UserError(
-                "dataset: the run embeds the cameras of its members, and would take this set's for those of one of "
-                "them; choose a member with member=NAME"
+                "dataset: the run embeds the cameras that it was trained with (task.side_information), and would take "
+                f"this set's for those; {hint}"
             )
         own = {key: own[key] for key in SEEN_AS_IN_THE_RUN}
         node = {**asked, **own, **WHOLE}
@@ -205,13 +207,14 @@ def _moved_members(members: Mapping[str, Any], asked: Mapping[str, Any]) -> dict
         raise UserError(
             f"dataset.root={asked['root']}: the run was trained on {', '.join(members)}; set dataset.members.NAME.root"
         )
-    moved = dict(members)
+    every = {key: asked[key] for key in ("allow_mismatch",) if key in asked}
+    moved = {name: {**own, **every} for name, own in members.items()}
     for name, given in (asked.get("members") or {}).items():
         own = moved[choose("dataset.members", name, members)]
         for key in given:
-            choose(f"dataset.members.{name}", key, ("root",))
-        reader = _moved(own["reader"], own["root"], given["root"])
-        moved[name] = {**own, "root": given["root"], "reader": reader}
+            choose(f"dataset.members.{name}", key, ("root", "allow_mismatch"))
+        reader = _moved(own["reader"], own["root"], given["root"]) if "root" in given else own["reader"]
+        moved[name] = {**own, **given, "reader": reader}
     return moved
 
 

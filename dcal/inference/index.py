@@ -135,7 +135,10 @@ def _write_npz(
 
 
 def _read_npz(file: Path) -> Index:
-    with np.load(file, allow_pickle=False) as archive:
+    archive = np.load(file, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise ValueError("a single array")
+    with archive:
         known: dict[str, Any] = {key: archive[key].tolist() if key in archive else None for key in Columns._fields}
         return Index(
             archive["features"], Columns(**known), json.loads(str(archive["settings"])), archive["skipped"].tolist()

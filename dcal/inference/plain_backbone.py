@@ -71,8 +71,8 @@ def open_backbone(
             "backbone.pretrained=true to fetch those of timm"
         )
     own, crop = evaluation_input(name, options.get("kwargs"))
-    image_size = list(asked or own)
-    resize = list(resize or [round(side / crop) for side in image_size])
+    image_size = _sides(asked or own)
+    resize = _sides(resize or [round(side / crop) for side in image_size])
     today: Any = OmegaConf.load(config_dir() / "train.yaml")
     keys: Any = OmegaConf.load(config_dir() / "_task.yaml")
     read_alone = {"_target_": REID_TARGET, "inference": ["sa"]}  # features, and no classes
@@ -101,3 +101,8 @@ def open_backbone(
 
 def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _sides(size: Any) -> list[int]:
+    """[height, width] of a size that may be one number for both."""
+    return [size, size] if isinstance(size, int) else list(size)

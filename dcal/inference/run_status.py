@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,9 +14,12 @@ from dcal.run.digest import damaged_files
 from dcal.run.directory import CHECKED, WHOLE
 from dcal.run.files import read_json
 from dcal.run.lock import lock_holder
-from dcal.run.provenance import versions
+from dcal.run.provenance import read_history, versions
 from dcal.run.result import read_result
 from dcal.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from dcal.inference.trust import Trust
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
@@ -31,13 +33,17 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def state(directory: Path) -> Iterator[Finding]:
-    """Finished, running, failed, interrupted or not begun."""
+def state(directory: Path, trust: Trust) -> Iterator[Finding]:
+    """Finished, running, failed, interrupted or not begun.
+
+    Args:
+        trust: whose code the run may name.
+    """
     from dcal.inference.restore import read_config
 
     config = read_config(directory)
     yield Finding(OK, "run", f"{config.name}, seed {config.seed}: {directory}")
-    yield from _foreign_code(config)
+    yield from _foreign_code(config, trust)
     again = read_json(directory / "overrides.json")
     command = shlex.join(["dcal-train", *again])
     failure, busy = directory / "failure.txt", lock_holder(directory)
@@ -67,33 +73,36 @@ def state(directory: Path) -> Iterator[Finding]:
     yield from _versions(then)
 
 
-def weights(directory: Path) -> Iterator[Finding]:
-    """Do the weights load into the model of the configuration?"""
+def weights(directory: Path, trust: Trust) -> Iterator[Finding]:
+    """Do the weights load into the model of the configuration?
+
+    Args:
+        trust: whose code the run may name.
+    """
     from dcal.inference.restore import restore
 
     if (directory / "last.safetensors").is_file():
-        restored = restore(directory, device="cpu")
+        restored = restore(directory, device="cpu", trust=trust)
         yield Finding(OK, "weights", f"{restored.weights.name} fits config_resolved.yaml")
     elif not (directory / "result.json").is_file():
         yield Finding(OK, "weights", "none yet: last.safetensors comes at the end")
 
 
-def _foreign_code(config: DictConfig) -> Iterator[Finding]:
-    """Groups that name other code than conf/ does: nothing of it is executed."""
-    from dcal.inference.trust import RunError, Trust
+def _foreign_code(config: DictConfig, trust: Trust) -> Iterator[Finding]:
+    """Groups that name code which nobody vouches for: nothing of it is executed."""
+    from dcal.inference.trust import RunError
 
     for group in ("backbone", "attention", "task", "dataset"):
         try:
-            Trust().check(group, OmegaConf.to_container(config[group]))
+            trust.check(group, OmegaConf.to_container(config[group]))
         except RunError as error:
             yield Finding(WARN, "code", str(error))
 
 
 def _position(directory: Path) -> str:
     """What `metrics.jsonl` says of the last epoch."""
-    file = directory / "metrics.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return f"after epoch {json.loads(lines[-1])['epoch']}" if lines else "before the end of the first epoch"
+    lines = read_history(directory / "metrics.jsonl")
+    return f"after epoch {lines[-1]['epoch']}" if lines else "before the end of the first epoch"
 
 
 def _checkpoints(directory: Path) -> Iterator[Finding]:

@@ -20,6 +20,8 @@ from typing import Any
 
 import timm
 
+from dcal.run.directory import CONFIG_FILE
+from dcal.run.label import FILES, GROUPS
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
@@ -108,9 +110,11 @@ def without_weights(backbone: Mapping[str, Any], trusted: bool = False) -> dict[
 
 @cache
 def _known_targets(folder: Path) -> frozenset[str]:
-    """Every `_target_` in the YAML files of a folder."""
-    texts = (file.read_text(encoding="utf-8") for file in folder.rglob("*.yaml"))
-    return frozenset(target for text in texts for target in re.findall(r"_target_: *([\w.]+)", text))
+    """Every `_target_` in a folder of configuration: in its own files and in its groups, but of no run below it."""
+    inside = (file for group in (*GROUPS, *FILES) for file in (folder / group).rglob("*.yaml"))
+    files = (file for file in (*folder.glob("*.yaml"), *inside) if file.is_file() and file.name != CONFIG_FILE)
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return frozenset(target for text in texts for target in re.findall(r"""_target_["']?: *["']?([\w.]+)""", text))
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -212,6 +212,8 @@ class Run:
         Args:
             device: what the run computes on, in words.
         """
+        for note in self.notes:
+            log.warning("%s", note)
         now = start_record(self.config, device, self._code or git_state())
         before = self.history()
         if before and (told := changed_conditions(before[-1], now)):

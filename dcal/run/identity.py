@@ -26,6 +26,7 @@ from dcal.config import Config
 from dcal.dataset.record import Catalog
 from dcal.run.data_digest import DataDigest, data_digest, joint_digest
 from dcal.run.digest import file_digest
+from dcal.utils.arguments import typed_arguments
 from dcal.utils.errors import UserError
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
@@ -33,16 +34,8 @@ IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "d
 NOT_IDENTITY = {
     "dataset": {"root", "cache", "on_bad_image"},
     "train": {
-        "workers",
-        "progress",
-        "log_every",
-        "figures",
-        "checkpoint_minutes",
-        "eval_batch_size",
-        "accumulate",
-        "auto_accumulate",
-        "compile",
-        "activation_checkpointing",
+        *("workers", "progress", "log_every", "figures", "checkpoint_minutes"),
+        *("eval_batch_size", "accumulate", "auto_accumulate", "compile", "activation_checkpointing"),
     },
 }
 """Keys of these nodes that only decide where data are and how fast they come."""
@@ -238,12 +231,15 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
     readers = {"": config.dataset.get("reader")} if members is None else {n: m.reader for n, m in members.items()}
     catalogs: dict[str, Catalog | None] = {}
     for name, reader in readers.items():
-        if not OmegaConf.is_dict(reader) or reader_name(reader).startswith("synthetic_"):
-            catalogs[name] = None  # drawn by the program: its options are part of the settings
+        if not OmegaConf.is_dict(reader) or _is_drawn(reader):
+            catalogs[name] = None  # its options are part of the settings
             continue
         try:
             with quiet("dcal.dataset"):
-                catalog = instantiate(reader, _convert_="all", _partial_=False)
+                function = instantiate({"_target_": reader._target_, "_partial_": True}).func
+                given: Any = OmegaConf.to_container(reader, resolve=True)
+                typed = typed_arguments(function, given, "dataset.reader")  # as in training
+                catalog = instantiate(typed, _convert_="all", _partial_=False)
         except Exception:  # a reader may be the user's own, and raise anything
             return None, False
         if not isinstance(catalog, Catalog):
@@ -253,6 +249,11 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
         return joint_digest(catalogs), True
     (only,) = catalogs.values()
     return None if only is None else data_digest(only), True
+
+
+def _is_drawn(reader: DictConfig) -> bool:
+    """Whether the program itself draws the images."""
+    return str(reader.get("_target_")).startswith("dcal.") and reader_name(reader).startswith("synthetic_")
 
 
 def reader_name(reader: Mapping[str, Any] | None) -> str:

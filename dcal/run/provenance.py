@@ -162,7 +162,7 @@ def trained_by(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     commits = list(dict.fromkeys(entry["commit"] for entry in history))
     states = [entry["dirty"] for entry in history]
     several = {"commits": commits} if len(commits) > 1 else {}
-    return {"commit": commits[-1], "dirty": None if None in states else any(states), **several}
+    return {"commit": history[-1]["commit"], "dirty": None if None in states else any(states), **several}
 
 
 def code_change(history: Sequence[Mapping[str, Any]], git: Mapping[str, Any] | None, config: DictConfig) -> str | None:

@@ -69,6 +69,11 @@ def read_queue(path: Path) -> dict[str, Any]:
     queue: dict[str, Any] = {str(key): value for key, value in plain.items()}
     for cell in queue["order"]:
         choose(f"{path}: order", cell, queue["cells"])
+    for kind, keys in (("cells", ("title", "seeds", "overrides", "arms")), ("arms", ("title", "overrides"))):
+        for name, node in queue[kind].items():
+            lacking = [key for key in keys if key not in (node or {})]
+            if lacking:
+                raise UserError(f"{path}: {kind}.{name} has no {', '.join(lacking)}")
     for name, cell in queue["cells"].items():
         for arm in (*cell["arms"], *(cell.get("chosen") or ())):
             choose(f"{path}: cells.{name}", arm, queue["arms"])

@@ -69,6 +69,8 @@ def train(run: Run) -> dict[str, Any]:
         OmegaConf.resolve(config)
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
             state = build(config)
+            if not run.identity.readable:
+                raise UserError("the data could not be read when the run began, and can be now: repeat the command")
             write_card(run.directory, state)
             device = hardware(state.device.torch)
             run.note_start(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -58,8 +59,10 @@ def check_number(
         note: what else the user should know, e.g. what null does.
 
     Raises:
-        UserError: the message starts with the key and says the range.
+        UserError: no number, or one out of the range, which the message says after the key.
     """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise UserError(f"{key}={value}: must be a number")
     limits = [("at least", ge), ("more than", gt), ("at most", le), ("less than", lt)]
     within = value is None or (
         (ge is None or value >= ge)

@@ -224,6 +224,7 @@ CLIP = Layout(
     ("conv1.weight", "transformer.resblocks.0.ln_1.weight"),
     _under("visual."),
 )
+HF_CLIP = Layout("Hugging Face transformers, CLIP or SigLIP", ("embeddings.patch_embedding.weight",), _hf_clip)
 LAYOUTS = (
     Layout(
         "a ViT with an ICS stem (TransReID-SSL)",
@@ -237,13 +238,18 @@ LAYOUTS = (
     Layout("ConvNeXt", ("stages.0.0.dwconv.weight",), refusal=NO_ROLLOUT),
     Layout("Hugging Face transformers, DINOv3", ("embeddings.patch_embeddings.weight",), _hf_dinov3),
     Layout("Hugging Face transformers, ViT or DINOv2", ("embeddings.patch_embeddings.projection.weight",), _hf_vit),
-    Layout("Hugging Face transformers, CLIP or SigLIP", ("embeddings.patch_embedding.weight",), _hf_clip),
+    HF_CLIP,
     Layout("torchvision", ("conv_proj.weight", "encoder.layers.encoder_layer_0.ln_1.weight"), _torchvision),
     CLIP,
     Layout("BEiT-3", ("beit3.vision_embed.proj.weight",)),
     Layout("RADIO", ("radio_model.model.patch_generator.embedder.weight",)),
     Layout("AIMv2", ("preprocessor.patchifier.proj.weight",)),
     Layout("Sapiens2", ("patch_embed.projection.weight",)),
+    Layout(
+        "PASS",
+        ("part_token1", "pos_embed"),
+        refusal="it has three part tokens with positions of their own, which timm's models do not have; take PersonViT",
+    ),
     Layout("timm", ("patch_embed.proj.weight",), _meta),
     Layout("timm", ("blocks.0.norm1.weight", "pos_embed")),  # a hybrid whose stem has another name
 )

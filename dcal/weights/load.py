@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dcal.utils.errors import UserError, first_line
 from dcal.weights.files import CheckpointError, read_tensors
-from dcal.weights.layouts import CLIP, Found, State, find_backbone
+from dcal.weights.layouts import CLIP, HF_CLIP, Found, State, find_backbone
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     cameras = [name for name in (*surplus, *found.beside) if name.split(".")[-1] in ("sie_embed", "cv_embed")]
     if cameras:
         warnings.append(f"{cameras[0]} embeds the cameras of the file's data set: that is learned anew")
-    if found.layout is CLIP and not isinstance(vit, eva.Eva) and not _has_quick_gelu(vit):
+    clip = found.layout is CLIP or (found.layout is HF_CLIP and "cls_token" in found.state)  # SigLIP has none
+    if clip and not isinstance(vit, eva.Eva) and not _has_quick_gelu(vit):
         warnings.append("OpenAI's own weights were trained with QuickGELU: for those choose a *_quickgelu_* backbone")
     state = {name: value for name, value in state.items() if name not in surplus and not name.startswith(HEAD_KEYS)}
     return state, Loaded(found.layout.title, len(state), found.place, tuple(notes), tuple(warnings))
@@ -176,7 +177,10 @@ def _fit_position_embedding(vit: nn.Module, state: State) -> list[str]:
         return []
     grid = tuple(vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     prefix = own.shape[1] - math.prod(grid)
-    count = given.shape[1] - prefix
+    rows = given.shape[1]
+    count = rows - prefix
+    if prefix and count != math.prod(grid) and [math.isqrt(n) ** 2 == n for n in (rows, count)] == [True, False]:
+        raise ValueError(f"{rows} position embeddings, none of them of the class token, which has one in the model")
     source = _source_grid(vit, count, grid)
     if source == grid or count < 1:
         return []
@@ -244,7 +248,10 @@ def _from_jax(vit: nn.Module, path: Path, tensors: State) -> tuple[State, Loaded
     if not hasattr(vit, "load_pretrained") or not hasattr(vit.norm, "weight"):
         raise CheckpointError(f"Google's weights do not fit {type(vit).__name__}; {WRONG_MODEL}")
     filled: Any = copy.deepcopy(vit)  # the reader fills the model as it goes and may fail half way
-    (positions,) = (value for name, value in tensors.items() if name.endswith("pos_embedding"))
+    names = [f"{matches[0][1]}{rest}" for rest in ("pos_embedding", "Transformer/posembed_input/pos_embedding")]
+    positions = next((tensors[name] for name in names if name in tensors), None)
+    if positions is None:
+        raise CheckpointError(f"no learned position embeddings, which {type(vit).__name__} has; {WRONG_MODEL}")
     filled.pos_embed = nn.Parameter(positions.clone())  # of the file's size: resampled below as those of other layouts
     filled.load_pretrained(str(path))
     state = {name: value for name, value in filled.state_dict().items() if not name.startswith(HEAD_KEYS)}

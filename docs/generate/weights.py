@@ -24,7 +24,8 @@ dcal-train backbone.name=local-dir:~/models/my_vit backbone.pretrained=true
 
 - Every tensor of the backbone has to be in the file. What else is in it (heads, decoders, optimizers) is left out, and
   one line of the log lists it. Parts on which the features depend, such as register tokens, are never left out.
-- Position embeddings are resampled to the grid of `dataset.image_size`, from any grid.
+- Position embeddings are resampled to the grid of `dataset.image_size`, from a square grid, from the model's, or from
+  one of about its shape.
 - Of a trained model and its moving average (`teacher`, `ema`), the average is taken.
 - Nothing in a file runs: neither pickled objects nor TorchScript. `argparse.Namespace` is the one object allowed.
 - The layout changes no digit: DeiT-Tiny's weights, written in each of the layouts here that hold a plain ViT, train to

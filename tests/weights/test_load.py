@@ -136,6 +136,17 @@ def test_gelu_that_openai_did_not_use_is_said(tmp_path: Path) -> None:
     path = write(BY_TITLE["OpenAI CLIP, state dict"], source(CLIP).state_dict(), tmp_path)
     other_gelu = create_backbone("vit_base_patch16_clip_224", (112, 112), kwargs=SMALL)
     assert "choose a *_quickgelu_* backbone" in load_weights(other_gelu, path).warnings[0]
+    path = write(BY_TITLE["transformers, CLIP"], source(CLIP).state_dict(), tmp_path)
+    assert "choose a *_quickgelu_* backbone" in load_weights(other_gelu, path).warnings[0]
+
+
+def test_positions_without_one_of_the_class_token_are_refused(tmp_path: Path) -> None:
+    """As FlexiViT and big_vision have them: 49 rows are a 7 x 7 grid, and no class token and 48 patches."""
+    state: dict[str, Tensor] = source().state_dict()
+    path = save({**state, "pos_embed": state["pos_embed"][:, 1:]}, tmp_path / "flexi.pth")
+    for size in ((112, 112), (64, 64), (96, 64)):
+        with pytest.raises(CheckpointError, match="49 position embeddings, none of them of the class token"):
+            create_backbone(PLAIN, size, checkpoint=path, kwargs=SMALL)
 
 
 def test_parts_that_the_model_has_not_are_not_dropped(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ NULL_IS_NONE = frozenset({"picture", "threads"})
 
 NAMES_AND_PATHS = frozenset(
     {"run", "runs", "images", "image", "index", "out", "picture", "tables", "figures", "html", "repo", "root"}
+    | {"unknown", "pair", "member", "save_items", "pages"}
     | {"report", "verdicts", "list", "compare", "best", "where", "dataset.root", "backbone.name", "backbone.checkpoint"}
 )
 """Keys that hold text, in the files of the commands other than `dcal-train`, which give no types."""
@@ -61,6 +62,12 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
     if given == "":
         raise UserError("--config-dir: the folder's name is empty (a shell variable that is not set?)")
     return [] if given is None else [Path(given).absolute()]
+
+
+def search_path(arguments: Sequence[str]) -> str:
+    """The word that makes Hydra find `experiments/` and the user's own folder, for a composition of our own."""
+    folders = [f"'file://{folder}'" for folder in (experiments_dir(), *config_folders(arguments))]
+    return f"hydra.searchpath=[{','.join(folders)}]"
 
 
 def group_options(group: str, folders: Sequence[Path] = ()) -> list[str]:
@@ -119,10 +126,21 @@ def required_keys(config_name: str) -> frozenset[str]:
     if config_name == "train":
         types = key_types(schema.Config, "")
         return frozenset(key for key, kind in types if kind is not Any and type(None) not in get_args(kind))
-    own = OmegaConf.load(config_file(config_name))
-    plain: Any = OmegaConf.to_container(own)
-    values = dict(flatten({key: value for key, value in plain.items() if key not in ("defaults", "hydra")}))
-    return frozenset(key for key, value in values.items() if value is not None) - NULL_IS_NONE
+    return frozenset(key for key, value in _own_values(config_name).items() if value is not None) - NULL_IS_NONE
+
+
+@cache
+def switches(config_name: str) -> frozenset[str]:
+    """Keys of the commands other than `dcal-train` that are true or false; those of `dcal-train` have their type."""
+    if config_name == "train":
+        return frozenset()
+    return frozenset(key for key, value in _own_values(config_name).items() if isinstance(value, bool))
+
+
+def _own_values(config_name: str) -> dict[str, Any]:
+    """The values in the file of a command other than `dcal-train`, by key in dotted form."""
+    plain: Any = OmegaConf.to_container(OmegaConf.load(config_file(config_name)))
+    return dict(flatten({key: value for key, value in plain.items() if key not in ("defaults", "hydra")}))
 
 
 @cache
@@ -162,6 +180,8 @@ def check_words(arguments: Sequence[str], config_name: str = "train") -> None:
     for override in overrides:
         options = group_options(override.key_or_group, folders) if has_groups(config_name) else []
         _check_value(override, override.key_or_group in required)
+        if override.key_or_group in switches(config_name) and not isinstance(override.value(), bool):
+            raise UserError(f"{override.input_line}: must be true or false")
         if options:
             _check_option(override, options)
         elif not override.key_or_group.startswith(FREE) and override.key_or_group not in keys:

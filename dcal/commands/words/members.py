@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from dcal.commands.words.keys import config_folders, group_options
+from dcal.commands.words.keys import config_folders, group_options, search_path
 from dcal.config import OF_MEMBERS, DatasetConfig
 from dcal.utils.errors import UserError, choose, first_line, nearest
 
@@ -84,7 +84,7 @@ def member_node(name: str, own: Any) -> dict[str, Any]:
     options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
     choose(f"{place}.{FORM}" if form != name else "dataset.members", form, options)
     try:
-        composed = compose("train", [f"dataset={form}"])
+        composed = compose("train", [search_path(sys.argv[1:]), f"dataset={form}"])
         for key, value in _checked(own, composed.dataset, place):
             OmegaConf.update(composed, f"dataset.{key}", value)
         node: Any = OmegaConf.to_container(composed.dataset, resolve=True, throw_on_missing=True)

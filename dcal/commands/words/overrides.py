@@ -17,13 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from dcal.commands.words.keys import config_file, config_folders, is_override, list_keys, text_keys
+from dcal.commands.words.keys import config_file, is_override, list_keys, search_path, text_keys
 from dcal.commands.words.members import with_members
 from dcal.utils.errors import UserError
-from dcal.utils.paths import experiments_dir
 
 TEXT = re.compile(r"[/\\=]|.\[|\.[A-Za-z]\w*(,|]|$)")
-"""A path, a regular expression, a glob, a file name or `key=value`: nothing of these is Hydra's grammar."""
+"""A path, a regular expression, a glob, a file name or `key=value`: none of these is in Hydra's grammar."""
 
 MEMBER = re.compile(r"^dataset\.members\.[^.=]+\.?")
 """A member of `dataset=joint`: its name is the user's, which Hydra takes with `++` alone."""
@@ -124,8 +123,7 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
         raise UserError(f"{' '.join([*sweeping, own])}: a sweep over image sizes needs dataset.resize, too")
     if not (isinstance(size, list) and len(size) == 2 and _are_integers(size)):
         return list(arguments)  # Hydra and the data set say what is wrong with it
-    folders = [f"'file://{folder}'" for folder in (experiments_dir(), *config_folders(arguments))]
-    searched = values.get("hydra.searchpath", f"hydra.searchpath=[{','.join(folders)}]")
+    searched = values.get("hydra.searchpath", search_path(arguments))
     others = [word for key, word in values.items() if not key.startswith("hydra") and not _sweeps(word)]
     with initialize_config_dir(str(config_file(config_name).parent), version_base="1.3"):
         before = with_members(compose(config_name, [searched, *others])).dataset

@@ -92,7 +92,9 @@ def read_metadata(
         raise DataError(f"{table}: no such file; dataset.root must hold the table dataset.reader.file={file}")
     rows, unknown = _rows(table, folder, split, flanks, camera, where or {})
     require_images(
-        folder, (str(row.path.relative_to(folder)) for row in rows), f"the paths of {table.name} count from it"
+        folder,
+        (str(row.path.relative_to(folder) if row.path.is_relative_to(folder) else row.path) for row in rows),
+        f"the paths of {table.name} count from it",
     )
     parts = {
         "given": _given,

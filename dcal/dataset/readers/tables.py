@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from scipy.io import loadmat
 
 from dcal.dataset.files import images_below, in_words, inode, printable
-from dcal.dataset.record import Catalog, DataError, Part, Record
+from dcal.dataset.record import IMAGE_SUFFIXES, Catalog, DataError, Part, Record
 
 
 class Listed(NamedTuple):
@@ -80,10 +80,19 @@ def list_folders(folder: Path) -> Listed:
 
     Folders whose names are the same text in two Unicode forms are one.
     """
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    passed: Counter[str] = Counter()
+    folders = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            folders.append(path)
+        elif path.is_symlink() and not path.exists():
+            passed["dangling link"] += 1
+        elif path.name.startswith(".") and path.is_dir():
+            passed["hidden"] += 1
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            passed["image beside the folders of the classes"] += 1
     known = {inode(path) for path in (folder, *folder.resolve().parents, *folders)}
     images: dict[str, list[Path]] = {}
-    passed: Counter[str] = Counter()
     empty = []
     for path in folders:
         here: Counter[str] = Counter()
@@ -160,13 +169,22 @@ def read_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
         optional: that are read where it has them.
 
     Raises:
-        DataError: it is no UTF-8 text, or lacks a column.
+        DataError: it is no UTF-8 text, no CSV, or lacks a column.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is no UTF-8 text ({error}); save the table as UTF-8") from None
     table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    try:
+        yield from _cells(table, file, columns, optional)
+    except csv.Error as error:
+        raise DataError(f"{file}: line {table.line_num}: {error}; is a quote left open?") from None
+
+
+def _cells(
+    table: csv.DictReader[str], file: Path, columns: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[int, dict[str, str]]]:
     table.fieldnames = [name.strip() for name in table.fieldnames or ()]
     missing = [column for column in columns if column not in table.fieldnames]
     if missing:

@@ -82,8 +82,9 @@ class DCAL(nn.Module):
     def _add_glca(self, options: GLCAOptions, head_fusion: str, num_classes: int, bnneck: bool) -> None:
         own = asdict(options)
         self.glca_blocks: int = own.pop("blocks")
-        self.glca_warmup_epochs: float = own.pop("warmup_epochs")
-        check_number("attention.glca.warmup_epochs", self.glca_warmup_epochs, ge=0)
+        warmup: float = own.pop("warmup_epochs")
+        check_number("attention.glca.warmup_epochs", warmup, ge=0)
+        self.glca_warmup_epochs = warmup if self.glca_blocks else 0.0
         if not 0 <= self.glca_blocks < self.depth:
             raise UserError(f"attention.glca.blocks={self.glca_blocks}: this backbone allows 0 to {self.depth - 1}")
         if self.glca_blocks:
@@ -170,7 +171,9 @@ class DCAL(nn.Module):
                 return all_gather(torch.cat([self.features(piece, side=its)[0].sa for piece, its in pieces]))
 
         partners = self.pairing(labels.cpu(), progress, embed_batch)
-        return partners._replace(index_B=broadcast(partners.index_B).to(images.device, non_blocking=True))
+        # on MPS such a copy may read the draw after it is gone
+        moved = broadcast(partners.index_B).to(images.device, non_blocking=images.device.type != "mps")
+        return partners._replace(index_B=moved)
 
     def forward(
         self,
@@ -206,7 +209,7 @@ class DCAL(nn.Module):
             images: (S, 3, H, W). Of those behind the first B only the backbone's stream is computed, as partners.
             partners: of the first B images; without them there is no distracted stream, and S = B.
             side: (S,), as in `forward`.
-            glca_alone: GLCA's loss is to change nothing but the branch, as in its warm-up.
+            glca_alone: gradients of GLCA's loss stay in the branch, as in its warm-up.
 
         Raises:
             UserError: images of integers; the model embeds cameras and `side` is missing.
@@ -237,7 +240,9 @@ class DCAL(nn.Module):
         glca, selected = (None, None)
         if self.glca is not None:
             later = ropes[self.depth - self.glca_blocks :]
-            glca_inputs = [tokens.detach() for tokens in glca_inputs] if glca_alone else glca_inputs
+            if glca_alone:
+                glca_inputs = [x.detach() for x in glca_inputs]
+                later = [None if rope is None else rope.detach() for rope in later]
             glca, selected = self.glca(glca_inputs, traces, later, weights_BN=weights)
         return Branches(sa, glca, pwca), selected
 

@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -105,7 +107,22 @@ def fuse(optimizer: Optimizer) -> None:
     Not on the CPU, whose kernel rounds otherwise than the one that runs so far were trained with, and saves nothing.
     """
     for group in optimizer.param_groups if isinstance(optimizer, Adam | AdamW | SGD) else ():
+        if isinstance(optimizer, SGD) and any(isinstance(parameter, DTensor) for parameter in group["params"]):
+            continue  # torch has no rule that shards this kernel
         group["fused"] = all(parameter.device.type in FUSED_ON for parameter in group["params"])
+    if isinstance(optimizer, SGD):
+        optimizer.register_step_pre_hook(begin_momentum)
+
+
+def begin_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Gives a parameter that has its first gradient later than others of its group a momentum of 0.
+
+    torch's fused kernel takes a momentum of all parameters of a group or of none; the others begin so by themselves.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] and group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dcal.attention.adapters import add_adapters, is_adapter
 from dcal.attention.options import LoRAOptions
 from dcal.backbone import freeze_backbone
 from dcal.config import register
-from dcal.optimizer import Optimization
+from dcal.optimizer import Optimization, begin_momentum
 from dcal.training.build import make
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
@@ -164,3 +164,20 @@ def test_the_schedule_begins_after_the_heads_have_learned() -> None:
         schedule.step()
     assert seen[:6] == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.75, 1.0])
     assert seen[6:] == sorted(seen[6:], reverse=True) and seen[-1] < 0.2
+
+
+def test_a_fused_kernel_takes_parameters_whose_first_gradient_comes_later() -> None:
+    """torch's own fails on them: as after the epochs in which only heads learn."""
+
+    def trained(fused: bool) -> list[torch.Tensor]:
+        parameters = [nn.Parameter(torch.full((3,), float(number))) for number in (1, 2)]
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, fused=fused)
+        optimizer.register_step_pre_hook(begin_momentum)
+        for step in range(4):
+            optimizer.zero_grad()
+            sum((parameter**2).sum() for parameter in parameters[: 1 if step < 2 else 2]).backward()
+            optimizer.step()
+        return [parameter.detach() for parameter in parameters]
+
+    for one, other in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(one, other)

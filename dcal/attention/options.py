@@ -28,7 +28,7 @@ class GLCAOptions:
     init: str = "copy"
     """`copy` of the backbone's last blocks, or `fresh`."""
     warmup_epochs: float = 0.0
-    """In so many of the first epochs the branch's loss changes nothing but the branch."""
+    """In so many of the first epochs gradients of the branch's loss stay in the branch; clipping counts them still."""
 
 
 @dataclass

@@ -188,7 +188,13 @@ def make_call(state: TrainState, batch: Batch, cell: Cell) -> Callable[[], objec
         return infer
     for _ in range(WARM_UP):
         infer()
-    return record(infer, state.device.torch)[0].replay
+    graph = record(infer, state.device.torch)[0]
+
+    def replay(read: object = infer) -> None:
+        """Holds on to `infer`: the graph reads the weights and images that it has."""
+        graph.replay()
+
+    return replay
 
 
 def busy_seconds(call: measure.Call, device: torch.device) -> float | None:
@@ -201,7 +207,8 @@ def busy_seconds(call: measure.Call, device: torch.device) -> float | None:
     with profile(activities=[ProfilerActivity.CPU, activity]) as seen:
         call()
         synchronize(device)
-    kernels = [row for row in seen.key_averages() if row.device_type.name != "CPU"]
+    # an annotation, such as that of the optimizer's step, lasts as long as the kernels in it
+    kernels = [row for row in seen.key_averages() if row.device_type.name != "CPU" and not row.is_user_annotation]
     return sum(row.self_device_time_total for row in kernels) / 1e6
 
 

@@ -37,9 +37,13 @@ def create_meter(state: TrainState, tracker: Any) -> Meter:
     Args:
         tracker: the W&B run.
     """
-    rates = state.optimization.optimizer.param_groups
-    batches = len(state.loader)
-    steps = StepLog(state.train.log_every, batches, functools.partial(log_step, tracker), lambda: float(rates[0]["lr"]))
+    schedule, batches = state.optimization.schedule, len(state.loader)
+
+    def rate() -> float:
+        """By the schedule: after a resume the optimizer's groups are others, and their rates may be on the device."""
+        return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](schedule.last_epoch))
+
+    steps = StepLog(state.train.log_every, batches, functools.partial(log_step, tracker), rate)
     return Meter(state.train, batches, state.data.records("train"), steps)
 
 

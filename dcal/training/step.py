@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     heads_only: bool = False
     """The trunk does not learn in this step: its features are computed without a graph."""
     glca_alone: bool = False
-    """GLCA's loss changes nothing but the branch in this step."""
+    """Gradients of GLCA's loss stay in the branch in this step; the norm that is clipped counts them still."""
 
 
 def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ def update(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> d
 def prepare(state: TrainState, batch: Mapping[str, Tensor], progress: float) -> Batch:
     """The loader's batch on the device, blended if mixup is on, with its partners."""
     device, model = state.device, state.model
-    images, labels = (batch[key].to(device.torch, non_blocking=True) for key in ("image", "label"))
+    images, labels = (batch[key].to(device.torch, non_blocking=device.pins_memory) for key in ("image", "label"))
     targets, side = labels, device.side_index(batch)
     if state.mixup is not None:
         images, targets = state.mixup(device.normalise(images), labels)

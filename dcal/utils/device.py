@@ -103,7 +103,7 @@ class Device:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) from a loader → normalised float32 on the device."""
-        moved = images.to(self.torch, non_blocking=True)
+        moved = images.to(self.torch, non_blocking=self.pins_memory)
         return (moved.float() / 255.0 - self.mean) / self.std
 
     def side_index(self, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -121,7 +121,7 @@ class Device:
         index = camera
         if self.num_views > 1:
             index = camera * self.num_views + _embedded("view", batch["view"], self.num_views)
-        return index.to(self.torch, non_blocking=True)
+        return index.to(self.torch, non_blocking=self.pins_memory)
 
 
 def computes_in(device: torch.device, precision: str) -> bool:

@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch._inductor.config
 from emulated_graph import EmulatedGraph, emulate_cuda_graphs
+from timm.optim import create_optimizer_v2
 from tiny_state import BATCH, make_setup
 from torch import Tensor
 
@@ -320,6 +321,12 @@ def test_sgd_is_recorded_only_where_its_rate_may_be_a_tensor() -> None:
     assert not can_be_recorded(optimizer)
     optimizer.param_groups[0]["fused"] = True
     assert can_be_recorded(optimizer)
+
+
+def test_an_optimizer_that_counts_its_steps_in_python_is_not_recorded() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    assert can_be_recorded(create_optimizer_v2(parameters, opt="adamw", lr=0.1))
+    assert not can_be_recorded(create_optimizer_v2(parameters, opt="lookahead_adamw", lr=0.1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

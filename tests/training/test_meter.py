@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tiny_state import make_setup
 from torch import Tensor
 
 from dcal.dataset.record import Record
-from dcal.training.meter import BadLoss, Meter
+from dcal.training.meter import BadLoss, Meter, create_meter
 from dcal.training.step_log import StepLog
 from dcal.utils.paths import config_dir
 
@@ -32,6 +34,21 @@ def train(one: Meter, first: int, last: int, clock: list[float]) -> None:
         clock[0] += 2.0
         losses = {"loss": float(number), "sa": 1.0, "grad_norm": 10.0 + number}
         one.add({name: torch.tensor(value) for name, value in losses.items()}, batch, number)
+
+
+def test_a_resumed_run_reports_the_rate_that_it_has() -> None:
+    """The optimizer has other groups than before once it has read a checkpoint."""
+    setup = make_setup()
+    optimizer, schedule = setup.optimization
+    setup.loader, setup.data = range(4), SimpleNamespace(records=lambda split: [])  # type: ignore[assignment]
+    setup.train.log_every = None
+    rate = create_meter(setup, None).steps.rate
+    schedule.lr_lambdas[0] = lambda step: 0.5**step
+    optimizer.load_state_dict(optimizer.state_dict())
+    for expected in (0.05, 0.025):
+        optimizer.step()
+        schedule.step()
+        assert rate() == optimizer.param_groups[0]["lr"] == expected
 
 
 @pytest.mark.parametrize("stop", [1, 4])  # in mid-epoch; and in the evaluation, when the epoch's batches are done

@@ -54,6 +54,7 @@ class GraphStep:
         self.step, self.optimizer, self.device, self.batch_size = step, optimizer, device, batch_size
         self.seen: Counter[tuple[Any, ...]] = Counter()
         self.recorded: dict[tuple[Any, ...], Recorded] = {}
+        self.stage = (False, False)
         self.failed = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -67,6 +68,9 @@ class GraphStep:
         )
         if self.failed or len(batch.labels) != self.batch_size:
             return self.step(batch)
+        if self.stage != (stage := (batch.heads_only, batch.glca_alone)):
+            self.stage = stage
+            self.recorded.clear()  # no stage of a run comes back, and its graphs hold memory
         if not self.seen:
             put_numbers_into_tensors(self.optimizer, self.device)
         self.seen[kind] += 1
@@ -118,8 +122,10 @@ def record(call: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDA
         RuntimeError: it asks for a value, or does something else that no graph can repeat.
     """
     graph = torch.cuda.CUDAGraph()
-    # of this thread alone: that of the loader, which pins memory, must not break the recording off
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # of this thread alone: that of the loader, which pins memory, must not break the recording off; and with a stream
+    # to come back to, which a recording that breaks off does not do by itself
+    before = torch.cuda.stream(torch.cuda.current_stream(device))
+    with torch.cuda.device(device), before, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = call()
     return graph, result
 
@@ -149,11 +155,14 @@ def with_tensors(batch: Batch, tensors: list[Tensor]) -> Batch:
 def can_be_recorded(optimizer: Optimizer) -> bool:
     """Whether an optimizer's step can be repeated as it is: no Python number in it changes from step to step."""
     groups = optimizer.param_groups
+    if any("lookahead_k" in group for group in groups):  # it counts its steps in Python
+        return False
     return all("capturable" in group or (isinstance(optimizer, SGD) and group["fused"]) for group in groups)
 
 
 def put_numbers_into_tensors(optimizer: Optimizer, device: torch.device) -> None:
     """Learning rates and step counts as tensors on the device, so that a graph reads what they are when it runs."""
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are not, on purpose
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         if "capturable" in group:

@@ -5,6 +5,7 @@ What the page shows is computed here and in the modules beside; how it looks is 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,12 +23,12 @@ from dcal.report.format import (
     percents,
     split_metric,
 )
-from dcal.report.html.charts import Chart, Strip, strips
-from dcal.report.html.closeup import Breakdown, Closeup, by_camera, by_class, closeup
+from dcal.report.html.charts import Strip, strips
+from dcal.report.html.closeup import Closeup, by_camera, by_class, closeup
 from dcal.report.html.curves import LINES, charts
-from dcal.report.html.experiment import Experiment, Variant, Verdict, experiments, verdict, verdict_of
+from dcal.report.html.experiment import Experiment, experiments, verdict, verdict_of
 from dcal.report.html.run_files import Folder
-from dcal.report.html.settings import Settings, settings
+from dcal.report.html.settings import settings
 from dcal.visualize import cross_table, reliability
 
 CLOSEUPS = 6
@@ -58,44 +59,6 @@ class Reliability(NamedTuple):
     cameras: list[reliability.CameraRow]
 
 
-class View(NamedTuple):
-    """An experiment as the template shows it."""
-
-    name: str
-    dataset: str
-    task: str
-    metric: str
-    value: str
-    deviation: str
-    """Over seeds; empty for one."""
-    interval: str
-    rank: str
-    """Which configuration the value is of, out of how many; empty where there is one."""
-    verdict: Verdict
-    summary: str
-    """How many runs, on what."""
-    keys: str
-    """What configurations differ in."""
-    header: list[str]
-    rows: list[ResultRow]
-    reference: str
-    footnote: str
-    branch_header: list[str]
-    branches: list[tuple[str, str, list[str]]]
-    charts: list[Chart]
-    charts_left_out: int
-    settings: Settings
-    classes: Breakdown | None
-    cameras: Breakdown | None
-    reliability: list[Reliability]
-    elsewhere: tuple[list[str], list[tuple[str, list[str]]]]
-    """Other data sets, and for each run that was evaluated on some its label and cells."""
-    closeups: list[Closeup]
-    closeups_left_out: int
-    missing: list[str]
-    runs: list[list[str]]
-
-
 def document(folder: Folder) -> str:
     """The page."""
     views = [view(experiment, folder) for experiment in experiments(folder)]
@@ -116,50 +79,44 @@ def document(folder: Folder) -> str:
     )
 
 
-def view(experiment: Experiment, folder: Folder) -> View:
-    """Everything about one experiment."""
-    best, fgvc = experiment.best, experiment.task == "fgvc"
+def view(experiment: Experiment, folder: Folder) -> SimpleNamespace:
+    """Everything about one experiment, under the names by which the template shows it."""
+    best, metric, fgvc = experiment.best, experiment.primary_metric, experiment.task == "fgvc"
     branch_header, branches = branch_table(experiment)
-    closeups = closeups_of(experiment)
+    value, _, deviation = metric_values(metric, best.row.values[metric]).partition(" ± ")
     records = [record for row in experiment.table.rows for record in row.records]
     seeds = sorted({record["seed"] for record in records})
     plural = [f"{number} {word}{'s' * (number != 1)}" for number, word in (
         (len(experiment.variants), "configuration"), (len(seeds), "seed"), (len(records), "run"))]  # fmt: skip
-    return View(
-        experiment.name,
-        records[0]["config"]["dataset"],
-        experiment.task,
-        metric_title(experiment.primary_metric),
-        *hero(best, experiment.primary_metric),
-        "" if best.row.interval is None else percents(best.row.interval),
-        experiment.rank,
-        verdict(experiment),
-        " · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
-        ", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
-        [metric_title(key) for key in best.row.values],
-        result_rows(experiment),
-        experiment.reference.label if experiment.reference else "none",
-        footnote(experiment.table),
-        branch_header,
-        branches,
-        charts(experiment),
-        max(0, len(experiment.variants) - LINES),
-        settings(experiment),
-        by_class(experiment) if fgvc else None,
-        None if fgvc else by_camera(experiment),
-        reliability_of(experiment),
-        elsewhere(experiment),
-        closeups,
-        max(0, len(experiment.variants) - CLOSEUPS),
-        missing(experiment),
-        run_rows(experiment, folder),
+    return SimpleNamespace(
+        name=experiment.name,
+        dataset=records[0]["config"]["dataset"],
+        metric=metric_title(metric),
+        value=value,
+        deviation=deviation,  # over seeds; empty for one
+        interval="" if best.row.interval is None else percents(best.row.interval),
+        rank=experiment.rank,
+        verdict=verdict(experiment),
+        summary=" · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
+        keys=", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
+        header=[metric_title(key) for key in best.row.values],
+        rows=result_rows(experiment),
+        reference=experiment.reference.label if experiment.reference else "none",
+        footnote=footnote(experiment.table),
+        branch_header=branch_header,
+        branches=branches,
+        charts=charts(experiment),
+        charts_left_out=max(0, len(experiment.variants) - LINES),
+        settings=settings(experiment),
+        classes=by_class(experiment) if fgvc else None,
+        cameras=None if fgvc else by_camera(experiment),
+        reliability=reliability_of(experiment),
+        elsewhere=elsewhere(experiment),
+        closeups=closeups_of(experiment),
+        closeups_left_out=max(0, len(experiment.variants) - CLOSEUPS),
+        missing=missing(experiment),
+        runs=run_rows(experiment, folder),
     )
-
-
-def hero(variant: Variant, metric: str) -> tuple[str, str]:
-    """The primary metric's mean in percent, and its standard deviation over seeds."""
-    value, _, deviation = metric_values(metric, variant.row.values[metric]).partition(" ± ")
-    return value, deviation
 
 
 def result_rows(experiment: Experiment) -> list[ResultRow]:

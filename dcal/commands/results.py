@@ -140,7 +140,8 @@ def tabulate(config: DictConfig) -> None:
     if config.write:
         write_records(out, found)
     names = list(found)
-    results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
+    new = {name: {**own, "runs": with_defaults(own["runs"])} for name, own in found.items()}
+    results = dict(sorted({**load_all(out), **new}.items()))
     if config.verdicts is not None:
         report_protocol(Path(config.verdicts).expanduser(), results, config)
         return

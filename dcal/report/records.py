@@ -191,13 +191,12 @@ def load_results(path: Path) -> Results:
         record["primary_metric"] = results["primary_metric"]
         if record["items"]["digest"] in groups:
             record["items"]["group"] = groups[record["items"]["digest"]]
-    return with_defaults(results)
+    return {**results, "runs": with_defaults(results["runs"])}
 
 
-def with_defaults(results: Results) -> Results:
+def with_defaults(records: Iterable[RunRecord]) -> list[RunRecord]:
     """The records with every key: a run from before a key existed has what is its default: what it did then."""
-    runs = [{**record, "config": {**recorded_defaults(), **record["config"]}} for record in results["runs"]]
-    return {**results, "runs": runs}
+    return [{**record, "config": {**recorded_defaults(), **record["config"]}} for record in records]
 
 
 def load_all(folder: Path) -> dict[str, Results]:

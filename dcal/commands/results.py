@@ -168,8 +168,8 @@ def tabulate(config: DictConfig) -> None:
     else:
         print(render_all([grid_of(table) for table in shown if table.rows], config.format))
     if config.wandb is not None:
-        written = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
-        print(f"\nworkspace  {written.workspace}\nreport     {written.report}")
+        workspace, report = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
+        print(f"\nworkspace  {workspace}\nreport     {report}")
     if not names:
         tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:

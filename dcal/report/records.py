@@ -26,9 +26,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.report.encoding import decode_outcomes, digest, encode_groups, encode_outcomes
 from dcal.report.epochs import curve, renamed, speed
-from dcal.report.items import read_items
+from dcal.report.items import decode_outcomes, digest, encode_groups, encode_outcomes, read_items
 from dcal.run.files import write_atomically
 from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, recorded_defaults
 from dcal.run.legacy import renamed_keys

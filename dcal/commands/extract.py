@@ -22,8 +22,7 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
 from dcal.dataset.record import DataError, Record
-from dcal.inference.embed import embed_images, provenance
-from dcal.inference.images import chosen
+from dcal.inference.images import chosen, embed_images
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
 from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
 from dcal.inference.restore import Opened
@@ -89,7 +88,7 @@ def all_settings(config: DictConfig, opened: Opened, records: Sequence[Record]) 
     """Everything that the bytes of the file depend on."""
     listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
     return {
-        **provenance(opened),
+        **opened.provenance(),
         "dtype": "float16" if config.fp16 else "float32",
         "images": len(records),
         "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),

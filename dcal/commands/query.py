@@ -15,7 +15,7 @@ from torch import Tensor
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
-from dcal.inference.embed import embed_images, provenance
+from dcal.inference.images import embed_images
 from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
@@ -75,7 +75,7 @@ def check_origin(index: Index, opened: Opened, file: Path) -> None:
     Raises:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
-    now = {key: value for key, value in provenance(opened).items() if key != "run"}
+    now = {key: value for key, value in opened.provenance().items() if key != "run"}
     other = setting_differences({key: index.settings.get(key) for key in now}, now)
     if other:
         raise UserError(

@@ -77,6 +77,10 @@ class Opened(ABC):
     def weights_digest(self) -> str:
         """SHA-256 of the weights, in hexadecimal digits."""
 
+    def provenance(self) -> dict[str, Any]:
+        """What embeddings depend on besides the images, as JSON can hold it: two files with the same compare."""
+        return {"run": self.title, "weights": self.weights_digest(), **self.predictor.settings()}
+
 
 @dataclass(frozen=True)
 class Restored(Opened):

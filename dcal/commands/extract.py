@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dcal.commands.opened import end_incomplete, open_model, printable
@@ -71,8 +71,7 @@ def chosen_records(config: DictConfig, opened: Opened) -> tuple[Sequence[Record]
         UserError: both are given, or neither; or something that belongs to the other one.
         DataError: nothing is there.
     """
-    images = list(config.images) if isinstance(config.images, ListConfig) else config.images
-    records, origin = chosen(opened, images, config.split, config.dataset)
+    records, origin = chosen(opened, config.images, config.split, config.dataset)
     for key in ("label", "camera"):
         if config[key] is None:
             continue

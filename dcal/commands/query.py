@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dcal.commands.opened import end_incomplete, open_model, printable
@@ -49,7 +49,7 @@ def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
     check_number("top", config.top, ge=1)
     choose("same_camera", config.same_camera, ("mark", "drop"))
-    paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
+    paths = find_images(config.image, "image")
     file = Path(config.index).expanduser()
     index = read_index(file, "index")
     task = {key: index.settings.get(key) for key in ("inference", "flip_test")}

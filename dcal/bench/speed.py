@@ -193,9 +193,7 @@ def make_call(state: TrainState, batch: Batch, cell: Cell) -> Callable[[], objec
 
 def busy_seconds(call: measure.Call, device: torch.device) -> float | None:
     """The sum of the times of a call's kernels; None for a CPU, whose operations are what the host does."""
-    if device.type == "cpu":
-        return None
-    activity = getattr(ProfilerActivity, device.type.upper(), None)
+    activity = None if device.type == "cpu" else getattr(ProfilerActivity, device.type.upper(), None)
     if activity is None:
         return None
     with profile(activities=[ProfilerActivity.CPU, activity]) as seen:

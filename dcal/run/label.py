@@ -30,7 +30,8 @@ def choices(config: DictConfig) -> dict[str, str]:
         "task": str(config.task._target_).rpartition(".")[2].lower(),
         "optimizer": str(config.optimizer.opt),
     }
-    return {**built, **found, "attention": attention_name(dict(flatten({"attention": as_container(config.attention)})))}
+    attention = OmegaConf.to_container(config.attention, resolve=True)
+    return {**built, **found, "attention": attention_name(dict(flatten({"attention": attention})))}
 
 
 def label(config: DictConfig) -> str:
@@ -63,14 +64,9 @@ def decides(key: str) -> bool:
 
 def compact(value: Any) -> str:
     """A value without spaces."""
-    plain_value = as_container(value) if OmegaConf.is_config(value) else value
+    plain_value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if isinstance(plain_value, list):
         return ",".join(map(compact, plain_value))
     if isinstance(plain_value, dict):
         return ",".join(f"{key}:{compact(entry)}" for key, entry in plain_value.items())
     return f"{plain_value:g}" if isinstance(plain_value, float) else str(plain_value).replace(" ", "_")
-
-
-def as_container(node: Any) -> Any:
-    """A node of a configuration as dictionaries and lists."""
-    return OmegaConf.to_container(node, resolve=True)

@@ -119,7 +119,7 @@ class ReID(TaskOptions):
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        rows = nearest(q.to(device.torch), g.to(device.torch), LISTED).index
+        _, rows = nearest(q.to(device.torch), g.to(device.torch), LISTED)
         asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
         marks = judge(
             query.labels,

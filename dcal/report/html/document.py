@@ -6,7 +6,7 @@ What the page shows is computed here and in the modules beside; how it looks is 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -17,6 +17,7 @@ from dcal.report.format import (
     VARIANTS,
     commit_of,
     difference_cells,
+    distinct,
     footnote,
     metric_title,
     metric_values,
@@ -26,13 +27,20 @@ from dcal.report.format import (
 from dcal.report.html.charts import Strip, strips
 from dcal.report.html.closeup import Closeup, by_camera, by_class, closeup
 from dcal.report.html.curves import LINES, charts
-from dcal.report.html.experiment import Experiment, experiments, verdict, verdict_of
+from dcal.report.html.experiment import Experiment, Variant, experiments, verdict, verdict_of
 from dcal.report.html.run_files import Folder
-from dcal.report.html.settings import settings
+from dcal.report.records import common
+from dcal.report.table import show
+from dcal.report.typed import train_command
 from dcal.visualize import cross_table, reliability
 
 CLOSEUPS = 6
 """Configurations whose pictures are shown, so that the report of a large sweep stays small."""
+
+NOT_SETTINGS = ("seed", "name", "wandb.", "run.")
+"""What names a run or says where it goes."""
+WHERE = ("commit", "device", "torch", "timm", "python")
+"""What is no key of the configuration; last in the tables."""
 
 
 class ResultRow(NamedTuple):
@@ -180,6 +188,40 @@ def elsewhere(experiment: Experiment) -> tuple[list[str], list[tuple[str, list[s
     runs = [(f"{v.label}, seed {r.record['seed']}", r.elsewhere) for v in experiment.variants for r in v.runs]
     names = list(dict.fromkeys(name for _, cells in runs for name in cells))
     return names, [(label, [cross_table.shown(cells.get(name)) for name in names]) for label, cells in runs if cells]
+
+
+def settings(experiment: Experiment) -> SimpleNamespace:
+    """Two tables, what differs and what all runs share: configuration, code and hardware; and the commands."""
+    nodes = [all_of(variant) for variant in experiment.variants]
+    same = common(nodes)
+    keys = sorted({key for node in nodes for key in node} - set(same), key=lambda key: (key in WHERE, key))
+    return SimpleNamespace(
+        labels=[variant.label for variant in experiment.variants],
+        differing=[(key, [shown(node.get(key)) for node in nodes]) for key in keys],
+        shared=[(key, shown(value)) for key, value in same.items()],
+        # what was typed for the first seed
+        commands=[(variant.label, command(variant)) for variant in experiment.variants if variant.runs[0].overrides],
+    )
+
+
+def all_of(variant: Variant) -> dict[str, Any]:
+    """Everything that is set, of the first seed; code and hardware over all seeds."""
+    found = {key: value for key, value in variant.runs[0].config.items() if not key.startswith(NOT_SETTINGS)}
+    records = variant.row.records
+    found["commit"] = " + ".join(distinct(map(commit_of, records)))
+    found["device"] = " + ".join(distinct(record["device"] or "not recorded" for record in records))
+    for package in ("torch", "timm", "python"):
+        found[package] = " + ".join(distinct(record["versions"].get(package, "?") for record in records))
+    return found
+
+
+def shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else show(value)
+
+
+def command(variant: Variant) -> str:
+    """What was typed, with the seeds of all runs in one command."""
+    return train_command(variant.runs[0].overrides, [record["seed"] for record in variant.row.records])
 
 
 def missing(experiment: Experiment) -> list[str]:

@@ -14,8 +14,8 @@ from dcal.backbone import evaluation_input
 from dcal.config import Config
 from dcal.inference.restore import Opened
 from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, Trust
+from dcal.task.options import Task
 from dcal.training.build import build_model, check_train, make
-from dcal.training.state import Task
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 

@@ -29,8 +29,8 @@ from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
 from dcal.run.result import read_result
+from dcal.task.options import Task
 from dcal.training.build import build_model, check_train, make
-from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
 from dcal.utils.errors import UserError, first_line
 from dcal.utils.paths import config_dir

@@ -20,7 +20,7 @@ from dcal.metric.part_hit import selection_metrics
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_scores, infer
-from dcal.task.options import TaskOptions
+from dcal.task.options import Task
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.visualize.examples import (
@@ -38,7 +38,7 @@ CONFUSED_SHOWN = 8
 
 
 @dataclass(kw_only=True)
-class FGVC(TaskOptions):
+class FGVC(Task):
     """The fine-grained classification task.
 
     Raises:

@@ -49,10 +49,13 @@ def label(config: DictConfig) -> str:
 
 def typed_keys() -> list[str]:
     """The keys on the command line, groups included, each once and in their order; of a sweep those of its point."""
-    if not HydraConfig.initialized():
-        return []
-    words = HydraConfig.get().overrides.task
-    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words if not word.startswith("~")))
+    words = (word for word in typed_words() if not word.startswith("~"))
+    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words))
+
+
+def typed_words() -> list[str]:
+    """The overrides on the command line, of a sweep those of its point; none without Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def decides(key: str) -> bool:

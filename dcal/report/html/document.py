@@ -6,7 +6,7 @@ What the page shows is computed here and in the modules beside; how it looks is 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,10 +24,10 @@ from dcal.report.format import (
     percents,
     split_metric,
 )
-from dcal.report.html.charts import Strip, strips
+from dcal.report.html.charts import strips
 from dcal.report.html.closeup import Closeup, by_camera, by_class, closeup
 from dcal.report.html.curves import LINES, charts
-from dcal.report.html.experiment import Experiment, Variant, experiments, verdict, verdict_of
+from dcal.report.html.experiment import Experiment, Variant, experiments, verdict
 from dcal.report.html.run_files import Folder
 from dcal.report.records import common
 from dcal.report.table import show
@@ -41,30 +41,6 @@ NOT_SETTINGS = ("seed", "name", "wandb.", "run.")
 """What names a run or says where it goes."""
 WHERE = ("commit", "device", "torch", "timm", "python")
 """What is no key of the configuration; last in the tables."""
-
-
-class ResultRow(NamedTuple):
-    """A configuration in the table of results."""
-
-    label: str
-    cells: list[str]
-    interval: str
-    strip: Strip
-    difference: list[str] | None
-    """The cells of `DIFFERENCE`."""
-    verdict: str
-    """Of the comparison; empty where there is none."""
-    is_reference: bool
-
-
-class Reliability(NamedTuple):
-    """How far the answers of one run can be relied on."""
-
-    label: str
-    seed: int
-    rows: list[reliability.Row]
-    plots: list[reliability.Plot]
-    cameras: list[reliability.CameraRow]
 
 
 def document(folder: Folder) -> str:
@@ -127,19 +103,22 @@ def view(experiment: Experiment, folder: Folder) -> SimpleNamespace:
     )
 
 
-def result_rows(experiment: Experiment) -> list[ResultRow]:
+def result_rows(experiment: Experiment) -> list[SimpleNamespace]:
     """The table of results, a row per configuration."""
     reference = experiment.reference
     marks = strips([v.row for v in experiment.variants], reference.row if reference else None)
-    rows = []
-    for variant, strip in zip(experiment.variants, marks, strict=True):
-        difference = variant.row.difference
-        found = "" if difference is None else verdict_of(variant)
-        told = None if difference is None else difference_cells(difference)
-        cells = [metric_values(*pair) for pair in variant.row.values.items()]
-        interval = "–" if variant.row.interval is None else percents(variant.row.interval)
-        rows.append(ResultRow(variant.label, cells, interval, strip, told, found, variant.is_reference))
-    return rows
+    return [
+        SimpleNamespace(
+            label=variant.label,
+            cells=[metric_values(*pair) for pair in variant.row.values.items()],
+            interval="–" if variant.row.interval is None else percents(variant.row.interval),
+            strip=strip,
+            difference=None if variant.row.difference is None else difference_cells(variant.row.difference),
+            verdict="" if variant.row.difference is None else variant.row.difference.verdict,
+            is_reference=variant.is_reference,
+        )
+        for variant, strip in zip(experiment.variants, marks, strict=True)
+    ]
 
 
 def branch_table(experiment: Experiment) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
@@ -167,16 +146,16 @@ def closeups_of(experiment: Experiment) -> list[Closeup]:
     return [entry for entry in found if entry.matrix or entry.lists]
 
 
-def reliability_of(experiment: Experiment) -> list[Reliability]:
+def reliability_of(experiment: Experiment) -> list[SimpleNamespace]:
     """The first run of each of the first configurations that was asked (`dcal-evaluate reliability=true`)."""
     asked = [[run for run in variant.runs if run.reliability] for variant in experiment.variants]
     return [
-        Reliability(
-            variant.label,
-            runs[0].record["seed"],
-            reliability.reliability_rows(runs[0].reliability),
-            reliability.plots(runs[0].reliability),
-            reliability.cameras(runs[0].reliability),
+        SimpleNamespace(
+            label=variant.label,
+            seed=runs[0].record["seed"],
+            rows=reliability.reliability_rows(runs[0].reliability),
+            plots=reliability.plots(runs[0].reliability),
+            cameras=reliability.cameras(runs[0].reliability),
         )
         for variant, runs in zip(experiment.variants, asked, strict=True)
         if runs

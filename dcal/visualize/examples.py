@@ -125,8 +125,7 @@ def draw_examples(
     figure = Figure(figsize=(1.9 * count, 1.9 * len(titles) + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(len(titles), count, squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for row, title in zip(axes[:, 0], titles, strict=True):
         row.set_ylabel(title)
@@ -170,8 +169,7 @@ def draw_ranked_lists(rows: Sequence[RankedList], path: Path) -> None:
             axis.spines[:].set(color=MARK_COLORS.get(mark, "black"), linewidth=2.5)
             axis.set_xlabel(mark, fontsize=6, color=MARK_COLORS.get(mark, "black"), labelpad=1)
         for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         for axis in line[1 + len(row.found) :]:
             axis.set_visible(False)
     figure.savefig(path)

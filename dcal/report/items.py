@@ -38,19 +38,8 @@ class Items(NamedTuple):
 
     def take(self, order: Array) -> Items:
         """The items at these positions, in this order."""
-
-        def taken(array: Array | None) -> Array | None:
-            return None if array is None else array[order]
-
-        return Items(
-            self.task,
-            taken(self.positions),
-            taken(self.names),
-            self.labels[order],
-            taken(self.groups),
-            {metric: values[order] for metric, values in self.outcomes.items()},
-            taken(self.losses),
-        )
+        taken: dict[str, Any] = {key: own[order] for key, own in self._asdict().items() if isinstance(own, np.ndarray)}
+        return self._replace(**taken, outcomes={metric: values[order] for metric, values in self.outcomes.items()})
 
     def values(self, metric: str) -> NDArray[np.float64]:
         """(N,) The outcomes of a metric to the four decimals that tables are made of, so that all digits agree."""

@@ -34,14 +34,8 @@ from dcal.utils.errors import UserError
 from dcal.utils.memory import keep_freed_memory
 
 Config = dict[str, Any]
-AXES = {
-    "backbones": "backbone",
-    "sizes": "size",
-    "compile": "compile",
-    "attention": "attention",
-    "precisions": "precision",
-    "modes": "mode",
-}
+KEYS = ("backbones", "sizes", "compile", "attention", "precisions", "modes")
+AXES = {key: key.removesuffix("s") for key in KEYS}
 """Key of the configuration → what one of its values is called in a cell."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MODES = ("infer", "train")

@@ -10,7 +10,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
+import statistics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +31,17 @@ from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL
 from dcal.output import Output
 from dcal.utils.errors import UserError
+from dcal.utils.memory import keep_freed_memory
 
 Config = dict[str, Any]
-AXES = {
-    "backbones": "backbone",
-    "sizes": "size",
-    "compile": "compile",
-    "attention": "attention",
-    "precisions": "precision",
-    "modes": "mode",
-}
+KEYS = ("backbones", "sizes", "compile", "attention", "precisions", "modes")
+AXES = {key: key.removesuffix("s") for key in KEYS}
 """Key of the configuration → what one of its values is called in a cell."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 MODES = ("infer", "train")
 RATIOS = {"b/a": ("dcal", "plain"), "c/b": ("literal", "dcal")}
+TIMED = ("seconds b/a", "seconds c/b", "time ratio / FLOP ratio")
+"""Ratios of a row that are measured, and differ from process to process."""
 COLUMNS = (
     "backbone size precision compile attention mode plain_ms dcal_ms literal_ms b/a c/b "
     "FLOPs_b/a time/FLOPs saved_MB saved_b/a"
@@ -75,6 +75,39 @@ def cells(options: Config) -> list[Config]:
         if not (isinstance(count, int) and count > 0):
             raise UserError(f"{key}={count!r}: give a whole number of at least 1")
     return [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+
+
+def run_in_processes(cell: Config, options: Config, device: torch.device) -> Config:
+    """The cell's row with medians over `options["processes"]` fresh processes, one after the other; 1: in this one.
+
+    Where a process's tensors come to lie in memory is settled once, and with it how they share the caches: a cell's
+    ratio can differ between processes by far more than between the repeats inside one. Medians over processes even that
+    out.
+    """
+    if options["processes"] == 1:
+        return run_cell(cell, options, device)
+    rows = []
+    for _ in range(options["processes"]):
+        with ProcessPoolExecutor(1, get_context("spawn"), _prepare, (torch.get_num_threads(),)) as fresh:
+            rows.append(fresh.submit(run_cell, cell, options, device).result())
+    return combined(rows)
+
+
+def combined(rows: list[Config]) -> Config:
+    """One row of several of the same cell: medians of times and ratios; `"<ratio> of each"` lists them by process."""
+    times = {name: statistics.median(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+    row: Config = {**rows[0], "seconds": times}
+    for key in TIMED:
+        if key in row:
+            row[key] = statistics.median(one[key] for one in rows)
+            row[f"{key} of each"] = [one[key] for one in rows]
+    return row
+
+
+def _prepare(threads: int) -> None:
+    """What `dcal-bench` does to its own process before it measures."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
 
 
 def run_cell(cell: Config, options: Config, device: torch.device) -> Config:
@@ -177,12 +210,10 @@ def rollout_memory(side: int, device: torch.device) -> Config:
 
 def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     """Milliseconds per image against image size: plain, DCAL, literal."""
-    import matplotlib  # half a second, and in every process that measures: only where a figure is drawn
+    from matplotlib.figure import Figure  # half a second, and in every process that measures: only where it is drawn
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name, label in {"plain": "plain ViT", "dcal": "DCAL", "literal": "literal DCAL"}.items():
         some = [row for row in rows if name in row["seconds"]]
         sides = [row["size"][0] for row in some]
@@ -197,7 +228,6 @@ def draw_figure(rows: list[Config], path: Path, title: str) -> None:
     left.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def table_row(row: Config) -> list[str]:

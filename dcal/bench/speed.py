@@ -29,7 +29,7 @@ from dcal.optimizer import create_optimization
 from dcal.task.fgvc import FGVC
 from dcal.task.inference import infer_images
 from dcal.training.execution.graph import WARM_UP, GraphStep, record
-from dcal.training.state import Task, TrainState
+from dcal.training.state import TrainState
 from dcal.training.step import Batch, take_step
 from dcal.utils.accelerator import peak_bytes, synchronize
 from dcal.utils.device import PRECISIONS, Device
@@ -145,7 +145,7 @@ def make_state(cell: Cell, attention: str, options: Config, device: str) -> Trai
     )
     place = Device(device, own["precision"], *normalisation(model.vit))
     model.to(place.torch).train(cell.mode == "train")
-    task = cast(Task, FGVC(**TASK))
+    task = FGVC(**TASK)
     objective = task.objective(model.branches).to(place.torch)
     optimization = create_optimization(
         model, objective, set(), total_steps=2, steps_per_epoch=1, batch_size=own["batch_size"], **OPTIMIZER
@@ -199,9 +199,7 @@ def make_call(state: TrainState, batch: Batch, cell: Cell) -> Callable[[], objec
 
 def busy_seconds(call: measure.Call, device: torch.device) -> float | None:
     """The sum of the times of a call's kernels; None for a CPU, whose operations are what the host does."""
-    if device.type == "cpu":
-        return None
-    activity = getattr(ProfilerActivity, device.type.upper(), None)
+    activity = None if device.type == "cpu" else getattr(ProfilerActivity, device.type.upper(), None)
     if activity is None:
         return None
     with profile(activities=[ProfilerActivity.CPU, activity]) as seen:

@@ -18,8 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dcal.bench import pipeline, speed
 from dcal.bench.measure import CLOCKS
-from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, table_row
-from dcal.bench.processes import run_in_processes
+from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, run_in_processes, table_row
 from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose

@@ -173,9 +173,8 @@ def dataset_node(name: str, root: str | None) -> DictConfig:
 
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
     """How well low confidence tells the images of `unknown=` from those of the split."""
-    images = list(config.unknown) if isinstance(config.unknown, ListConfig) else config.unknown
     predictor = restored.predictor
-    seen = predictor.infer(open_images(restored, find_images(images, "unknown")))
+    seen = predictor.infer(open_images(restored, find_images(config.unknown, "unknown")))
     confidence: torch.Tensor = predictor.log_probabilities(seen).exp().amax(1)
     return unknown_detection(evaluation.items["confidence"].numpy(), confidence.numpy())
 

@@ -36,11 +36,8 @@ TIMED = (1, 8)
 REPEATS, MIN_SECONDS = 5, 0.02
 
 
-class Labels(NamedTuple):
-    """Of a batch of images, (B,); -1 where they are not known."""
-
-    label: Tensor
-    camera: Tensor
+Labels = tuple[Tensor, Tensor]
+"""Labels and cameras of a batch of images, (B,) each; -1 where they are not known."""
 
 
 class Written(NamedTuple):
@@ -200,7 +197,7 @@ def batches(config: DictConfig, restored: Restored, graph: Graph, seen: list[Lab
         try:
             for batch in open_images(restored, records[part], batch_size=part.stop - part.start):
                 side = restored.device.side_index(batch)
-                seen.append(Labels(batch["label"], batch["camera"]))
+                seen.append((batch["label"], batch["camera"]))
                 yield (graph.feed(batch["image"].float() / 255.0), *([] if side is None else [side]))
         except DataError as error:  # of this part not one image can be read: an error only if it is so of all
             unread = error

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import numbers_in
 from dcal.dataset.record import DataError, Record
-from dcal.inference.embed import embed_images, provenance
-from dcal.inference.images import chosen
+from dcal.inference.images import chosen, embed_images
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
 from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
 from dcal.inference.restore import Opened
@@ -72,8 +71,7 @@ def chosen_records(config: DictConfig, opened: Opened) -> tuple[Sequence[Record]
         UserError: both are given, or neither; or something that belongs to the other one.
         DataError: nothing is there.
     """
-    images = list(config.images) if isinstance(config.images, ListConfig) else config.images
-    records, origin = chosen(opened, images, config.split, config.dataset)
+    records, origin = chosen(opened, config.images, config.split, config.dataset)
     for key in ("label", "camera"):
         if config[key] is None:
             continue
@@ -89,7 +87,7 @@ def all_settings(config: DictConfig, opened: Opened, records: Sequence[Record]) 
     """Everything that the bytes of the file depend on."""
     listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
     return {
-        **provenance(opened),
+        **opened.provenance(),
         "dtype": "float16" if config.fp16 else "float32",
         "images": len(records),
         "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from dcal.commands.opened import end_incomplete, open_model, printable
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
-from dcal.inference.embed import embed_images, provenance
+from dcal.inference.images import embed_images
 from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
@@ -49,7 +49,7 @@ def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
     check_number("top", config.top, ge=1)
     choose("same_camera", config.same_camera, ("mark", "drop"))
-    paths = find_images(list(config.image) if isinstance(config.image, ListConfig) else config.image, "image")
+    paths = find_images(config.image, "image")
     file = Path(config.index).expanduser()
     index = read_index(file, "index")
     task = {key: index.settings.get(key) for key in ("inference", "flip_test")}
@@ -75,7 +75,7 @@ def check_origin(index: Index, opened: Opened, file: Path) -> None:
     Raises:
         UserError: the index is of other weights, or its images were resized otherwise.
     """
-    now = {key: value for key, value in provenance(opened).items() if key != "run"}
+    now = {key: value for key, value in opened.provenance().items() if key != "run"}
     other = setting_differences({key: index.settings.get(key) for key in now}, now)
     if other:
         raise UserError(

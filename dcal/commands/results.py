@@ -15,7 +15,7 @@ from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dcal.commands.words.overrides import typed_overrides
-from dcal.report import best, listing
+from dcal.report import best, listing, records
 from dcal.report.compare import text
 from dcal.report.compare.pair import compare_sides
 from dcal.report.compare.sides import read_side
@@ -27,29 +27,9 @@ from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
 from dcal.report.pages import fill, html
 from dcal.report.plot import draw_table
+from dcal.report.protocol import verdicts
 from dcal.report.protocol.rates import rates_text
-from dcal.report.protocol.verdicts import (
-    Planned,
-    contrasts,
-    contrasts_text,
-    draw_map,
-    predictions_text,
-    read_protocol,
-    sort_records,
-    state_text,
-)
-from dcal.report.records import (
-    Results,
-    collect,
-    flat,
-    load_all,
-    load_results,
-    merge,
-    parse,
-    read_yaml,
-    save_results,
-    with_defaults,
-)
+from dcal.report.records import Results
 from dcal.report.table import Spec, Table, make_table, specs
 from dcal.run.files import explain_write_errors, write_atomically
 from dcal.run.lock import acquire_lock
@@ -140,14 +120,15 @@ def tabulate(config: DictConfig) -> None:
     if config.write:
         write_records(out, found)
     names = list(found)
-    results = dict(sorted({**load_all(out), **{name: with_defaults(found[name]) for name in names}}.items()))
+    new = {name: {**own, "runs": records.with_defaults(own["runs"])} for name, own in found.items()}
+    results = dict(sorted({**records.load_all(out), **new}.items()))
     if config.verdicts is not None:
         report_protocol(Path(config.verdicts).expanduser(), results, config)
         return
     path = Path(config.tables) if config.tables else experiments_dir() / "tables.yaml"
     if config.tables and not path.is_file():
         raise UserError(f"tables={path}: no such file; leave it out for the tables of the installation")
-    listed = specs(parse(path, read_yaml)) if path.is_file() else []
+    listed = specs(records.parse(path, records.read_yaml)) if path.is_file() else []
     known = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in known}}
     # what has just been collected is worth a look before anybody has described a table for it
@@ -167,8 +148,8 @@ def tabulate(config: DictConfig) -> None:
     else:
         print(render_all([grid_of(table) for table in shown if table.rows], config.format))
     if config.wandb is not None:
-        written = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
-        print(f"\nworkspace  {written.workspace}\nreport     {written.report}")
+        workspace, report = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
+        print(f"\nworkspace  {workspace}\nreport     {report}")
     if not names:
         tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:
@@ -208,48 +189,48 @@ def write_report(root: Path, config: DictConfig) -> None:
 
 def report_protocol(path: Path, results: Mapping[str, Results], config: DictConfig) -> None:
     """Prints what a protocol says of its runs; with `write=true` also the page beside it, and the map."""
-    protocol = read_protocol(path)
+    protocol = verdicts.read_protocol(path)
     name = str(protocol["name"])
     cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
-    finished, strangers = sort_records(list(plan(protocol, cells)), results, name)
+    finished, strangers = verdicts.sort_records(list(plan(protocol, cells)), results, name)
     for stranger in strangers:
         tell(f"left out: {stranger}")
-    found = contrasts(protocol, finished)
+    found = verdicts.contrasts(protocol, finished)
     texts: dict[str, str | None] = {
-        f"{name}-state": state_text(protocol, finished),
+        f"{name}-state": verdicts.state_text(protocol, finished),
         f"{name}-rates": rates_text(protocol, finished),
-        f"{name}-contrasts": contrasts_text(found),
-        f"{name}-predictions": predictions_text(protocol, found),
+        f"{name}-contrasts": verdicts.contrasts_text(found),
+        f"{name}-predictions": verdicts.predictions_text(protocol, found),
     }
     print("\n\n".join(filter(None, texts.values())))
     if config.write:
         figures = Path(config.figures)
         figures.mkdir(parents=True, exist_ok=True)
-        draw_map(protocol, found, figures / f"{name}.png")
+        verdicts.draw_map(protocol, found, figures / f"{name}.png")
         rewrite(path.with_name("README.md"), texts)
 
 
-def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[Planned]:
+def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[verdicts.Planned]:
     """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
     jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)} if cells else {}
     for (cell, arm, point), words in jobs.items():
         config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)  # by the Hydra that runs this
-        yield Planned(cell, arm, point, flat(config))
+        yield verdicts.Planned(cell, arm, point, records.flat(config))
 
 
 def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
     """The runs below a folder merged with the records in `out`, by the name of their file there without `.json`."""
-    found, problems = collect(runs)
+    found, problems = records.collect(runs)
     for problem in problems:
         tell(f"left out: {problem}")
     merged = {}
-    for name, records in found.items():
-        for record in records:
+    for name, new in found.items():
+        for record in new:
             record["device"] = record["device"] or device
         file = out / f"{name.replace('/', '-')}.json"
-        old = load_results(file)["runs"] if file.is_file() else []
-        merged[file.stem] = merge(name, old, records)
-        tell(f"{name}: {len(records)} runs collected")
+        old = records.load_results(file)["runs"] if file.is_file() else []
+        merged[file.stem] = records.merge(name, old, new)
+        tell(f"{name}: {len(new)} runs collected")
     return merged
 
 
@@ -258,7 +239,7 @@ def write_records(out: Path, found: Mapping[str, Results]) -> None:
     for name, results in found.items():
         out.mkdir(parents=True, exist_ok=True)
         file = out / f"{name}.json"
-        save_results(results, file)
+        records.save_results(results, file)
         tell(f"{file}: written")
 
 

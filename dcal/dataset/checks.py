@@ -101,7 +101,7 @@ def _files(
     if odd:
         raise DataError(
             f"{odd[0]}: is a folder, a device or a pipe and no image file, but {catalog.name} lists it"
-            f"{_others(len(odd))}; remove it from the list or the folder"
+            f"{f' (and {len(odd) - 1} others)' if len(odd) > 1 else ''}; remove it from the list or the folder"
         )
     missing = [path for path, found in zip(paths, facts, strict=True) if found is None]
     if not missing:
@@ -179,7 +179,3 @@ def _own_matches(catalog: Catalog, picture: Mapping[str, Sequence[int]]) -> Iter
 
 def _named(catalog: Catalog, record: Record) -> str:
     return f"'{catalog.class_names[record.label]}'" if "query" not in catalog.splits else f"identity {record.label}"
-
-
-def _others(count: int) -> str:
-    return f" (and {count - 1} others)" if count > 1 else ""

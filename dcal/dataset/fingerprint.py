@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from dcal.dataset.files import common_folder, file_facts, name_below
-from dcal.dataset.record import Catalog, Record
+from dcal.dataset.record import Catalog
 
 _MISSING = -1
 
@@ -40,7 +40,7 @@ def catalog_digest(catalog: Catalog) -> str:
     digest = hashlib.sha256(json.dumps([catalog.class_names, recipe, *tracks]).encode())
     for split, records in splits:
         digest.update(f"\n{json.dumps(split)} {len(records)}\n".encode())
-        lines = (_line(record, next(sizes), folder) for record in records)
+        lines = (f"{r.label} {r.camera} {r.view} {next(sizes)} {name_below(folder, r.path)}" for r in records)
         digest.update("\0".join(lines).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
@@ -69,10 +69,6 @@ def describe(catalog: Catalog, root: str | Path | None = None) -> str:
 
 def _sizes(paths: list[Path]) -> list[int]:
     return [_MISSING if facts is None else facts.size for facts in file_facts(paths)]
-
-
-def _line(record: Record, size: int, folder: Path) -> str:
-    return f"{record.label} {record.camera} {record.view} {size} {name_below(folder, record.path)}"
 
 
 def _thousands(number: int) -> str:

@@ -63,7 +63,9 @@ class Joint(Data):
         **shared: Any,
     ) -> None:
         self.batches = choose("dataset.batches", batches, BATCHES)
-        options = {"image_size": image_size, "resize": resize, "augment": augment, **_without_own(shared)}
+        options: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment}
+        # what belongs to a member has been refused where it was typed
+        options |= {key: value for key, value in shared.items() if key not in OF_MEMBERS}
         self.members = {name: _member(name, own, options) for name, own in sorted(members.items())}
         check_alike({name: member.catalog for name, member in self.members.items()})
         catalogs = merged_apart({name: member.catalog for name, member in self.members.items()})
@@ -192,11 +194,6 @@ def _leaks(catalogs: Mapping[str, Catalog], pictures: Pictures) -> Iterator[str]
                         f"{name}: {len(both)} of the {len(records)} images of split '{split}' are training images of "
                         f"{other} (the same file or the same bytes), first {both[0]}: scores will flatter"
                     )
-
-
-def _without_own(shared: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that all members share; what belongs to a member has been refused where it was typed."""
-    return {key: value for key, value in shared.items() if key not in OF_MEMBERS}
 
 
 def _member(name: str, own: Mapping[str, Any], shared: Mapping[str, Any]) -> Data:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,22 +58,15 @@ def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
 
 
 def keep_cells(restored: Restored, found: Mapping[str, Cell]) -> None:
-    """Adds cells by data set to those that are kept with the run, if they are of its last weights."""
+    """Adds cells by data set to those that are kept with the run, if they are of its last weights.
+
+    Raises:
+        UserError: the file that is kept is no JSON.
+    """
     file = restored.directory / FILE
     weights = sha256(restored.weights)
-    before = read(restored.directory)
+    before: dict[str, Any] = read_json(file) if file.is_file() else {}
     cells = {} if before.get("weights") != weights else before["cells"]
     cells |= {name: {k: v for k, v in one._asdict().items() if v == v} for name, one in found.items()}
     content = {"weights": weights, "metric": restored.task.primary_metric, "cells": cells}
     write_json(file, content)
-
-
-def read(directory: Path) -> dict[str, Any]:
-    """What is kept with a run; empty if nothing is.
-
-    Raises:
-        UserError: the file is no JSON.
-    """
-    file = directory / FILE
-    content: dict[str, Any] = read_json(file) if file.is_file() else {}
-    return content

@@ -8,6 +8,7 @@ Shapes: B images, C classes, D channels, K selected patches.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -179,10 +180,6 @@ def compare(graph: Graph, runner: Runner, batches: Iterable[tuple[Tensor, ...]])
 
 def parts(count: int, sizes: Sequence[int]) -> list[slice]:
     """`count` items cut into consecutive parts of the given sizes in turn, the last one shorter if need be."""
-    cut: list[slice] = []
-    start = 0
-    while start < count:
-        stop = min(count, start + sizes[len(cut) % len(sizes)])
-        cut.append(slice(start, stop))
-        start = stop
-    return cut
+    starts = itertools.accumulate(itertools.cycle(sizes), initial=0)
+    edges = [*itertools.takewhile(lambda start: start < count, starts), count]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]

@@ -1,25 +1,29 @@
-"""The images that a command works on: the run's data set, another one, or files that belong to none."""
+"""The images that a command works on, the run's data set, another one, or files of none; and their embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from dcal.dataset.data import Data, Loader
 from dcal.dataset.image_files import find_images, image_loader, spread
-from dcal.dataset.record import Record
+from dcal.dataset.record import DataError, Record
 from dcal.inference.restore import Opened, Restored, drop_none
 from dcal.inference.trust import RunError
 from dcal.run.data_digest import data_digest, joint_digest
 from dcal.run.directory import IDENTITY_FILE
 from dcal.run.files import read_json
 from dcal.run.identity import reader_name
+from dcal.task.inference import finite
 from dcal.training.build import make
 from dcal.utils.errors import UserError, check_number, choose
 
+logger = logging.getLogger(__name__)
 SEEN_AS_IN_THE_RUN = ("image_size", "resize", "augment", "decode")
 """Keys of a data set in which another one follows the run: its images are for the run's model."""
 WHOLE = {"val_fraction": 0.0, "val_ids": 0, "train_fraction": 1.0, "label_noise": 0.0}
@@ -102,6 +106,35 @@ def open_images(opened: Opened, images: Sequence[Path | Record], batch_size: int
     workers = train.workers if len(images) > size else 0  # not worth starting for one batch
     pins = opened.device.pins_memory
     return image_loader(images, own.image_size, own.resize, size, workers, pins, own.decode)
+
+
+def embed_images(opened: Opened, records: Sequence[Record], first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeds batch by batch.
+
+    The features are those of a run's evaluation: each branch's L2-normalised, concatenated, normalised again. Those of
+    a plain backbone are L2-normalised, see `PlainBackbone`.
+
+    Args:
+        first: position of the first record in a longer list, of which these continue the computation.
+
+    Yields:
+        positions in `records` (b,) and features float32 (b, D), both on the CPU; images that cannot be read, or for
+        which the model answers with NaN, are left out, with a warning.
+
+    Raises:
+        DataError: at the end, if not one of the images can be read, or the model answers with NaN for all.
+        UserError: the model needs cameras that the records lack.
+    """
+    predictor, any_usable = opened.predictor, False
+    for seen in predictor.batches(open_images(opened, records), features_only=True, first=first):
+        usable = finite(seen)
+        for position in seen.index[~usable].tolist():
+            logger.warning("left out: %s: the model answers with NaN", records[position].path)
+        if usable.any():
+            any_usable = True
+            yield seen.index[usable], predictor.embedding(seen)[usable]
+    if not any_usable:
+        raise DataError("the model answers with NaN for every image: its weights are of no use")
 
 
 def check_sides(opened: Opened, images: Sequence[Path | Record]) -> None:

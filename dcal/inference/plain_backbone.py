@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from dcal.attention.options import PWCAOptions
 from dcal.backbone import evaluation_input
 from dcal.config import Config
 from dcal.inference.restore import Opened
 from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, Trust
+from dcal.task.options import Task
 from dcal.training.build import build_model, check_train, make
-from dcal.training.state import Task
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
@@ -36,7 +35,7 @@ class PlainBackbone(Opened):
         """Of names and values: the same weights in files of two layouts have the same digest."""
         digest = hashlib.sha256()
         for name, value in sorted(self.model.vit.state_dict().items()):
-            digest.update(name.encode() + _bytes(value))
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -97,10 +96,6 @@ def open_backbone(
     # one class, for a classifier that nobody asks
     model, place = build_model(config, 1, (image_size[0], image_size[1]), bnneck=False, sides=(0, 1))
     return PlainBackbone(config, [], made, model.eval(), place, Trust())
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _sides(size: Any) -> list[int]:

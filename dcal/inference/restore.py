@@ -29,8 +29,8 @@ from dcal.run.digest import check_digest, sha256
 from dcal.run.files import read_json
 from dcal.run.legacy import move_targets
 from dcal.run.result import read_result
+from dcal.task.options import Task
 from dcal.training.build import build_model, check_train, make
-from dcal.training.state import Task
 from dcal.utils.device import Device, choose_device, computes_in
 from dcal.utils.errors import UserError, first_line
 from dcal.utils.paths import config_dir
@@ -76,6 +76,10 @@ class Opened(ABC):
     @abstractmethod
     def weights_digest(self) -> str:
         """SHA-256 of the weights, in hexadecimal digits."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What embeddings depend on besides the images, as JSON can hold it: two files with the same compare."""
+        return {"run": self.title, "weights": self.weights_digest(), **self.predictor.settings()}
 
 
 @dataclass(frozen=True)

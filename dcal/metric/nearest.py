@@ -6,23 +6,15 @@ Shape suffixes: Q queries, G gallery items, D features, L items of a list.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Nearest(NamedTuple):
-    """What is nearest to each query, nearest first: cosine and position in the gallery, (Q, L), on the CPU."""
-
-    similarity: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-
-
 @torch.no_grad()
 def nearest(
     query_QD: Tensor, gallery_GD: Tensor, length: int, left_out_QG: Tensor | None = None, rows: int = 512
-) -> Nearest:
+) -> tuple[Tensor, Tensor]:
     """Exact nearest neighbours by cosine of L2-normalised features, `rows` queries at a time.
 
     A similarity of NaN counts as -inf: what cannot be compared is near to nothing. (torch ranks NaN first.)
@@ -30,6 +22,9 @@ def nearest(
     Args:
         length: of a list; L is the gallery's size if that is smaller.
         left_out_QG: items that no list may hold. They come last, at similarity -inf, where too few others are left.
+
+    Returns:
+        cosines and positions in the gallery, nearest first, (Q, L) each, on the CPU.
     """
     length = min(length, len(gallery_GD))
     left_out = itertools.repeat(None) if left_out_QG is None else left_out_QG.split(rows)
@@ -40,4 +35,5 @@ def nearest(
         if mask_QG is not None:
             similarity_QG.masked_fill_(mask_QG, -torch.inf)
         found.append(similarity_QG.topk(length))
-    return Nearest(*(torch.cat(part).cpu() for part in zip(*found, strict=True)))
+    similarity_QL, index_QL = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return similarity_QL, index_QL

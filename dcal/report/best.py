@@ -110,8 +110,7 @@ def read_trials(root: Path, where: Sequence[str]) -> list[Trial]:
         UserError: there is none, or they were judged on different items.
     """
     directories = finished_runs(root)[0]
-    read = with_defaults({"runs": [read_run(directory)[1] for directory in directories]})["runs"]
-    found = with_shared_ids(read)
+    found = with_shared_ids(with_defaults(read_run(directory)[1] for directory in directories))
     wanted = condition(where)
     pairs = [pair for pair in zip(directories, found, strict=True) if matches(pair[1], wanted)]
     if not pairs:

@@ -29,15 +29,8 @@ class Page(NamedTuple):
     """Logged after each epoch, as `test/top1`."""
 
 
-class Published(NamedTuple):
-    """Where they are."""
-
-    workspace: str
-    report: str
-
-
-def publish(place: str, pages: Sequence[Page]) -> Published:
-    """Writes the workspace and the report of a project of W&B.
+def publish(place: str, pages: Sequence[Page]) -> tuple[str, str]:
+    """Writes the workspace and the report of a project of W&B; returns their addresses.
 
     Args:
         place: `ENTITY/PROJECT`.
@@ -57,7 +50,7 @@ def publish(place: str, pages: Sequence[Page]) -> Published:
         raise UserError(f"wandb={place} needs wandb-workspaces: pip install 'dcal[dashboard]'") from None
     try:
         workspace = save_workspace(workspaces, reports, entity, project, pages)
-        return Published(workspace, save_report(wandb.Api(), reports, entity, project, pages))
+        return workspace, save_report(wandb.Api(), reports, entity, project, pages)
     except Exception as error:  # the errors of the two libraries have no root in common
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"wandb={place}: {reason}; `wandb login`, if there is no key") from error

@@ -43,9 +43,8 @@ def curve(lines: list[dict[str, Any]], primary_metric: str) -> dict[str, list[fl
     keys = sorted({key for line in lines for key in line if key.startswith(("train/loss", "train/weight"))})
     if "train/loss_glca" not in keys and "train/loss_pwca" not in keys:
         keys = ["train/loss"]  # a single branch: nothing to weigh
-    values = {key: [rounded(line.get(key)) for line in lines] for key in [*keys, primary_metric]}
+    values = {
+        key: [None if (value := line.get(key)) is None else round(value, 4) for line in lines]
+        for key in [*keys, primary_metric]
+    }
     return {"epoch": [line["epoch"] for line in lines], **values}
-
-
-def rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

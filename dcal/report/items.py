@@ -1,7 +1,9 @@
-"""What a model did on each test item, as `items.npz` and the predictions of other programs hold it."""
+"""What a model did on each test item, as `items.npz` and other programs' predictions hold it, and as text for JSON."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.encoding import decode_outcomes, encode_outcomes
 from dcal.run.digest import check_digest
 from dcal.utils.errors import UserError
 
@@ -37,19 +38,8 @@ class Items(NamedTuple):
 
     def take(self, order: Array) -> Items:
         """The items at these positions, in this order."""
-
-        def taken(array: Array | None) -> Array | None:
-            return None if array is None else array[order]
-
-        return Items(
-            self.task,
-            taken(self.positions),
-            taken(self.names),
-            self.labels[order],
-            taken(self.groups),
-            {metric: values[order] for metric, values in self.outcomes.items()},
-            taken(self.losses),
-        )
+        taken: dict[str, Any] = {key: own[order] for key, own in self._asdict().items() if isinstance(own, np.ndarray)}
+        return self._replace(**taken, outcomes={metric: values[order] for metric, values in self.outcomes.items()})
 
     def values(self, metric: str) -> NDArray[np.float64]:
         """(N,) The outcomes of a metric to the four decimals that tables are made of, so that all digits agree."""
@@ -92,3 +82,37 @@ def _of_retrieval(table: Mapping[str, Array]) -> Items:
     labels = table["label"]
     items = Items("reid", table["index"], table.get("name"), labels, labels, found)
     return items.take(np.flatnonzero(table["valid"]))  # queries without a match count nowhere
+
+
+def encode_outcomes(values: NDArray[Any]) -> str:
+    """Outcomes as text: right and wrong exactly, numbers in [0, 1] to four decimals."""
+    if values.dtype == np.bool_:
+        return f"bits:{len(values)}:" + base64.b64encode(np.packbits(values).tobytes()).decode()
+    units = np.rint(values * 10_000).astype("<u2")
+    return f"u16:{len(values)}:" + base64.b64encode(units.tobytes()).decode()
+
+
+def decode_outcomes(text: str) -> NDArray[np.float64]:
+    """The outcomes that `encode_outcomes` was given, as float64."""
+    kind, count, code = text.split(":")
+    raw = base64.b64decode(code)
+    if kind == "bits":
+        return np.unpackbits(np.frombuffer(raw, dtype=np.uint8), count=int(count)).astype(np.float64)
+    return np.frombuffer(raw, dtype="<u2").astype(np.float64) / 10_000
+
+
+def encode_groups(labels: NDArray[Any]) -> str:
+    """Which items have the same label, as text: numbers from 0 in the order in which labels first appear."""
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[group].astype("<u4")
+    return f"u32:{len(numbers)}:" + base64.b64encode(numbers.tobytes()).decode()
+
+
+def decode_groups(text: str) -> NDArray[np.int64]:
+    """The numbers that `encode_groups` has given to the labels."""
+    return np.frombuffer(base64.b64decode(text.split(":")[2]), dtype="<u4").astype(np.int64)
+
+
+def digest(index: NDArray[np.int64], group: str) -> str:
+    """Eight digits that tell whether two runs judged the same items, grouped in the same way."""
+    return hashlib.sha256(index.tobytes() + group.encode()).hexdigest()[:8]

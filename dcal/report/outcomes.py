@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcal.metric.interval import Floats
-from dcal.report.encoding import decode_groups, decode_outcomes
+from dcal.report.items import decode_groups, decode_outcomes
 from dcal.report.records import RunRecord
 
 

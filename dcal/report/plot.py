@@ -18,15 +18,13 @@ def draw_table(table: Table, path: Path) -> None:
     Panels: the first metric of every row with its interval and the seeds as dots; the same against the time
     of a training image; where losses were weighed, the weights by epoch.
     """
-    import matplotlib  # half a second: only where figures are written
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # half a second: only where figures are written
 
     weighed = [row for row in table.rows if weights(row)]
     panels = 2 + bool(weighed)
     height = 1.4 + 0.32 * max(5, len(table.rows))
-    figure, axes = pyplot.subplots(1, panels, figsize=(4.2 * panels, height), layout="constrained")
+    figure = Figure(figsize=(4.2 * panels, height), layout="constrained")
+    axes = figure.subplots(1, panels)
     metric = next(iter(table.rows[0].values))
     draw_rows(axes[0], table, metric)
     draw_cost(axes[1], table, metric)
@@ -35,7 +33,6 @@ def draw_table(table: Table, path: Path) -> None:
     figure.suptitle(table.spec.title or table.spec.name, fontsize=10, parse_math=False)  # a `$` is no formula
     clock = {"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}  # nothing that differs next time
     figure.savefig(path, dpi=110, metadata=clock)
-    pyplot.close(figure)
 
 
 def draw_rows(axes: Any, table: Table, metric: str) -> None:

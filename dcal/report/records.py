@@ -26,11 +26,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dcal.report.encoding import decode_outcomes, digest, encode_groups, encode_outcomes
 from dcal.report.epochs import curve, renamed, speed
-from dcal.report.items import read_items
+from dcal.report.items import decode_outcomes, digest, encode_groups, encode_outcomes, read_items
 from dcal.run.files import write_atomically
-from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, recorded_defaults
+from dcal.run.identity import IDENTITY, NOT_IDENTITY, attention_name, dataset_name, flatten, recorded_defaults
 from dcal.run.legacy import renamed_keys
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError, first_line
@@ -142,24 +141,18 @@ def read_yaml(text: str) -> Any:
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of a run in dotted keys; `task`, `dataset`, `attention` by name, paths cut to a name."""
-    found: dict[str, Any] = {}
-
-    def walk(node: Mapping[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{key}.")
-            elif key not in ("_target_", "_partial_", "root"):
-                is_path = isinstance(value, str) and ("/" in value or "\\" in value)
-                found[prefix + key] = PurePath(value.replace("\\", "/")).name if is_path else value
-
     identity = {key: config[key] for key in IDENTITY}
     for group, keys in NOT_IDENTITY.items():
         identity[group] = {key: value for key, value in identity[group].items() if key not in keys}
-    walk({key: node if isinstance(node, Mapping) else {"": node} for key, node in identity.items()}, "")
+    found: dict[str, Any] = {}
+    for key, value in flatten(identity):
+        if key.rpartition(".")[2] not in ("_target_", "_partial_", "root"):
+            is_path = isinstance(value, str) and ("/" in value or "\\" in value)
+            found[key] = PurePath(value.replace("\\", "/")).name if is_path else value
     found["attention"] = attention_name(found)
     found["task"] = config["task"]["_target_"].rpartition(".")[2].lower()
     found["dataset"] = dataset_name(config["dataset"])
-    return {key.rstrip("."): value for key, value in sorted(found.items())}
+    return dict(sorted(found.items()))
 
 
 def read_outcomes(path: Path) -> dict[str, Any]:
@@ -191,13 +184,12 @@ def load_results(path: Path) -> Results:
         record["primary_metric"] = results["primary_metric"]
         if record["items"]["digest"] in groups:
             record["items"]["group"] = groups[record["items"]["digest"]]
-    return with_defaults(results)
+    return {**results, "runs": with_defaults(results["runs"])}
 
 
-def with_defaults(results: Results) -> Results:
+def with_defaults(records: Iterable[RunRecord]) -> list[RunRecord]:
     """The records with every key: a run from before a key existed has what is its default: what it did then."""
-    runs = [{**record, "config": {**recorded_defaults(), **record["config"]}} for record in results["runs"]]
-    return {**results, "runs": runs}
+    return [{**record, "config": {**recorded_defaults(), **record["config"]}} for record in records]
 
 
 def load_all(folder: Path) -> dict[str, Results]:

@@ -30,7 +30,8 @@ def choices(config: DictConfig) -> dict[str, str]:
         "task": str(config.task._target_).rpartition(".")[2].lower(),
         "optimizer": str(config.optimizer.opt),
     }
-    return {**built, **found, "attention": attention_name(dict(flatten({"attention": as_container(config.attention)})))}
+    attention = OmegaConf.to_container(config.attention, resolve=True)
+    return {**built, **found, "attention": attention_name(dict(flatten({"attention": attention})))}
 
 
 def label(config: DictConfig) -> str:
@@ -48,10 +49,13 @@ def label(config: DictConfig) -> str:
 
 def typed_keys() -> list[str]:
     """The keys on the command line, groups included, each once and in their order; of a sweep those of its point."""
-    if not HydraConfig.initialized():
-        return []
-    words = HydraConfig.get().overrides.task
-    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words if not word.startswith("~")))
+    words = (word for word in typed_words() if not word.startswith("~"))
+    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words))
+
+
+def typed_words() -> list[str]:
+    """The overrides on the command line, of a sweep those of its point; none without Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def decides(key: str) -> bool:
@@ -63,14 +67,9 @@ def decides(key: str) -> bool:
 
 def compact(value: Any) -> str:
     """A value without spaces."""
-    plain_value = as_container(value) if OmegaConf.is_config(value) else value
+    plain_value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if isinstance(plain_value, list):
         return ",".join(map(compact, plain_value))
     if isinstance(plain_value, dict):
         return ",".join(f"{key}:{compact(entry)}" for key, entry in plain_value.items())
     return f"{plain_value:g}" if isinstance(plain_value, float) else str(plain_value).replace(" ", "_")
-
-
-def as_container(node: Any) -> Any:
-    """A node of a configuration as dictionaries and lists."""
-    return OmegaConf.to_container(node, resolve=True)

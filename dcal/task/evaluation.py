@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
     names: Sequence[str] = ()
     """Of the items, see `Data.names`: by them other programs' predictions are paired with these."""
     reliability: dict[str, Any] | None = None
-    """See `dcal.task.reliability`; None where it was not asked for."""
+    """Of `classifier_reliability` or `verification` in `dcal.metric.decision`; None where it was not asked for."""
 
     @rank_zero_only
     def save(self, path: Path) -> None:

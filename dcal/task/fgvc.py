@@ -9,16 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dcal.backbone import patch_boxes
 from dcal.dataset.data import Data
+from dcal.dataset.keypoints import Landmarks
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.classes import class_title, examples_of, most_confused
 from dcal.metric.classification import classification_metrics
+from dcal.metric.decision.calibration import classifier_reliability
+from dcal.metric.part_hit import selection_metrics
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_scores, infer
-from dcal.task.options import TaskOptions
-from dcal.task.reliability import classifier_reliability
-from dcal.task.selection import judge_selection
+from dcal.task.options import Task
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.visualize.examples import (
@@ -36,7 +38,7 @@ CONFUSED_SHOWN = 8
 
 
 @dataclass(kw_only=True)
-class FGVC(TaskOptions):
+class FGVC(Task):
     """The fine-grained classification task.
 
     Raises:
@@ -143,6 +145,20 @@ class FGVC(TaskOptions):
         wanted = [(split, index[row]) for row in gallery_rows(items["label"], items["prediction"])]
         keep_gallery(model, data, wanted, device, folder / FILE)
         return path
+
+
+def judge_selection(model: DCAL, data: Data, split: str, seen: Inferred) -> dict[str, float]:
+    """`part_hit`, `pointing` and their chance levels, see `selection_metrics`; nothing without GLCA or annotations."""
+    landmarks = data.landmarks(split) if seen.selected is not None else {}
+    if seen.selected is None or not landmarks:
+        return {}
+    known = [landmarks.get(index, Landmarks()) for index in seen.index.tolist()]
+    return selection_metrics(
+        [torch.from_numpy(item.parts) for item in known],
+        torch.tensor([item.box for item in known], dtype=torch.float64),
+        seen.selected,
+        patch_boxes(model.vit, data.image_size).double(),
+    )
 
 
 def short(name: str, length: int = 22) -> str:

@@ -1,11 +1,12 @@
-"""The keys of `conf/task`, which all tasks share; a task refuses what it has no use for."""
+"""What a task is to the training loop, with the keys of `conf/task`; a task refuses those that it has no use for."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from dcal.dataset.data import Data
 from dcal.model import DCAL
@@ -18,13 +19,15 @@ from dcal.utils.errors import UserError, check_number
 
 
 @dataclass(kw_only=True)
-class TaskOptions(ABC):
+class Task(ABC):
     """What `conf/task/*.yaml` explains key by key.
 
     Raises:
         UserError: an option out of its range; the message names its key.
     """
 
+    name: ClassVar[str]
+    primary_metric: ClassVar[str]
     loss_weighting: str
     label_smoothing: float
     triplet: Mapping[str, Any]
@@ -96,6 +99,19 @@ class TaskOptions(ABC):
             for name, member in data.members.items()
         }
         return pool(data, found, self.splits(split))
+
+    @abstractmethod
+    def show(
+        self,
+        model: DCAL,
+        data: Data,
+        split: str,
+        evaluation: Evaluation,
+        device: Device,
+        folder: Path,
+        tracker: Any,
+    ) -> Path:
+        """Draws examples of an evaluated split into `folder` and logs them; returns the picture."""
 
     def objective(self, branches: Sequence[str]) -> Objective:
         """The loss of a training batch for a model with these branches."""

@@ -20,7 +20,7 @@ from dcal.metric.retrieval import METRICS, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import Inferred, combined_features, infer
-from dcal.task.options import TaskOptions
+from dcal.task.options import Task
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
 from dcal.visualize.examples import RankedList, draw_ranked_lists, keep_gallery, log_cameras, log_figure, pick_examples
@@ -43,7 +43,7 @@ class Sides(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class ReID(TaskOptions):
+class ReID(Task):
     """The re-identification task.
 
     Features are taken before BNNeck; each branch's is L2-normalised, the concatenation again.
@@ -119,7 +119,7 @@ class ReID(TaskOptions):
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        rows = nearest(q.to(device.torch), g.to(device.torch), LISTED).index
+        _, rows = nearest(q.to(device.torch), g.to(device.torch), LISTED)
         asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
         marks = judge(
             query.labels,

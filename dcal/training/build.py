@@ -21,9 +21,10 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
+from dcal.task.options import Task
 from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
-from dcal.training.state import Task, TrainState
+from dcal.training.state import TrainState
 from dcal.utils.arguments import typed_arguments
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, check_number, choose

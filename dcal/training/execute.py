@@ -15,6 +15,7 @@ from dcal.distributed.launcher import ProcessFailed, errors_to_agent, launch, to
 from dcal.run.data_digest import joint_judged_digest, judged_digest
 from dcal.run.directory import Run
 from dcal.run.files import write_json
+from dcal.run.label import typed_words
 from dcal.run.progress import bars
 from dcal.run.result import summary
 from dcal.training.build import build, side_sizes
@@ -38,7 +39,7 @@ def execute(run: Run) -> dict[str, Any]:
     check_gpus(config)
     try:
         # an ablation's file asks for a sweep: this is one point of it
-        words = [*_sources(), *_overrides(), "hydra.mode=RUN"]
+        words = [*_sources(), *typed_words(), "hydra.mode=RUN"]
         launch(module_command("dcal", "train", *words), config.launch.processes)
     except ProcessFailed:
         run.fresh = False  # the processes have seen to it
@@ -65,7 +66,7 @@ def train(run: Run) -> dict[str, Any]:
         if found is not None:  # of another process, which has finished the run while this one was starting
             rank_zero_only(print)(summary(found, run))
             return found
-        run.write_config(_overrides())
+        run.write_config(typed_words())
         OmegaConf.resolve(config)
         with track(run) as tracker:  # around everything: what the configuration cannot have is a failure on W&B, too
             state = build(config)
@@ -120,10 +121,6 @@ def write_card(directory: Path, state: TrainState) -> None:
         "sides": side_sizes(state.task.side_information, state.data),
     }
     write_json(directory / "model.json", card)
-
-
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _sources() -> list[str]:

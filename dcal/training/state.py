@@ -1,11 +1,10 @@
-"""What the training loop works on, put together by `dcal.training.build`, and what it asks of a task."""
+"""What the training loop works on, put together by `dcal.training.build`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -19,50 +18,10 @@ from dcal.dataset.data import Data, Loader
 from dcal.model import DCAL
 from dcal.optimizer import Optimization
 from dcal.output import Branches
-from dcal.task.evaluation import Evaluation
 from dcal.task.objective import Objective
+from dcal.task.options import Task
 from dcal.training.parallel import full_state_dict
 from dcal.utils.device import Device
-
-
-class Task(Protocol):
-    """What the loop and the build need of a task."""
-
-    name: str
-    primary_metric: str
-    bnneck: bool
-    instances: int
-    mixup: float
-    cutmix: float
-    side_information: str
-    inference: tuple[str, ...]
-    flip_test: bool
-
-    def objective(self, branches: tuple[str, ...]) -> Objective: ...
-
-    def splits(self, split: str) -> tuple[str, ...]: ...
-
-    def evaluate(
-        self,
-        model: DCAL,
-        data: Data,
-        split: str,
-        batch_size: int,
-        workers: int,
-        device: Device,
-        reliability: bool = False,
-    ) -> Evaluation: ...
-
-    def show(
-        self,
-        model: DCAL,
-        data: Data,
-        split: str,
-        evaluation: Evaluation,
-        device: Device,
-        folder: Path,
-        tracker: Any,
-    ) -> Path: ...
 
 
 @dataclass

@@ -7,11 +7,10 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from dcal.run.directory import DIFF_FILE, Run
-from dcal.run.label import GROUPS, choices, label
+from dcal.run.label import GROUPS, choices, label, typed_words
 from dcal.run.provenance import git_state, versions
 
 CONSTANT = ("/images", "/queries", "/gallery", "_chance")
@@ -31,8 +30,7 @@ def notes(run: Run) -> str:
     """What somebody has written about the run, or the command that began it."""
     if run.config.wandb.notes:
         return str(run.config.wandb.notes)
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return shlex.join(["dcal-train", *typed])
+    return shlex.join(["dcal-train", *typed_words()])
 
 
 def tags(run: Run) -> list[str]:

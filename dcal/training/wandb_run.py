@@ -19,16 +19,7 @@ from typing import Any, Literal
 from dcal.distributed.env import rank
 from dcal.run.directory import Run
 from dcal.run.files import write_atomically
-from dcal.training.wandb_content import (
-    TAG_LENGTH,
-    begin,
-    curves,
-    display_name,
-    logged_config,
-    notes,
-    summarize,
-    tags,
-)
+from dcal.training import wandb_content as content
 from dcal.utils.errors import UserError, choose, first_line
 from dcal.utils.signals import Interrupted
 
@@ -58,8 +49,8 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     """
     mode = choose("wandb.mode", run.config.wandb.mode, ("offline", "online", "disabled"))
     for tag in run.config.wandb.tags:
-        if not 1 <= len(str(tag)) <= TAG_LENGTH:
-            raise UserError(f"wandb.tags: {tag!r} has {len(str(tag))} characters; W&B takes 1 to {TAG_LENGTH}")
+        if not 1 <= len(str(tag)) <= content.TAG_LENGTH:
+            raise UserError(f"wandb.tags: {tag!r} has {len(str(tag))} characters; W&B takes 1 to {content.TAG_LENGTH}")
     if rank() > 0:  # the first process tells for all
         mode = "disabled"
     # Artifacts are staged here; outside the run directory a later sync would silently leave them out.
@@ -67,7 +58,7 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
     tracked = _online(run, job_type) if mode == "online" else _init(run, mode, job_type)
     if mode != "disabled":
         _open_marker(run)
-        begin(run, tracked)
+        content.begin(run, tracked)
     try:
         yield tracked
     except BaseException as error:  # what wandb's own context would do, but without printing the stack
@@ -77,7 +68,7 @@ def track(run: Run, job_type: str = "train") -> Iterator[Any]:
             problem = f"{type(error).__name__}: {error}"
             tracked.summary["error"] = problem
             if mode == "online":
-                tracked.alert(f"{run.config.name} failed", f"{display_name(run)}: {problem}", level="ERROR")
+                tracked.alert(f"{run.config.name} failed", f"{content.display_name(run)}: {problem}", level="ERROR")
         _finish(run, tracked, 1)
         raise
     _finish(run, tracked, 0)
@@ -117,7 +108,7 @@ def catch_up(run: Run, tracked: Any) -> None:
 
 def log_epoch(run: Run, tracked: Any, values: Mapping[str, Any]) -> None:
     """Logs what an epoch has given, as far as it is a curve."""
-    log_step(tracked, curves(run, values), values["step"])
+    log_step(tracked, content.curves(run, values), values["step"])
 
 
 def log_step(tracked: Any, values: Mapping[str, Any], step: int) -> None:
@@ -174,15 +165,15 @@ def _init(run: Run, mode: Literal["offline", "online", "disabled"], job_type: st
             project=run.config.wandb.project,
             entity=run.config.wandb.entity,
             group=run.config.wandb.group,
-            tags=tags(run),
-            notes=notes(run),
+            tags=content.tags(run),
+            notes=content.notes(run),
             job_type=job_type,
-            name=display_name(run),
+            name=content.display_name(run),
             # none where nothing is logged: only the first process writes the file that keeps the id
             id=None if mode == "disabled" else _id(run),
             resume="allow",
             dir=str(run.directory),
-            config=logged_config(run),
+            config=content.logged_config(run),
             settings=settings,
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
@@ -234,4 +225,4 @@ def answer_agent(run: Run, result: Mapping[str, Any]) -> None:
     if _agent_run() is not None:
         with track(run) as tracked:
             tracked.log({f"{result['split']}/{key}": value for key, value in result["metrics"].items()})
-            summarize(run, tracked, result)
+            content.summarize(run, tracked, result)

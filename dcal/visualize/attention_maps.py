@@ -5,12 +5,11 @@ Shapes: B images, N tokens (prefix first), P patches on a grid of h × w, M keys
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dcal.attention.pairing import Partners
 from dcal.attention.timm_blocks import Attend
@@ -120,15 +119,10 @@ def head_mean(trace: Trace) -> Tensor:
         return attention_rows(trace, slice(None), torch.float32).mean(1)
 
 
-@contextmanager
-def watched(module: nn.Module, **attention: Attend) -> Iterator[None]:
-    """Hands a branch the attention it is to compute with, whoever calls it."""
+def watched(module: nn.Module, **attention: Attend) -> RemovableHandle:
+    """Hands a branch the attention it is to compute with, whoever calls it, until the context is left."""
 
     def give(module: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, {**options, **attention}
 
-    handle = module.register_forward_pre_hook(give, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return module.register_forward_pre_hook(give, with_kwargs=True)

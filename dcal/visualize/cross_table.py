@@ -31,15 +31,13 @@ def cross_text(rows: Sequence[tuple[str, Cells]], metric: str) -> str:
 
 def draw_cross_table(rows: Sequence[tuple[str, Cells]], metric: str, path: Path) -> None:
     """Draws the table, darker where the value is higher; a cell that was not evaluated is empty."""
-    import matplotlib  # half a second: only where a picture is asked for
-
-    matplotlib.use("Agg")
     import numpy as np
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure  # half a second: only where a picture is asked for
 
     columns = list(dict.fromkeys(name for _, cells in rows for name in cells))
     values: Any = np.full((len(rows), len(columns)), np.nan)
-    figure, axes = pyplot.subplots(figsize=(2.2 + 1.7 * len(columns), 1.3 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(2.2 + 1.7 * len(columns), 1.3 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
     for row, (_, cells) in enumerate(rows):
         for column, name in enumerate(columns):
             if name in cells:
@@ -53,4 +51,3 @@ def draw_cross_table(rows: Sequence[tuple[str, Cells]], metric: str, path: Path)
     axes.set_title(f"{metric} (%), 95 % interval", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from dcal.attention.rollout import AttentionRollout
 from dcal.dataset.data import Data
@@ -63,19 +64,14 @@ def rollout_and_selection(
     return attention.view(-1, *grid).cpu(), mask.view(-1, *grid).cpu()
 
 
-@contextmanager
-def _side_embedding(model: DCAL, side: Tensor | None) -> Iterator[None]:
+def _side_embedding(model: DCAL, side: Tensor | None) -> AbstractContextManager[object]:
     """The backbone called inside sees its tokens as the model gives them to it, with their camera embedding."""
     if model.side is None or side is None:
-        yield
-        return
+        return nullcontext()
     added = SIDE_INFORMATION_SCALE * model.side[side]
     first: Any = model.vit.blocks[0]  # type: ignore[index]
-    handle = first.register_forward_pre_hook(lambda block, args: (args[0] + added, *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
+    hook: RemovableHandle = first.register_forward_pre_hook(lambda block, args: (args[0] + added, *args[1:]))
+    return hook
 
 
 def keep_gallery(model: DCAL, data: Data, wanted: Sequence[tuple[str, int]], device: Device, path: Path) -> None:
@@ -125,8 +121,7 @@ def draw_examples(
     figure = Figure(figsize=(1.9 * count, 1.9 * len(titles) + 0.5), dpi=110, layout="constrained")
     axes = figure.subplots(len(titles), count, squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for row, title in zip(axes[:, 0], titles, strict=True):
         row.set_ylabel(title)
@@ -170,8 +165,7 @@ def draw_ranked_lists(rows: Sequence[RankedList], path: Path) -> None:
             axis.spines[:].set(color=MARK_COLORS.get(mark, "black"), linewidth=2.5)
             axis.set_xlabel(mark, fontsize=6, color=MARK_COLORS.get(mark, "black"), labelpad=1)
         for axis in line:
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
         for axis in line[1 + len(row.found) :]:
             axis.set_visible(False)
     figure.savefig(path)

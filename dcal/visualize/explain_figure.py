@@ -110,8 +110,7 @@ def _picture(axis: Any, title: str, pixels: Any, heat: Tensor | None) -> None:
     if heat is not None:
         axis.imshow(upsample(heat, pixels.shape[:2]), cmap="inferno", alpha=0.55)
     axis.set_title(title, fontsize=8)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 

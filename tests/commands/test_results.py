@@ -20,8 +20,8 @@ from run_command import refused, run_command
 from dcal.commands.results import tabulate
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
-from dcal.report.encoding import decode_groups, decode_outcomes, encode_groups, encode_outcomes
 from dcal.report.format import markdown, metric_values
+from dcal.report.items import decode_groups, decode_outcomes, encode_groups, encode_outcomes
 from dcal.report.pages import fill
 from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa

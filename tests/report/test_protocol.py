@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dcal.report.encoding import digest, encode_outcomes
+from dcal.report.items import digest, encode_outcomes
 from dcal.report.protocol.verdicts import (
     Planned,
     contrasts,

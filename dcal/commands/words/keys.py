@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -87,19 +87,10 @@ def known_keys(config_name: str) -> list[str]:
     data set, its keys.
     """
     if config_name == "train":
-        return _fields(schema.Config(), "")
+        return _entries(OmegaConf.structured(schema.Config), "")
     own = OmegaConf.load(config_file(config_name))
-    return [*_entries(own, ""), *(_fields(schema.DatasetConfig(), "dataset.") if "dataset" in own else ())]
-
-
-def _fields(node: Any, prefix: str) -> list[str]:
-    keys = []
-    for field in fields(node):
-        keys.append(prefix + field.name)
-        value = getattr(node, field.name, None)
-        if is_dataclass(value):
-            keys += _fields(value, f"{prefix}{field.name}.")
-    return keys
+    of_data = _entries(OmegaConf.structured(schema.DatasetConfig), "dataset.") if "dataset" in own else []
+    return _entries(own, "") + of_data
 
 
 def _entries(node: Any, prefix: str) -> list[str]:

@@ -110,12 +110,8 @@ def numbers(names: Iterable[str]) -> Mapping[str, int]:
     as_read = {name: int(name) for name in distinct if re.fullmatch(r"-1|\d+", name)}
     if len(as_read) == len(distinct) == len(set(as_read.values())):
         return as_read
-    ordered = sorted(distinct - {"-1"}, key=lambda name: (not name.isdecimal(), int_or_zero(name), name))
+    ordered = sorted(distinct - {"-1"}, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
     return {**{name: place for place, name in enumerate(ordered)}, **({"-1": -1} if "-1" in distinct else {})}
-
-
-def int_or_zero(name: str) -> int:
-    return int(name) if name.isdecimal() else 0
 
 
 def identity_folders(folder: Path) -> Listed:

@@ -24,6 +24,8 @@ from dcal.dataset.record import Catalog, DataError
 from dcal.utils.errors import choose
 
 PERSON_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+MARKET_NAME, DUKE_NAME = r"(-1|\d+)_c(\d+)s\d+_", r"(\d+)_c(\d+)_f\d+"
+"""Identity and camera in the name of a file."""
 
 # identities, images and cameras of each split without junk, as the sets' authors give them
 MARKET1501 = {"train": Counts(751, 12936, 6), "query": Counts(750, 3368, 6), "gallery": Counts(751, 15913, 6)}
@@ -50,7 +52,7 @@ def read_market1501(root: str | Path | None) -> Catalog:
     """
     folder = complete_root(root, "Market-1501", PERSON_FOLDERS, "Market-1501-v15.09.15")
     train, query, gallery = (
-        parse_all(folder / part, list_images(folder / part), market_name, "0002_c1s1_000451_03.jpg")
+        parse_all(folder / part, list_images(folder / part), MARKET_NAME, "0002_c1s1_000451_03.jpg")
         for part in PERSON_FOLDERS
     )
     return build_catalog(
@@ -61,11 +63,6 @@ def read_market1501(root: str | Path | None) -> Catalog:
         protocol={"distractors": sum(s.identity == 0 for s in gallery)},
         official=MARKET1501,
     )
-
-
-def market_name(name: str) -> tuple[int, int] | None:
-    match = re.match(r"(-1|\d+)_c(\d+)s\d+_", name)
-    return match and (int(match[1]), int(match[2]))
 
 
 def read_dukemtmc(root: str | Path | None) -> Catalog:
@@ -81,15 +78,10 @@ def read_dukemtmc(root: str | Path | None) -> Catalog:
     """
     folder = complete_root(root, "DukeMTMC-reID", PERSON_FOLDERS, "DukeMTMC-reID")
     splits = (
-        parse_all(folder / part, list_images(folder / part), duke_name, "0002_c1_f0044158.jpg")
+        parse_all(folder / part, list_images(folder / part), DUKE_NAME, "0002_c1_f0044158.jpg")
         for part in PERSON_FOLDERS
     )
     return build_catalog("dukemtmc", *splits, official=DUKEMTMC)
-
-
-def duke_name(name: str) -> tuple[int, int] | None:
-    match = re.match(r"(\d+)_c(\d+)_f\d+", name)
-    return match and (int(match[1]), int(match[2]))
 
 
 def read_occluded_duke(root: str | Path | None, check_images: bool = True) -> Catalog:
@@ -109,7 +101,7 @@ def read_occluded_duke(root: str | Path | None, check_images: bool = True) -> Ca
     splits = []
     for file, part in zip(lists, PERSON_FOLDERS, strict=True):
         names = read_lines(folder / file, "Occluded-Duke")
-        splits.append(parse_all(folder / part, names, duke_name, "0002_c1_f0044158.jpg"))
+        splits.append(parse_all(folder / part, names, DUKE_NAME, "0002_c1_f0044158.jpg"))
         if check_images:
             require_images(folder / part, names)
     return build_catalog("occluded_duke", *splits, official=OCCLUDED_DUKE)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,23 +84,21 @@ def require_images(
         raise DataError(f"{folder}: {len(missing)} listed images are missing, first {missing[0]}; {remedy}")
 
 
-def parse_all(
-    folder: Path, names: Iterable[str], parse: Callable[[str], tuple[int, int] | None], example: str
-) -> list[Sighting]:
-    """Applies `parse` (name -> identity, camera, or None where it does not fit) to every name.
+def parse_all(folder: Path, names: Iterable[str], pattern: str, example: str) -> list[Sighting]:
+    """Identity and camera of every name: the two groups of a regular expression for its beginning.
 
     Raises:
         DataError: for the first name that does not fit.
     """
     sightings = []
     for name in names:
-        fields = parse(name)
-        if fields is None:
+        match = re.match(pattern, name)
+        if match is None:
             raise DataError(
                 f"{folder / name}: the name does not tell identity and camera, expected one like {example}; "
                 "is dataset the right one for this dataset.root?"
             )
-        sightings.append(Sighting(folder / name, *fields))
+        sightings.append(Sighting(folder / name, int(match[1]), int(match[2])))
     return sightings
 
 
@@ -155,7 +154,8 @@ def build_catalog(
         "junk_policy": JUNK_POLICY,
         "camera_policy": CAMERA_POLICY if counts["query"].cameras else "no cameras: no gallery image is ignored",
     }
-    LOG.info("%s: %s + %d junk", name, "; ".join(describe(split, c) for split, c in counts.items()), junk)
+    described = (f"{split} {c.identities} ids, {c.images} images, {c.cameras} cameras" for split, c in counts.items())
+    LOG.info("%s: %s + %d junk", name, "; ".join(described), junk)
     both = 0 if numbered_apart else len({s.identity for s in train} & {s.identity for s in (*query, *gallery)})
     fingerprint["identities_in_train_and_test"] = both
     if both and not official:
@@ -179,10 +179,6 @@ def build_catalog(
         class_names=[(identity_names or {}).get(identity, str(identity)) for identity in identities],
         protocol=fingerprint,
     )
-
-
-def describe(split: str, counts: Counts) -> str:
-    return f"{split} {counts.identities} ids, {counts.images} images, {counts.cameras} cameras"
 
 
 def differences(counts: Mapping[str, Counts], official: Mapping[str, Counts]) -> list[str]:

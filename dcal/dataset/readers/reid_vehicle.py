@@ -57,7 +57,7 @@ def read_veri(
     folder = complete_root(root, "VeRi-776", (*lists, *(parts if check_images else ())), "VeRi")
     names = [read_lines(folder / file, "VeRi-776") for file in lists]
     train, query, gallery = (
-        parse_all(folder / part, listed, veri_name, "0002_c002_00030600_0.jpg")
+        parse_all(folder / part, listed, r"(\d+)_c(\d{3})_", "0002_c002_00030600_0.jpg")
         for part, listed in zip(parts, names, strict=True)
     )
     if check_images:
@@ -70,11 +70,6 @@ def read_veri(
     if evaluation == "image_to_track":
         protocol["tracks"] = veri_tracks(folder / "test_track.txt", names[2])
     return build_catalog("veri", train, query, gallery, protocol=protocol, official=VERI)
-
-
-def veri_name(name: str) -> tuple[int, int] | None:
-    match = re.match(r"(\d+)_c(\d{3})_", name)
-    return match and (int(match[1]), int(match[2]))
 
 
 def check_labels(file: Path, sightings: list[Sighting]) -> None:

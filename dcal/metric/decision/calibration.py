@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from dcal.metric.classification import classification_metrics
 from dcal.metric.decision.roc import Rate, area_interval, curve_of, rate_entry, sums_of
 from dcal.metric.interval import mean_interval
 
@@ -147,6 +148,39 @@ def unknown_detection(known: ArrayLike, unknown: ArrayLike) -> dict[str, Any]:
         "auc": rate_entry(area_interval(curve, placement, count)),
         "fpr95": {"value": curve.alarms_T[kept] / curve.negatives, "threshold": float(curve.threshold_T[kept])},
     }
+
+
+def classifier_reliability(
+    log_probabilities: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None
+) -> dict[str, Any]:
+    """Calibration and selective accuracy of a classifier.
+
+    Args:
+        log_probabilities: (N, C), of the images that are reported on.
+        labels: (N,) classes.
+        validation: the same of the images that the temperature is fitted on; None: it is not fitted.
+
+    Returns:
+        `calibration`, with `nll`; with validation images also `temperature` and `scaled`, the same after scaling; and
+        `selective`: see the functions of these names.
+    """
+    found: dict[str, Any] = {"calibration": _with_nll(log_probabilities, labels)}
+    if validation is not None:
+        temperature = fit_temperature(*validation)
+        scaled = (log_probabilities.double() / temperature).log_softmax(1)
+        found["calibration"] |= {"temperature": temperature, "scaled": _with_nll(scaled, labels)}
+    found["selective"] = selective(*_confidence(log_probabilities, labels))
+    return found
+
+
+def _with_nll(log_probabilities: Tensor, labels: Tensor) -> dict[str, Any]:
+    nll = classification_metrics(log_probabilities, labels)["nll"]
+    return {**calibration(*_confidence(log_probabilities, labels)), "nll": nll}
+
+
+def _confidence(log_probabilities: Tensor, labels: Tensor) -> tuple[Any, Any]:
+    best = log_probabilities.double().max(1)
+    return best.values.exp().clamp(max=1).numpy(), (best.indices == labels).numpy()
 
 
 def _answers(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:

@@ -16,22 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcal.metric.decision import roc
 from dcal.metric.decision.pairs import TILE, Pairs, Side, genuine_pairs, sorted_side
-from dcal.metric.decision.roc import (
-    Curve,
-    Point,
-    Rate,
-    Sums,
-    area,
-    area_interval,
-    curve_of,
-    equal_error_interval,
-    equal_error_rate,
-    hit_rate_at,
-    hit_rate_interval,
-    rate_entry,
-    sums_of,
-)
 from dcal.metric.retrieval import check_sizes, prepare
 
 FALSE_MATCH_RATES = (1e-3, 1e-4)
@@ -112,11 +98,11 @@ def verification(
             pair = {"query": int(query.cameras[rows.start]), "gallery": int(gallery.cameras[columns.start])}
             cameras.append({**pair, **_rates(curve)})
     curve = found.curve
-    points = [equal_error_rate(curve), *(hit_rate_at(curve, rate) for rate in FALSE_MATCH_RATES)]
+    points = [roc.equal_error_rate(curve), *(roc.hit_rate_at(curve, rate) for rate in FALSE_MATCH_RATES)]
     accepted = found.accepted([point.threshold for point in points], groups)
     return {
         **_rates(curve, points, [*accepted, found.placement()], found.counts()),
-        "roc": [[rate, hit_rate_at(curve, rate).hit_rate] for rate in DRAWN_RATES if rate * curve.negatives >= 1],
+        "roc": [[rate, roc.hit_rate_at(curve, rate).hit_rate] for rate in DRAWN_RATES if rate * curve.negatives >= 1],
         "cameras": cameras,
         "open_set": open_set(found),
     }
@@ -132,14 +118,14 @@ def open_set(pairs: Pairs) -> dict[str, Any]:
     own_Q[own_Q <= pairs.best_Q] = -torch.inf
     unit_Q, mated = pairs.query.units.cpu().numpy(), mated_Q.cpu().numpy()
     found, nobody = own_Q.double().cpu().numpy()[mated], pairs.best_Q.double().cpu().numpy()
-    curve = curve_of(found, nobody)
-    count = sums_of(unit_Q[mated], np.ones(len(found)), unit_Q, np.ones(len(nobody)), pairs.units)
+    curve = roc.curve_of(found, nobody)
+    count = roc.sums_of(unit_Q[mated], np.ones(len(found)), unit_Q, np.ones(len(nobody)), pairs.units)
     rates = []
     for alarm_rate in FALSE_ALARM_RATES:
-        point = hit_rate_at(curve, alarm_rate)
+        point = roc.hit_rate_at(curve, alarm_rate)
         passed = found >= point.threshold, nobody >= point.threshold
-        accepted = sums_of(unit_Q[mated], passed[0], unit_Q, passed[1], pairs.units)
-        rates.append({"far": alarm_rate, **rate_entry(hit_rate_interval(curve, point, accepted, count), point)})
+        accepted = roc.sums_of(unit_Q[mated], passed[0], unit_Q, passed[1], pairs.units)
+        rates.append({"far": alarm_rate, **roc.rate_entry(roc.hit_rate_interval(curve, point, accepted, count), point)})
     return {"mated": len(found), "non_mated": len(nobody), "dir": rates}
 
 
@@ -155,22 +141,23 @@ def _groups(query: Side, gallery: Side) -> Iterator[tuple[slice, slice]]:
 
 
 def _rates(
-    curve: Curve, points: Sequence[Point] = (), sums: Sequence[Sums] = (), count: Sums | None = None
+    curve: roc.Curve, points: Sequence[roc.Point] = (), sums: Sequence[roc.Sums] = (), count: roc.Sums | None = None
 ) -> dict[str, Any]:
     """Numbers of pairs, AUC, EER and TPR; with intervals where the sums by identity are given."""
-    equal, *at = points or [equal_error_rate(curve), *(hit_rate_at(curve, rate) for rate in FALSE_MATCH_RATES)]
+    equal, *at = points or [roc.equal_error_rate(curve), *(roc.hit_rate_at(curve, rate) for rate in FALSE_MATCH_RATES)]
     if count is None:
-        auc, eer = (Rate(value, np.nan, np.nan) for value in (area(curve), equal.alarm_rate))
-        tpr = [Rate(point.hit_rate, np.nan, np.nan) for point in at]
+        auc, eer = (roc.Rate(value, np.nan, np.nan) for value in (roc.area(curve), equal.alarm_rate))
+        tpr = [roc.Rate(point.hit_rate, np.nan, np.nan) for point in at]
     else:
-        auc, eer = area_interval(curve, sums[-1], count), equal_error_interval(curve, equal, sums[0], count)
-        tpr = [hit_rate_interval(curve, point, own, count) for point, own in zip(at, sums[1:-1], strict=True)]
+        auc, eer = roc.area_interval(curve, sums[-1], count), roc.equal_error_interval(curve, equal, sums[0], count)
+        tpr = [roc.hit_rate_interval(curve, point, own, count) for point, own in zip(at, sums[1:-1], strict=True)]
     return {
         "genuine": curve.positives,
         "impostor": curve.negatives,
-        "auc": rate_entry(auc),
-        "eer": rate_entry(eer, equal),
+        "auc": roc.rate_entry(auc),
+        "eer": roc.rate_entry(eer, equal),
         "tpr": [
-            {"fpr": rate, **rate_entry(own, point)} for rate, own, point in zip(FALSE_MATCH_RATES, tpr, at, strict=True)
+            {"fpr": rate, **roc.rate_entry(own, point)}
+            for rate, own, point in zip(FALSE_MATCH_RATES, tpr, at, strict=True)
         ],
     }

@@ -9,9 +9,8 @@ import numpy as np
 
 from dcal.metric.statistics import PairedComparison, paired_comparison
 from dcal.report.compare.sides import Side
-from dcal.report.encoding import decode_groups, encode_groups
 from dcal.report.format import seeds_text
-from dcal.report.items import Array, Items
+from dcal.report.items import Array, Items, decode_groups, encode_groups
 from dcal.report.table import MARGINS, differing
 from dcal.utils.errors import UserError, choose
 

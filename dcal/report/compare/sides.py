@@ -63,7 +63,7 @@ def of_runs(name: str, folders: Sequence[Path]) -> Side:
     directories = sorted({directory for folder in folders for directory in finished_runs(folder)[0]})
     if not directories:
         raise UserError(f"compare: {name}: no finished run is there; dcal-results list={folders[0]} shows what is")
-    records = with_defaults({"runs": [with_sa(read_run(directory)[1]) for directory in directories]})["runs"]
+    records = with_defaults(with_sa(read_run(directory)[1]) for directory in directories)
     if len({record["cfg_id"] for record in records}) > 1:
         by = differing(records)
         pairs = zip(directories, records, strict=True)

@@ -84,10 +84,10 @@ def chart(title: str, series: Sequence[Series], linear: bool = True) -> Chart | 
     lowest, highest = min(point.low for point in points), max(point.high for point in points)
     logarithmic = not linear and lowest > 0 and highest / lowest > LOG_FROM
     y_values = log_ticks(lowest, highest) if logarithmic else ticks(lowest, highest, 5)
-    y_scale = scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP, logarithmic)
+    y_scale = Scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP, logarithmic)
     last = max(point.x for point in points)
     x_values = [x for x in ticks(0.0, last, 6) if x <= last and x == round(x)] if last > 1 else [0.0, 1.0]
-    x_scale = scale(0.0, max(last, 1.0), LEFT, WIDTH - RIGHT)
+    x_scale = Scale(0.0, max(last, 1.0), LEFT, WIDTH - RIGHT)
     lines = []
     for entry in series:
         mid = [(x_scale(p.x), y_scale(p.y)) for p in entry.points]
@@ -126,7 +126,7 @@ class Scale(NamedTuple):
     high: float
     first: float
     last: float
-    logarithmic: bool
+    logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
         low, high = self.low, self.high
@@ -134,10 +134,6 @@ class Scale(NamedTuple):
             value, low, high = math.log(value), math.log(low), math.log(high)
         share = (value - low) / (high - low) if high > low else 0.5
         return self.first + share * (self.last - self.first)
-
-
-def scale(low: float, high: float, first: float, last: float, logarithmic: bool = False) -> Scale:
-    return Scale(low, high, first, last, logarithmic)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -181,7 +177,7 @@ class Strip(NamedTuple):
 
 def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
     """Interval, mean and seeds of the first metric of each row."""
-    place = scale(*axis_range(rows), 0.0, 100.0)
+    place = Scale(*axis_range(rows), 0.0, 100.0)
     return [
         Strip(
             max(0.0, place(row.interval.low if row.interval else row.primary)),

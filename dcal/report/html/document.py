@@ -5,7 +5,8 @@ What the page shows is computed here and in the modules beside; how it looks is 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -16,84 +17,30 @@ from dcal.report.format import (
     VARIANTS,
     commit_of,
     difference_cells,
+    distinct,
     footnote,
     metric_title,
     metric_values,
     percents,
     split_metric,
 )
-from dcal.report.html.charts import Chart, Strip, strips
-from dcal.report.html.closeup import Breakdown, Closeup, by_camera, by_class, closeup
+from dcal.report.html.charts import strips
+from dcal.report.html.closeup import Closeup, by_camera, by_class, closeup
 from dcal.report.html.curves import LINES, charts
-from dcal.report.html.experiment import Experiment, Variant, Verdict, experiments, verdict, verdict_of
+from dcal.report.html.experiment import Experiment, Variant, experiments, verdict
 from dcal.report.html.run_files import Folder
-from dcal.report.html.settings import Settings, settings
+from dcal.report.records import common
+from dcal.report.table import show
+from dcal.report.typed import train_command
 from dcal.visualize import cross_table, reliability
 
 CLOSEUPS = 6
 """Configurations whose pictures are shown, so that the report of a large sweep stays small."""
 
-
-class ResultRow(NamedTuple):
-    """A configuration in the table of results."""
-
-    label: str
-    cells: list[str]
-    interval: str
-    strip: Strip
-    difference: list[str] | None
-    """The cells of `DIFFERENCE`."""
-    verdict: str
-    """Of the comparison; empty where there is none."""
-    is_reference: bool
-
-
-class Reliability(NamedTuple):
-    """How far the answers of one run can be relied on."""
-
-    label: str
-    seed: int
-    rows: list[reliability.Row]
-    plots: list[reliability.Plot]
-    cameras: list[reliability.CameraRow]
-
-
-class View(NamedTuple):
-    """An experiment as the template shows it."""
-
-    name: str
-    dataset: str
-    task: str
-    metric: str
-    value: str
-    deviation: str
-    """Over seeds; empty for one."""
-    interval: str
-    rank: str
-    """Which configuration the value is of, out of how many; empty where there is one."""
-    verdict: Verdict
-    summary: str
-    """How many runs, on what."""
-    keys: str
-    """What configurations differ in."""
-    header: list[str]
-    rows: list[ResultRow]
-    reference: str
-    footnote: str
-    branch_header: list[str]
-    branches: list[tuple[str, str, list[str]]]
-    charts: list[Chart]
-    charts_left_out: int
-    settings: Settings
-    classes: Breakdown | None
-    cameras: Breakdown | None
-    reliability: list[Reliability]
-    elsewhere: tuple[list[str], list[tuple[str, list[str]]]]
-    """Other data sets, and for each run that was evaluated on some its label and cells."""
-    closeups: list[Closeup]
-    closeups_left_out: int
-    missing: list[str]
-    runs: list[list[str]]
+NOT_SETTINGS = ("seed", "name", "wandb.", "run.")
+"""What names a run or says where it goes."""
+WHERE = ("commit", "device", "torch", "timm", "python")
+"""What is no key of the configuration; last in the tables."""
 
 
 def document(folder: Folder) -> str:
@@ -116,65 +63,62 @@ def document(folder: Folder) -> str:
     )
 
 
-def view(experiment: Experiment, folder: Folder) -> View:
-    """Everything about one experiment."""
-    best, fgvc = experiment.best, experiment.task == "fgvc"
+def view(experiment: Experiment, folder: Folder) -> SimpleNamespace:
+    """Everything about one experiment, under the names by which the template shows it."""
+    best, metric, fgvc = experiment.best, experiment.primary_metric, experiment.task == "fgvc"
     branch_header, branches = branch_table(experiment)
-    closeups = closeups_of(experiment)
+    value, _, deviation = metric_values(metric, best.row.values[metric]).partition(" ± ")
     records = [record for row in experiment.table.rows for record in row.records]
     seeds = sorted({record["seed"] for record in records})
     plural = [f"{number} {word}{'s' * (number != 1)}" for number, word in (
         (len(experiment.variants), "configuration"), (len(seeds), "seed"), (len(records), "run"))]  # fmt: skip
-    return View(
-        experiment.name,
-        records[0]["config"]["dataset"],
-        experiment.task,
-        metric_title(experiment.primary_metric),
-        *hero(best, experiment.primary_metric),
-        "" if best.row.interval is None else percents(best.row.interval),
-        experiment.rank,
-        verdict(experiment),
-        " · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
-        ", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
-        [metric_title(key) for key in best.row.values],
-        result_rows(experiment),
-        experiment.reference.label if experiment.reference else "none",
-        footnote(experiment.table),
-        branch_header,
-        branches,
-        charts(experiment),
-        max(0, len(experiment.variants) - LINES),
-        settings(experiment),
-        by_class(experiment) if fgvc else None,
-        None if fgvc else by_camera(experiment),
-        reliability_of(experiment),
-        elsewhere(experiment),
-        closeups,
-        max(0, len(experiment.variants) - CLOSEUPS),
-        missing(experiment),
-        run_rows(experiment, folder),
+    return SimpleNamespace(
+        name=experiment.name,
+        dataset=records[0]["config"]["dataset"],
+        metric=metric_title(metric),
+        value=value,
+        deviation=deviation,  # over seeds; empty for one
+        interval="" if best.row.interval is None else percents(best.row.interval),
+        rank=experiment.rank,
+        verdict=verdict(experiment),
+        summary=" · ".join([*plural, f"judged on {records[0]['items']['count']} {records[0]['split']} items"]),
+        keys=", ".join(key.rpartition(".")[2] for key in experiment.table.spec.by or ["attention"]),
+        header=[metric_title(key) for key in best.row.values],
+        rows=result_rows(experiment),
+        reference=experiment.reference.label if experiment.reference else "none",
+        footnote=footnote(experiment.table),
+        branch_header=branch_header,
+        branches=branches,
+        charts=charts(experiment),
+        charts_left_out=max(0, len(experiment.variants) - LINES),
+        settings=settings(experiment),
+        classes=by_class(experiment) if fgvc else None,
+        cameras=None if fgvc else by_camera(experiment),
+        reliability=reliability_of(experiment),
+        elsewhere=elsewhere(experiment),
+        closeups=closeups_of(experiment),
+        closeups_left_out=max(0, len(experiment.variants) - CLOSEUPS),
+        missing=missing(experiment),
+        runs=run_rows(experiment, folder),
     )
 
 
-def hero(variant: Variant, metric: str) -> tuple[str, str]:
-    """The primary metric's mean in percent, and its standard deviation over seeds."""
-    value, _, deviation = metric_values(metric, variant.row.values[metric]).partition(" ± ")
-    return value, deviation
-
-
-def result_rows(experiment: Experiment) -> list[ResultRow]:
+def result_rows(experiment: Experiment) -> list[SimpleNamespace]:
     """The table of results, a row per configuration."""
     reference = experiment.reference
     marks = strips([v.row for v in experiment.variants], reference.row if reference else None)
-    rows = []
-    for variant, strip in zip(experiment.variants, marks, strict=True):
-        difference = variant.row.difference
-        found = "" if difference is None else verdict_of(variant)
-        told = None if difference is None else difference_cells(difference)
-        cells = [metric_values(*pair) for pair in variant.row.values.items()]
-        interval = "–" if variant.row.interval is None else percents(variant.row.interval)
-        rows.append(ResultRow(variant.label, cells, interval, strip, told, found, variant.is_reference))
-    return rows
+    return [
+        SimpleNamespace(
+            label=variant.label,
+            cells=[metric_values(*pair) for pair in variant.row.values.items()],
+            interval="–" if variant.row.interval is None else percents(variant.row.interval),
+            strip=strip,
+            difference=None if variant.row.difference is None else difference_cells(variant.row.difference),
+            verdict="" if variant.row.difference is None else variant.row.difference.verdict,
+            is_reference=variant.is_reference,
+        )
+        for variant, strip in zip(experiment.variants, marks, strict=True)
+    ]
 
 
 def branch_table(experiment: Experiment) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
@@ -202,16 +146,16 @@ def closeups_of(experiment: Experiment) -> list[Closeup]:
     return [entry for entry in found if entry.matrix or entry.lists]
 
 
-def reliability_of(experiment: Experiment) -> list[Reliability]:
+def reliability_of(experiment: Experiment) -> list[SimpleNamespace]:
     """The first run of each of the first configurations that was asked (`dcal-evaluate reliability=true`)."""
     asked = [[run for run in variant.runs if run.reliability] for variant in experiment.variants]
     return [
-        Reliability(
-            variant.label,
-            runs[0].record["seed"],
-            reliability.reliability_rows(runs[0].reliability),
-            reliability.plots(runs[0].reliability),
-            reliability.cameras(runs[0].reliability),
+        SimpleNamespace(
+            label=variant.label,
+            seed=runs[0].record["seed"],
+            rows=reliability.reliability_rows(runs[0].reliability),
+            plots=reliability.plots(runs[0].reliability),
+            cameras=reliability.cameras(runs[0].reliability),
         )
         for variant, runs in zip(experiment.variants, asked, strict=True)
         if runs
@@ -223,6 +167,40 @@ def elsewhere(experiment: Experiment) -> tuple[list[str], list[tuple[str, list[s
     runs = [(f"{v.label}, seed {r.record['seed']}", r.elsewhere) for v in experiment.variants for r in v.runs]
     names = list(dict.fromkeys(name for _, cells in runs for name in cells))
     return names, [(label, [cross_table.shown(cells.get(name)) for name in names]) for label, cells in runs if cells]
+
+
+def settings(experiment: Experiment) -> SimpleNamespace:
+    """Two tables, what differs and what all runs share: configuration, code and hardware; and the commands."""
+    nodes = [all_of(variant) for variant in experiment.variants]
+    same = common(nodes)
+    keys = sorted({key for node in nodes for key in node} - set(same), key=lambda key: (key in WHERE, key))
+    return SimpleNamespace(
+        labels=[variant.label for variant in experiment.variants],
+        differing=[(key, [shown(node.get(key)) for node in nodes]) for key in keys],
+        shared=[(key, shown(value)) for key, value in same.items()],
+        # what was typed for the first seed
+        commands=[(variant.label, command(variant)) for variant in experiment.variants if variant.runs[0].overrides],
+    )
+
+
+def all_of(variant: Variant) -> dict[str, Any]:
+    """Everything that is set, of the first seed; code and hardware over all seeds."""
+    found = {key: value for key, value in variant.runs[0].config.items() if not key.startswith(NOT_SETTINGS)}
+    records = variant.row.records
+    found["commit"] = " + ".join(distinct(map(commit_of, records)))
+    found["device"] = " + ".join(distinct(record["device"] or "not recorded" for record in records))
+    for package in ("torch", "timm", "python"):
+        found[package] = " + ".join(distinct(record["versions"].get(package, "?") for record in records))
+    return found
+
+
+def shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else show(value)
+
+
+def command(variant: Variant) -> str:
+    """What was typed, with the seeds of all runs in one command."""
+    return train_command(variant.runs[0].overrides, [record["seed"] for record in variant.row.records])
 
 
 def missing(experiment: Experiment) -> list[str]:

@@ -15,14 +15,6 @@ from dcal.report.table import Row, Spec, Table, differing, label_of, make_table,
 from dcal.run.identity import is_idle, recorded_defaults
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
-TITLES = {
-    "better": "Better",
-    "worse": "Worse",
-    "equivalent": "Equivalent",
-    "undecided": "Undecided",
-    "one training only": "One training only",
-}
-"""By verdict of a comparison."""
 
 
 class Variant(NamedTuple):
@@ -201,7 +193,7 @@ def compared_verdict(experiment: Experiment) -> Verdict:
     compared = [variant for variant in experiment.variants if variant.row.difference is not None]
     if not compared:
         return Verdict("open", "The configurations cannot be compared: they share no seed, or judged other items.", [])
-    groups: dict[str, list[Variant]] = {found: [] for found in TITLES}
+    groups: dict[str, list[Variant]] = {found: [] for found in SINGLE}
     for variant in compared:
         groups[verdict_of(variant)].append(variant)
     reference = experiment.reference
@@ -215,7 +207,7 @@ def compared_verdict(experiment: Experiment) -> Verdict:
         kind, head = "open", f"No configuration is demonstrably better than {name}"
     else:
         kind, head = "bad", f"Nothing here is better than {name}"
-    details = [f"{TITLES[found]}: {'; '.join(map(told, group))}" for found, group in groups.items() if group]
+    details = [f"{found.capitalize()}: {'; '.join(map(told, group))}" for found, group in groups.items() if group]
     return Verdict(kind, head, [*details, *caution(experiment, compared)])
 
 

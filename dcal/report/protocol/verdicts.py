@@ -249,16 +249,13 @@ def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path)
 
     Hollow marks have not all their seeds. The same contrasts give the same file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     primary = [one for one in found if one.primary]
     labels = list(dict.fromkeys(one.label for one in primary))
     cells = [cell for cell in protocol["order"] if any(one.cell == cell for one in primary)]
-    size = (2.6 * len(labels) + 1, 1.2 + 0.32 * len(cells))
-    figure, axes = pyplot.subplots(1, len(labels), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    figure = Figure(figsize=(2.6 * len(labels) + 1, 1.2 + 0.32 * len(cells)), layout="constrained")
+    axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)
     for panel, label in zip(axes[0], labels, strict=True):
         panel.axvline(0, color="#444444", lw=0.8)
         for one in (one for one in primary if one.label == label):
@@ -280,4 +277,3 @@ def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path)
     axes[0][0].set_yticks(range(len(cells)), cells, parse_math=False)
     axes[0][0].set_ylim(len(cells) - 0.5, -0.5)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-    pyplot.close(figure)

@@ -15,7 +15,7 @@ from dcal.inference.thresholds import promises, read_thresholds, write_threshold
 from dcal.metric.decision.promise import Threshold, confidence_threshold, pair_thresholds
 from dcal.run.data_digest import data_digest
 from dcal.task.inference import Inferred, combined_features, combined_scores, infer
-from dcal.utils.errors import UserError, check_number
+from dcal.utils.errors import UserError, check_number, choose
 
 RATES = {
     "reid": ("false_match_rate", "false_non_match_rate", "false_alarm_rate"),
@@ -32,6 +32,8 @@ def calibrate(config: DictConfig) -> dict[str, Any]:
         raise UserError(
             f"member: a threshold is for images like those it was found on; choose one of {', '.join(data.members)}"
         )
+    if config.split is not None:
+        choose("split", config.split, ("val", "test"))  # never the images that it was trained on
     split = config.split or ("val" if restored.task.splits("val")[0] in data.catalog.splits else "test")
     parts = restored.task.splits(split)
     for part in parts:

@@ -102,6 +102,8 @@ def parse(words: Sequence[str]) -> Options:
         key, _, value = word.partition("=")
         if key in own:
             own[key] = value
+        elif key.lstrip("+") == "seed":
+            raise UserError(f"{word}: the seeds are those of the file's cells; leave it out")
         else:
             common.append(word)
     if len(files) != 1:

@@ -25,15 +25,15 @@ from dcal.report.format import grid_of, markdown
 from dcal.report.grid import FORMATS, render, render_all
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
-from dcal.report.pages import fill, html
+from dcal.report.pages import MARKED, fill, html
 from dcal.report.plot import draw_table
 from dcal.report.protocol import verdicts
 from dcal.report.protocol.rates import rates_text
-from dcal.report.records import Results
-from dcal.report.table import Spec, Table, make_table, specs
+from dcal.report.records import Results, RunRecord
+from dcal.report.table import Spec, Table, make_table, matches, specs
 from dcal.run.files import explain_write_errors, write_atomically
 from dcal.run.lock import acquire_lock
-from dcal.run.queue import jobs_of
+from dcal.run.queue import is_open, jobs_of
 from dcal.utils.errors import UserError, choose
 from dcal.utils.paths import experiments_dir
 
@@ -132,8 +132,8 @@ def tabulate(config: DictConfig) -> None:
     known = [table for spec in listed if (table := described(spec, results)) is not None]
     texts = {**dict.fromkeys(spec.name for spec in listed), **{table.spec.name: markdown(table) for table in known}}
     # what has just been collected is worth a look before anybody has described a table for it
-    unlisted = [name for name in names if not any(table.spec.takes(name) for table in known)]
-    own = [make_table(Spec(name, [name]), results) for name in unlisted]
+    unlisted = [name for name in names if not all(is_told(name, record, known) for record in results[name]["runs"])]
+    own = [make_table(Spec(f"{name}-all" if name in texts else name, [name]), results) for name in unlisted]
     if config.write:
         for page in map(Path, config.pages):
             rewrite(page, texts)
@@ -141,12 +141,12 @@ def tabulate(config: DictConfig) -> None:
             publish(table, Path(config.figures), Path(config.html))
         for table in own:
             publish(table, Path(config.html), Path(config.html))
-    shown = [table for table in [*known, *own] if any(table.spec.takes(name) for name in names)]
+    shown = [table for table in [*known, *own] if table.rows and any(table.spec.takes(name) for name in names)]
     if config.format == "markdown":
         for table in shown:
             print(f"\n{table.spec.title or table.spec.name}\n\n{markdown(table)}")
     else:
-        print(render_all([grid_of(table) for table in shown if table.rows], config.format))
+        print(render_all([grid_of(table) for table in shown], config.format))
     if config.wandb is not None:
         workspace, report = publish_dashboard(config.wandb, [dashboard_page(table, results) for table in shown])
         print(f"\nworkspace  {workspace}\nreport     {report}")
@@ -154,6 +154,11 @@ def tabulate(config: DictConfig) -> None:
         tell(f"runs={config.runs}: no finished run was read; name another folder by runs=")
     elif not config.write:
         tell(f"Nothing was written; write=true writes records to {out}, and tables, figures and pages.")
+
+
+def is_told(name: str, record: RunRecord, tables: Sequence[Table]) -> bool:
+    """Whether one of the tables is made of this run, too."""
+    return any(table.spec.takes(name) and matches(record, table.spec.where) for table in tables)
 
 
 def dashboard_page(table: Table, results: Mapping[str, Results]) -> Page:
@@ -191,7 +196,8 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
     """Prints what a protocol says of its runs; with `write=true` also the page beside it, and the map."""
     protocol = verdicts.read_protocol(path)
     name = str(protocol["name"])
-    cells = [cell for cell in protocol["order"] if any(found["name"] == f"{name}/{cell}" for found in results.values())]
+    run = {str(found["name"]).removeprefix(f"{name}/") for found in results.values()}
+    cells = [cell for cell in protocol["order"] if cell in run and not is_open(protocol, cell)]
     finished, strangers = verdicts.sort_records(list(plan(protocol, cells)), results, name)
     for stranger in strangers:
         tell(f"left out: {stranger}")
@@ -199,7 +205,7 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
     texts: dict[str, str | None] = {
         f"{name}-state": verdicts.state_text(protocol, finished),
         f"{name}-rates": rates_text(protocol, finished),
-        f"{name}-contrasts": verdicts.contrasts_text(found),
+        f"{name}-contrasts": verdicts.contrasts_text(found, bool(protocol.get("confirmation_seeds"))),
         f"{name}-predictions": verdicts.predictions_text(protocol, found),
     }
     print("\n\n".join(filter(None, texts.values())))
@@ -207,7 +213,9 @@ def report_protocol(path: Path, results: Mapping[str, Results], config: DictConf
         figures = Path(config.figures)
         figures.mkdir(parents=True, exist_ok=True)
         verdicts.draw_map(protocol, found, figures / f"{name}.png")
-        rewrite(path.with_name("README.md"), texts)
+        page = path.with_name("README.md")
+        others = MARKED.finditer(page.read_text(encoding="utf-8")) if page.is_file() else ()
+        rewrite(page, {**{match["name"]: None for match in others}, **texts})
 
 
 def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[verdicts.Planned]:
@@ -223,11 +231,13 @@ def collected(out: Path, runs: Path, device: str | None) -> dict[str, Results]:
     found, problems = records.collect(runs)
     for problem in problems:
         tell(f"left out: {problem}")
-    merged = {}
+    merged: dict[str, Results] = {}
     for name, new in found.items():
         for record in new:
             record["device"] = record["device"] or device
         file = out / f"{name.replace('/', '-')}.json"
+        if file.stem in merged:
+            raise UserError(f"name={name}: its records have the same file as those of {merged[file.stem]['name']}")
         old = records.load_results(file)["runs"] if file.is_file() else []
         merged[file.stem] = records.merge(name, old, new)
         tell(f"{name}: {len(new)} runs collected")

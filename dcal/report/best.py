@@ -213,6 +213,7 @@ def grid_of(choice: Choice) -> Grid:
         interval = gap = p = "–"
         if one.scores_SN is not None:
             low, high = ends(criterion, *mean_interval(one.scores_SN, one.trials[0].items.groups))
+            low, high = (low, high) if lower else (max(low, 0.0), min(high, 1.0))
             interval = f"{number(criterion, low)} – {number(criterion, high)}"
         if difference is not None:
             gaps = (-difference.mean if lower else difference.mean, *ends(criterion, difference.low, difference.high))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -72,7 +73,8 @@ def objects(grid: Grid) -> list[dict[str, Any]]:
 
 def markdown_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table."""
-    return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
+    cells = ([cell.replace("|", r"\|") for cell in line] for line in (header, ["---"] * len(header), *rows))
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
 def latex(grid: Grid) -> str:
@@ -84,7 +86,7 @@ def latex(grid: Grid) -> str:
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{escape(grid.title)}}}",
-            rf"\label{{tab:{grid.name}}}",
+            rf"\label{{tab:{re.sub(r'[^a-zA-Z0-9_-]+', '-', grid.name)}}}",
             rf"\begin{{tabular}}{{{kinds}}}",
             r"\toprule",
             lines[0],

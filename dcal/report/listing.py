@@ -14,7 +14,7 @@ from dcal.report.format import METRICS, lower_is_better, metric_values, seeds_te
 from dcal.report.grid import Grid
 from dcal.report.records import flat, parse, read_yaml
 from dcal.report.typed import read_overrides, without
-from dcal.run.directory import CONFIG_FILE, IDENTITY_FILE, RESULT_FILE
+from dcal.run.directory import CONFIG_FILE, FAILURE_FILE, IDENTITY_FILE, RESULT_FILE
 from dcal.run.identity import attention_name, dataset_name_of, recorded_defaults
 from dcal.run.listing import STATES, run_directories, state_of
 from dcal.run.result import read_result
@@ -66,7 +66,7 @@ def list_runs(root: Path) -> Iterator[Listed]:
                 result = read_result(directory) or {}
             if not isinstance(result, dict) or not {"metrics", "primary_metric"} <= set(result):
                 state, result = "interrupted", {}  # torn: the run writes it anew when it is repeated
-        files = (directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE))
+        files = (directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE, FAILURE_FILE))
         changed = max(file.stat().st_mtime for file in files if file.is_file())
         seed = directory.name.removeprefix("seed=")
         number = int(seed) if seed.isdigit() else None
@@ -85,6 +85,8 @@ def settings_of(directory: Path) -> Settings:
             "task": kept["task._target_"].rpartition(".")[2].lower(),
             "dataset": dataset_name_of(kept),
         }
+    if not (directory / CONFIG_FILE).is_file():
+        return {}
     return parse(directory / CONFIG_FILE, lambda text: flat(read_yaml(text)))
 
 
@@ -115,7 +117,7 @@ def filtered(runs: Sequence[Listed], wanted: Mapping[str, Any]) -> list[Listed]:
         own: dict[str, Any] = {"state": run.state, "seed": run.seed}
         if not wanted.keys() <= own.keys():
             folder = run.directory.parent  # of the runs of one configuration
-            if folder not in settings:
+            if not settings.get(folder):
                 settings[folder] = settings_of(run.directory)
             own = {**settings[folder], **own}
         known |= own.keys()

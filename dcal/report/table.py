@@ -125,7 +125,7 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     """Fills a table from records.
 
     Raises:
-        UserError: runs of one row differ in more than the seed.
+        UserError: runs of one row differ in more than the seed, or have no value in the first column.
     """
     records = [
         with_sa(record)
@@ -148,6 +148,8 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
         check_row(spec, label, groups[label])
     columns = spec.columns or [records[0]["primary_metric"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
+    if lacking := [label for label in labels if not values[label][columns[0]]]:
+        raise UserError(f"tables.yaml, {spec.name}: {lacking[0]} has no {columns[0]}, the first of the columns")
     judged = {label: outcomes(groups[label], columns[0]) for label in labels}
     differences = compare(spec, by, groups, judged, columns[0])
     rows = [

@@ -67,7 +67,7 @@ def decides(key: str) -> bool:
 
 def compact(value: Any) -> str:
     """A value without spaces."""
-    plain_value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    plain_value: Any = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     if isinstance(plain_value, list):
         return ",".join(map(compact, plain_value))
     if isinstance(plain_value, dict):

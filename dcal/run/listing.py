@@ -21,7 +21,7 @@ def run_directories(root: Path) -> Iterator[Path]:
     """
     with os.scandir(root) as entries:
         found = list(entries)
-    if any(entry.name == CONFIG_FILE for entry in found):
+    if any(entry.name in (CONFIG_FILE, FAILURE_FILE) for entry in found):  # the latter alone of a start that failed
         if ".replaced-" not in root.name:
             yield root
         return

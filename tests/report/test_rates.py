@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dcal.report.protocol.rates import edges, rates_text, searches
+from dcal.utils.errors import UserError
 
 RATES = [1e-4, 2e-4, 4e-4]
 LOSSES = {1e-4: 0.9, 2e-4: 0.7, 4e-4: 0.8}
@@ -75,6 +78,13 @@ def test_nothing_is_chosen_before_all_runs_are_there() -> None:
 def test_without_a_rule_the_metric_chooses() -> None:
     plan = protocol()
     del plan["choice"]
-    plain, _ = searches(plan, finished(**{"lr0.0001": 0.9}))
-    assert plain.chosen == "optimizer.lr=0.0001 optimizer.new_lr_scale=1"
-    assert "For the cells that wait for it: `chosen: {plain: [" in rates_text(plan, finished())
+    found = finished(**{"lr0.0002": 0.9})
+    assert searches(plan, found)[0].chosen == "optimizer.lr=0.0002 optimizer.new_lr_scale=1"
+    assert "For the cells that wait for it: `chosen: {plain: [" in rates_text(plan, found)
+
+
+def test_an_arm_that_takes_no_choice_is_named() -> None:
+    plan = protocol()
+    plan["cells"]["R"]["arms"] = {"plain": [], "both": [], "light": []}
+    with pytest.raises(UserError, match=r"choice\.families: light of R take no choice of T"):
+        rates_text(plan, finished())

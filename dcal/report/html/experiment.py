@@ -197,17 +197,24 @@ def compared_verdict(experiment: Experiment) -> Verdict:
     for variant in compared:
         groups[verdict_of(variant)].append(variant)
     reference = experiment.reference
+    left = [
+        variant.label
+        for variant in experiment.variants
+        if variant.row.difference is None and variant is not reference and not is_plain(variant.row.records[0])
+    ]
     name = reference.label if reference else "the plain ViT with the same settings"
     if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
         kind, head = "open", experiment.rank[0].upper() + experiment.rank[1:]
     elif groups["better"]:
         best = max(groups["better"], key=lambda variant: variant.row.primary)
         kind, head = "good", f"{best.label} is better than {name}"
-    elif groups["undecided"] or groups["one training only"]:
+    elif groups["undecided"] or groups["one training only"] or left:
         kind, head = "open", f"No configuration is demonstrably better than {name}"
     else:
         kind, head = "bad", f"Nothing here is better than {name}"
     details = [f"{found.capitalize()}: {'; '.join(map(told, group))}" for found, group in groups.items() if group]
+    if left:
+        details.append(f"Not compared, as they share no seed or judged other items: {'; '.join(left)}")
     return Verdict(kind, head, [*details, *caution(experiment, compared)])
 
 

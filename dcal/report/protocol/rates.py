@@ -22,6 +22,7 @@ from dcal.report.format import lower_is_better, metric_title, metric_values
 from dcal.report.protocol.verdicts import Finished
 from dcal.report.records import RunRecord
 from dcal.run.queue import grid_points
+from dcal.utils.errors import UserError
 
 
 class Search(NamedTuple):
@@ -67,12 +68,11 @@ class Search(NamedTuple):
 
 def searches(protocol: Mapping[str, Any], finished: Finished) -> list[Search]:
     """Every family of every search, in the order of the protocol."""
-    found = []
+    found, choice = [], {"searches": {}, "within": 100, **protocol.get("choice", {})}
     for cell in protocol["order"]:
         plan = protocol["cells"][cell]
         if not plan.get("grid"):
             continue
-        choice = {"searches": {}, "within": 100, **protocol.get("choice", {})}
         for arm in plan["arms"]:
             points = {
                 point: [one for one in finished.get((cell, arm, point), ()) if one["seed"] in plan["seeds"]]
@@ -111,7 +111,11 @@ def rates_text(protocol: Mapping[str, Any], finished: Finished) -> str:
 
 
 def choice_text(protocol: Mapping[str, Any], families: Sequence[Search]) -> str:
-    """What a search has chosen, for the cells that take it; or what it lacks."""
+    """What a search has chosen, for the cells that take it; or what it lacks.
+
+    Raises:
+        UserError: an arm of those cells takes no choice.
+    """
     cell, choice = families[0].cell, protocol.get("choice", {})
     missing = [one.family for one in families if not one.complete]
     if missing:
@@ -122,10 +126,12 @@ def choice_text(protocol: Mapping[str, Any], families: Sequence[Search]) -> str:
         if one.chosen
         for arm in (one.family, *choice.get("families", {}).get(one.family, ()))
     }
-    own = ", ".join(f"{arm}: [{', '.join(words)}]" for arm, words in chosen.items())
-    cells = ", ".join(choice.get("searches", {}).get(cell, {}).get("for", ()))
-    text = f"For {cells or 'the cells that wait for it'}: `chosen: {{{own}}}`"
+    takers = choice.get("searches", {}).get(cell, {}).get("for", ())
+    for name in takers:
+        if lacking := [arm for arm in protocol["cells"][name]["arms"] if arm not in chosen]:
+            raise UserError(f"choice.families: {', '.join(lacking)} of {name} take no choice of {cell}")
     at_edge = [f"{one.family} at {' '.join(words)}" for one in families if (words := edges(protocol, one))]
-    return (
-        f"{text}\n\nAt an edge of the grid, which goes on one step further: {'; '.join(at_edge)}." if at_edge else text
-    )
+    if at_edge:
+        return f"At an edge of the grid, which goes on one step further: {'; '.join(at_edge)}."
+    own = ", ".join(f"{arm}: [{', '.join(words)}]" for arm, words in chosen.items())
+    return f"For {', '.join(takers) or 'the cells that wait for it'}: `chosen: {{{own}}}`"

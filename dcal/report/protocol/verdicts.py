@@ -23,7 +23,7 @@ from dcal.report.format import difference_cells
 from dcal.report.outcomes import outcomes
 from dcal.report.records import Results, RunRecord
 from dcal.run.queue import read_queue
-from dcal.utils.errors import UserError
+from dcal.utils.errors import UserError, choose
 
 COLOURS = {"better": "#3a7d44", "worse": "#b3361b", "equivalent": "#4269d0", "undecided": "#888888"}
 """Of the map, by verdict."""
@@ -61,10 +61,14 @@ class Contrast(NamedTuple):
         return f"{self.of} − {self.against}" + (f", {self.read.upper()} alone" if self.read else "")
 
     @property
+    def complete(self) -> bool:
+        """Whether all seeds are there."""
+        return self.difference is not None and self.difference.seeds == self.wanted
+
+    @property
     def verdict(self) -> str | None:
         """None until all seeds are there."""
-        done = self.difference is not None and self.difference.seeds == self.wanted
-        return self.difference.verdict if done and self.difference else None
+        return self.difference.verdict if self.complete and self.difference else None
 
 
 Finished = Mapping[tuple[str, str, str], Sequence[RunRecord]]
@@ -81,6 +85,8 @@ def read_protocol(path: Path) -> dict[str, Any]:
     for key, kind in (("contrasts", dict), ("predictions", list)):
         if not isinstance(protocol.get(key), kind):
             raise UserError(f"verdicts={path}: has no {key}; a list of experiments without them has no verdicts")
+    if lacking := {"primary", "exploratory"} - set(protocol["contrasts"]):
+        raise UserError(f"verdicts={path}: contrasts has no {' and no '.join(sorted(lacking))}; an empty list is fine")
     for name, cell in protocol["cells"].items():
         if "metric" not in cell:
             raise UserError(f"verdicts={path}: cells.{name} does not say its metric")
@@ -151,7 +157,7 @@ def _of_cell(protocol: Mapping[str, Any], cell: str, finished: Finished, kind: s
             if arm not in protocol["arms"]:
                 raise UserError(f"contrasts.{kind}: {arm} is none of the arms ({', '.join(protocol['arms'])})")
         if {entry["of"], entry["against"]} <= set(plan["arms"]):
-            read = entry.get("read", "")
+            read = choose(f"contrasts.{kind}: read", entry.get("read", ""), ("", "sa", "glca"))
             first, second = (
                 [record for record in finished.get((cell, arm, ""), ()) if record["seed"] in plan["seeds"]]
                 for arm in (entry["of"], entry["against"])
@@ -163,9 +169,10 @@ def _of_cell(protocol: Mapping[str, Any], cell: str, finished: Finished, kind: s
 
 
 def _corrected(primary: Sequence[Contrast]) -> list[Contrast]:
-    differences = [one.difference for one in primary if one.difference is not None]
+    """By Holm; those without all seeds count as if they had shown nothing, so that no verdict is lost later."""
+    differences = [one.difference for one in primary if one.complete and one.difference]
     corrected = iter(holm_verdicts(differences, declared=len(primary)))
-    return [one if one.difference is None else one._replace(difference=next(corrected)) for one in primary]
+    return [one._replace(difference=next(corrected)) if one.complete else one for one in primary]
 
 
 def compare(
@@ -180,18 +187,18 @@ def compare(
         read: branch that is read instead, where the run has several.
         margin: in points.
     """
-    seeds = sorted({record["seed"] for record in first} & {record["seed"] for record in second})
-    if not seeds:
+    if not first or not second:
         return None
     sides = []
     for records in (first, second):
-        chosen = sorted((record for record in records if record["seed"] in seeds), key=lambda record: record["seed"])
-        name = f"{metric}_{read}" if read and f"{metric}_{read}" in chosen[0]["items"] else metric
-        sides.append(outcomes(chosen, name))
+        name = f"{metric}_{read}" if read and f"{metric}_{read}" in records[0]["items"] else metric
+        sides.append(outcomes(records, name))
     one, other = sides
-    if one is None or other is None or one.digest != other.digest:
+    if one is None or other is None or not one.same_items(other):
         raise UserError(f"{metric}: the runs of two arms judged other items, or do not say which: collect them anew")
-    return paired_comparison(one.values_SN, other.values_SN, None if margin is None else margin / 100, one.groups)
+    if not (seeds := sorted(set(one.seeds) & set(other.seeds))):
+        return None
+    return paired_comparison(one.of(seeds), other.of(seeds), None if margin is None else margin / 100, one.groups)
 
 
 def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
@@ -199,7 +206,9 @@ def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
     lines = ["| cell | setting | runs | finished | state | training, hours |", "|---|---|---|---|---|---|"]
     for cell in protocol["order"]:
         plan = protocol["cells"][cell]
-        records = [record for key, own in finished.items() if key[0] == cell for record in own]
+        records = [
+            one for key, own in finished.items() if key[0] == cell for one in own if one["seed"] in plan["seeds"]
+        ]
         points = prod(len(values) for values in (plan.get("grid") or {}).values())
         wanted = len(plan["arms"]) * len(plan["seeds"]) * points
         state = "done" if len(records) >= wanted else "in part" if records else "not yet"
@@ -211,8 +220,12 @@ def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
     return "\n".join(lines)
 
 
-def contrasts_text(found: Iterable[Contrast]) -> str:
-    """A Markdown table: every contrast that has a run."""
+def contrasts_text(found: Iterable[Contrast], confirm: bool = False) -> str:
+    """A Markdown table: every contrast that has a run.
+
+    Args:
+        confirm: primary verdicts of better and worse are to be repeated on other seeds before they are findings.
+    """
     lines = [
         "| cell | contrast | asks | seeds | difference, points | p | sign-flip p | verdict |",
         "|---|---|---|---|---|---|---|---|",
@@ -222,6 +235,7 @@ def contrasts_text(found: Iterable[Contrast]) -> str:
             continue
         points, p, signs, _ = difference_cells(one.difference)
         verdict = one.verdict or "not all seeds yet"
+        verdict += ", to be confirmed" if confirm and one.primary and one.verdict in ("better", "worse") else ""
         verdict += "" if one.primary else ", exploratory"
         seeds = f"{one.difference.seeds} of {one.wanted}"
         lines.append(f"| {one.cell} | {one.label} | {one.asks}? | {seeds} | {points} | {p} | {signs} | {verdict} |")
@@ -238,6 +252,9 @@ def predictions_text(protocol: Mapping[str, Any], found: Sequence[Contrast]) -> 
             if contrast is None:
                 raise UserError(f"predictions: {cell} has no contrast {' '.join(wanted[1:])}")
             verdict = contrast.verdict
+            if verdict == "undecided" and contrast.primary:  # Holm may yet decide it
+                others = (one for one in found if one.cell == cell and one.primary)
+                verdict = verdict if all(one.complete for one in others) else None
             mark = "open" if verdict is None else "right" if verdict == entry["verdict"] else "**wrong**"
             label, predicted, reason = contrast.label, entry["verdict"], entry["reason"]
             lines.append(f"| {cell} | {label} | {predicted} | {verdict or ''} | {mark} | {reason} |")
@@ -253,6 +270,8 @@ def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path)
 
     primary = [one for one in found if one.primary]
     labels = list(dict.fromkeys(one.label for one in primary))
+    if not labels:
+        return
     cells = [cell for cell in protocol["order"] if any(one.cell == cell for one in primary)]
     figure = Figure(figsize=(2.6 * len(labels) + 1, 1.2 + 0.32 * len(cells)), layout="constrained")
     axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)

@@ -149,7 +149,7 @@ def test_what_commands_refuse_of_a_joint_run(
     assert "dataset.members.one='val_ids'" in says("evaluate", "dataset.members.one.val_ids=3")
     assert "dataset=joint: is for dcal-train" in says("evaluate", "dataset=joint")
     assert "datasets='joint'" in says("evaluate", "datasets=[joint]")
-    assert "the run embeds the cameras of its members" in says("evaluate", "datasets=[synthetic_people]")
+    assert "the run embeds the cameras that it was trained with" in says("evaluate", "datasets=[synthetic_people]")
     assert "trained on a single data set" in says("evaluate", "member=one", of=reid_run)
     assert "trained on a single data set" in says("evaluate", "dataset.members.one.root=/x", of=reid_run)
 

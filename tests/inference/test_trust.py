@@ -54,6 +54,19 @@ def test_targets_in_a_folder_of_the_user_count_as_named_in_conf(tmp_path: Path) 
     Trust(folders=(tmp_path,)).check("dataset", {"reader": node})
 
 
+def test_a_run_below_the_users_folder_does_not_vouch_for_itself(tmp_path: Path) -> None:
+    node = {"_target_": "strange.read_moths", "root": "moths"}
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "odd.yaml").write_bytes(b"_target_: 'own.Task' # \xff\n")
+    for run in (tmp_path / "downloads" / "run", tmp_path / "dataset" / "run"):
+        run.mkdir(parents=True)
+        (run / "config_resolved.yaml").write_text("_target_: strange.read_moths\n", encoding="utf-8")
+    trust = Trust(folders=(tmp_path,))
+    trust.check("task", {"_target_": "own.Task"})
+    with pytest.raises(RunError, match="strange"):
+        trust.check("dataset", {"reader": node})
+
+
 def test_a_target_cannot_change_after_it_was_checked(fgvc_run: Path, tmp_path: Path) -> None:
     """The device is chosen by who opens the run: a target that depends on it would be checked as another one."""
     mark = tmp_path / "ran"
@@ -175,6 +188,12 @@ def test_a_run_on_ones_own_reader(
     said = refused("evaluate", f"run={run}", capfd=capfd)
     assert "dataset.reader._target_=mothlib.read_moths" in said
     assert "--config-dir" in said and "trust=true" in said
+    assert "must be true or false" in refused("evaluate", f"run={run}", "trust=no", capfd=capfd)
+    assert "x=1: has no effect on run=" in refused("doctor", f"run={run}", "x=1", capfd=capfd)
+    for words, level in (([], "WARN"), (config_dir, ""), (["trust=true"], "")):
+        with pytest.raises(SystemExit):
+            run_command("doctor", f"run={run}", *words)
+        assert (level or "no warning") in capfd.readouterr().out + "no warning"
     for word in (*config_dir, "trust=true"):
         run_command("evaluate", f"run={run}", word)
         assert "= result.json" in capfd.readouterr().out

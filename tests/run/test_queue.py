@@ -88,6 +88,17 @@ def test_whole_seeds_come_first_and_the_later_override_counts(tmp_path: Path) ->
     assert len({one.run.directory for one in located}) == len(located)
 
 
+def test_words_are_taken_as_dcal_train_takes_them(tmp_path: Path) -> None:
+    jobs = jobs_of(
+        read_queue(written(tmp_path)), ["few"], ["dataset.image_size=64", f"run.root={tmp_path / '2026_11'}"]
+    )
+    config = locate(jobs)[0].run.config
+    assert list(config.dataset.image_size) == [64, 64] and config.run.root.endswith("2026_11")
+    assert list(config.dataset.resize) == [64, 64]  # in the old ratio
+    with pytest.raises(UserError, match=r"run\.fresh=true: a list is continued"):
+        locate(jobs_of(read_queue(written(tmp_path)), ["few"], ["run.fresh=true"]))
+
+
 def test_a_cell_that_waits_for_another_is_left_out_and_refused_by_name(tmp_path: Path) -> None:
     queue = read_queue(written(tmp_path))
     with pytest.raises(UserError, match=r"^cells\.later\.chosen is open"):
@@ -110,6 +121,8 @@ def test_arms_are_chosen_by_name(tmp_path: Path) -> None:
         ({"arms": {"plain": LIST["arms"]["plain"]}}, "cells.few='both'"),
         ({"cells": None}, "has the keys name, order, arms and cells"),
         ({"order": None}, "has the keys name, order, arms and cells"),
+        ({"cells": {"few": {"title": "few", "arms": {}}}, "order": ["few"]}, "cells.few has no seeds, overrides"),
+        ({"arms": {"plain": {}, "both": LIST["arms"]["both"]}}, "arms.plain has no title, overrides"),
     ],
 )
 def test_faults_of_a_list_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -118,7 +131,9 @@ def test_faults_of_a_list_are_named(tmp_path: Path, changes: dict[str, Any], mes
         read_queue(path)
 
 
-@pytest.mark.parametrize("words", [["jobs=2"], ["a.yaml", "b.yaml"], ["a.yaml", "jobs=0"], ["a.yaml", "show=yes"]])
+@pytest.mark.parametrize(
+    "words", [["jobs=2"], ["a.yaml", "b.yaml"], ["a.yaml", "jobs=0"], ["a.yaml", "show=yes"], ["a.yaml", "seed=3"]]
+)
 def test_faults_of_the_command_line_are_named(words: list[str]) -> None:
     with pytest.raises(UserError):
         parse(words)

@@ -59,9 +59,11 @@ def test_what_is_passed_over_is_counted(root: Path) -> None:
     fill(root, "train/a/.hidden.jpg", "train/a/._b.jpg", "train/b/notes.txt", "train/b/x.heic")
     (root / "train/a/gone.jpg").symlink_to("nowhere")
     os.mkfifo(root / "train/b/pipe.jpg")
+    fill(root, "train/loose.jpg", "train/README.txt", "train/.cache/1.jpg")
+    (root / "train/moved").symlink_to("nowhere")
     catalog = read_image_folder(root)
     assert sizes(catalog) == {"train": 4, "test": 4}
-    words = "1 dangling link, 2 hidden, 1 no regular file, 1 of no image type (.heic), 1 of no image type (.txt)"
+    words = "2 dangling link, 3 hidden, 1 image beside the folders of the classes, 1 no regular file, 1 of no image type (.heic), 1 of no image type (.txt)"
     assert words in passed_over(catalog)
 
 

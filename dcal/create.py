@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,13 @@ def create_dcal_model(
     for branch in ("glca", "pwca"):
         if attention not in (branch, "dcal"):
             found[branch]["blocks"] = 0
-    with named_as_arguments():
+    try:
         vit = create_backbone(backbone_name, image_size, pretrained, checkpoint_path, **found["vit"])
         return DCAL(vit, num_classes, glca=found["glca"], pwca=found["pwca"], **found["model"])
+    except UserError as error:  # its message names configuration keys
+        words = re.compile("|".join(rf"\b{re.escape(key)}" for key in ARGUMENTS))
+        error.args = (words.sub(lambda match: ARGUMENTS[match[0]], str(error)),)
+        raise
 
 
 ARGUMENTS = {
@@ -79,17 +82,6 @@ ARGUMENTS = {
     "null": "None",
 }
 """Words of the configuration, in which the modules below name an option, and those of `create_dcal_model`."""
-
-
-@contextmanager
-def named_as_arguments() -> Iterator[None]:
-    """Inside, the message of a `UserError` names the arguments of `create_dcal_model` instead of configuration keys."""
-    try:
-        yield
-    except UserError as error:
-        words = re.compile("|".join(rf"\b{re.escape(key)}" for key in ARGUMENTS))
-        error.args = (words.sub(lambda match: ARGUMENTS[match[0]], str(error)),)
-        raise
 
 
 def _keywords(kind: type[GLCAOptions] | type[PWCAOptions], blocks: str) -> list[str]:

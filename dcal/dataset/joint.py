@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -24,16 +24,6 @@ from dcal.dataset.sampler import BalancedBatches, Draw
 from dcal.utils.errors import UserError, choose
 
 BATCHES = ("proportional", "balanced")
-
-
-class Offset(NamedTuple):
-    """What is added to the numbers of a member, so that no other member has them."""
-
-    label: int
-    """Of classes, or of the identities of training."""
-    identity: int
-    """Of the identities that queries and galleries show."""
-    camera: int
 
 
 class Joint(Data):
@@ -119,24 +109,20 @@ def merged_apart(catalogs: Mapping[str, Catalog]) -> dict[str, Catalog]:
     Junk (-1) and unknown cameras (-1) remain what they are.
     """
     names = [f"{name}/{one}" for name, catalog in catalogs.items() for one in catalog.class_names]
-    found, offset = {}, Offset(0, 0, 0)
+    found = {}
+    label = identity = camera = 0  # what is added: to training labels, to labels of queries and galleries, to cameras
     for name, catalog in catalogs.items():
         retrieval = "query" in catalog.splits
         splits = {
-            split: [
-                moved(record, offset.identity if retrieval and split != "train" else offset.label, offset.camera)
-                for record in records
-            ]
+            split: [moved(record, identity if retrieval and split != "train" else label, camera) for record in records]
             for split, records in catalog.splits.items()
         }
         found[name] = replace(catalog, splits=splits, class_names=names)
         every = [record for records in catalog.splits.values() for record in records]
         sought = [record.label for split, records in catalog.splits.items() if split != "train" for record in records]
-        offset = Offset(
-            offset.label + catalog.num_classes,
-            offset.identity + 1 + max(sought, default=-1),
-            offset.camera + 1 + max(record.camera for record in every),
-        )
+        label += catalog.num_classes
+        identity += 1 + max(sought, default=-1)
+        camera += 1 + max(record.camera for record in every)
     return found
 
 

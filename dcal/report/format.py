@@ -9,7 +9,7 @@ from statistics import mean, median, stdev
 from dcal.metric.interval import Interval
 from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
 from dcal.report.grid import Grid, markdown_rows
-from dcal.report.outcomes import outcomes
+from dcal.report.items import outcomes
 from dcal.report.records import RunRecord
 from dcal.report.table import Row, Spec, Table, show
 from dcal.run.result import COUNTS

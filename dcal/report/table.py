@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
-from dcal.report.items import decode_outcomes
-from dcal.report.outcomes import Outcomes, outcomes
+from dcal.report.items import Outcomes, decode_outcomes, outcomes
 from dcal.report.records import Results, RunRecord
 from dcal.run.identity import is_idle
 from dcal.utils.errors import UserError

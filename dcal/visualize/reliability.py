@@ -37,16 +37,6 @@ class Plot(NamedTuple):
     """For those who cannot see it."""
 
 
-class CameraRow(NamedTuple):
-    """A pair of cameras."""
-
-    query: int
-    gallery: int
-    genuine: int
-    auc: float
-    eer: float
-
-
 def reliability_rows(found: Mapping[str, Any]) -> list[Row]:
     """The rates of `reliability.json` in words and percent, whatever of them is there."""
     return [*_verification(found), *_calibration(found), *_unknown(found)]
@@ -60,13 +50,10 @@ def reliability_text(rows: Sequence[Row]) -> str:
     return "\n".join(f"{row.name:<{width}}  {row.value:>9}  {row.interval}".rstrip() for row in rows)
 
 
-def cameras(found: Mapping[str, Any]) -> list[CameraRow]:
+def cameras(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The pairs of cameras, the largest equal error rate first."""
-    rows = [
-        CameraRow(pair["query"], pair["gallery"], pair["genuine"], pair["auc"]["value"], pair["eer"]["value"])
-        for pair in found.get("cameras", ())
-    ]
-    return sorted(rows, key=lambda row: -row.eer)
+    rows = [{**pair, **{rate: pair[rate]["value"] for rate in ("auc", "eer")}} for pair in found.get("cameras", ())]
+    return sorted(rows, key=lambda row: -row["eer"])
 
 
 def plots(found: Mapping[str, Any]) -> list[Plot]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dcal.metric.statistics import FEWEST_SEEDS, paired_comparison
 from dcal.report.format import difference_cells, metric_values
 from dcal.report.html.run_files import Folder, RunFiles, is_plain
-from dcal.report.outcomes import outcomes
+from dcal.report.items import outcomes
 from dcal.report.records import RunRecord, merge
 from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, with_shared_ids
 from dcal.run.identity import is_idle, recorded_defaults

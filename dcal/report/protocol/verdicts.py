@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
 from dcal.report.format import difference_cells
-from dcal.report.outcomes import outcomes
+from dcal.report.items import outcomes
 from dcal.report.records import Results, RunRecord
 from dcal.run.queue import read_queue
 from dcal.utils.errors import UserError, choose

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Tensor
 from torch.nn import functional as F
 
-from dcal.metric.decision.ladder import Ladder
+from dcal.metric.decision.pairs import Ladder
 from dcal.metric.decision.roc import area, curve_of, equal_error_rate, hit_rate_at
 from dcal.metric.decision.verification import FALSE_ALARM_RATES, FALSE_MATCH_RATES, verification
 

@@ -63,7 +63,10 @@ def test_what_is_passed_over_is_counted(root: Path) -> None:
     (root / "train/moved").symlink_to("nowhere")
     catalog = read_image_folder(root)
     assert sizes(catalog) == {"train": 4, "test": 4}
-    words = "2 dangling link, 3 hidden, 1 image beside the folders of the classes, 1 no regular file, 1 of no image type (.heic), 1 of no image type (.txt)"
+    words = (
+        "2 dangling link, 3 hidden, 1 image beside the folders of the classes, 1 no regular file, "
+        "1 of no image type (.heic), 1 of no image type (.txt)"
+    )
     assert words in passed_over(catalog)
 
 

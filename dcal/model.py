@@ -40,7 +40,7 @@ class DCAL(nn.Module):
         vit: a supported timm ViT; its weights become the self-attention branch, shared with PWCA.
         num_classes: classes, or training identities.
         glca: options of the branch, or a mapping of some of them; None for off.
-        pwca: likewise, of pair-wise cross-attention.
+        pwca: options of pair-wise cross-attention, or a mapping of some of them; None for off.
         head_fusion: `mean`, `max` or `min` over heads in the rollout.
         bnneck: BNNeck in every head, as Re-ID has it.
         side_information: number of cameras (or camera-view pairs) that get a learned embedding; 0 for none.
@@ -251,7 +251,7 @@ class DCAL(nn.Module):
 
         Args:
             features: of each branch, (B, D), from `features`.
-            selected: likewise, passed on.
+            selected: the patches that GLCA selected (B, K), passed on.
         """
         sa, glca, pwca = features
         return Output(

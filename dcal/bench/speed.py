@@ -1,6 +1,6 @@
 """How fast a device trains and infers, by `dcal-train`'s own step: kernel by kernel, compiled, and as a CUDA graph.
 
-The plain ViT and DCAL take turns. Beside the time of a step: *busy*, the sum of the times of its kernels, and the share
+The plain ViT and DCAL take turns. Besides the time of a step: *busy*, the sum of the times of its kernels, and the share
 in which the device waited for the host; *MFU*, the model's FLOPs per second (those of its kernels without what is
 computed twice) relative to a product of two large matrices on the same device in the same precision; and the most
 memory that was held, weights and optimizer included. What a device does not tell is missing.
@@ -89,8 +89,8 @@ def measure_speed(options: Config, device: str) -> Iterator[Config]:
         device: as for `choose_device`.
     """
     own = options["speed"]
-    place = Device(device, own["precision"], (0.0,), (1.0,))
-    cells, best = speed_cells(own, place.torch), largest_speed(place, options)
+    where = Device(device, own["precision"], (0.0,), (1.0,))
+    cells, best = speed_cells(own, where.torch), largest_speed(where, options)
     for cell in cells:
         rows: dict[str, Config] = {}
 
@@ -98,7 +98,7 @@ def measure_speed(options: Config, device: str) -> Iterator[Config]:
             rows |= measure_cell(cell, options, device)
 
         try:
-            peak = peak_bytes(run, place.torch)
+            peak = peak_bytes(run, where.torch)
             if peak is None:
                 run()
         except (RuntimeError, MemoryError) as error:
@@ -126,12 +126,12 @@ def measure_cell(cell: Cell, options: Config, device: str) -> dict[str, Config]:
         images = torch.empty(own["batch_size"], 3, *cell.size, device="meta")
         described = {"precision": "fp32", "mode": cell.mode}
         flops[name] = measure.flops(make_step(meta, images, batch.labels.to("meta"), described))
-    place = state.device.torch
+    where = state.device.torch
     for call, _ in itertools.product(calls.values(), range(WARM_UP + 1)):
         call()
-    seconds = measure.interleaved_medians(calls, options["repeats"], options["min_seconds"], place)
+    seconds = measure.interleaved_medians(calls, options["repeats"], options["min_seconds"], where)
     return {
-        name: {"seconds": seconds[name], "busy": busy_seconds(call, place), "flops": flops[name],
+        name: {"seconds": seconds[name], "busy": busy_seconds(call, where), "flops": flops[name],
                "images/s": own["batch_size"] / seconds[name]}
         for name, call in calls.items()
     }  # fmt: skip
@@ -143,27 +143,27 @@ def make_state(cell: Cell, attention: str, options: Config, device: str) -> Trai
     model = create_dcal_model(
         cell.backbone, options["num_classes"], cell.size, options["top_ratio"], attention, stream=options["stream"]
     )
-    place = Device(device, own["precision"], *normalisation(model.vit))
-    model.to(place.torch).train(cell.mode == "train")
+    where = Device(device, own["precision"], *normalisation(model.vit))
+    model.to(where.torch).train(cell.mode == "train")
     task = FGVC(**TASK)
-    objective = task.objective(model.branches).to(place.torch)
+    objective = task.objective(model.branches).to(where.torch)
     optimization = create_optimization(
         model, objective, set(), total_steps=2, steps_per_epoch=1, batch_size=own["batch_size"], **OPTIMIZER
     )
     train = TrainConfig(epochs=1, auto_accumulate=False, clip_grad=CLIP)
-    scaler = torch.amp.GradScaler(place.torch.type, enabled=place.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(where.torch.type, enabled=where.dtype == torch.float16)
     nothing = cast(Any, None)  # no data: a batch is given
     return TrainState(
-        task, nothing, nothing, model, objective, optimization, place, train, scaler, model.features, model, 1
+        task, nothing, nothing, model, objective, optimization, where, train, scaler, model.features, model, 1
     )
 
 
 def make_batch(state: TrainState, cell: Cell, options: Config) -> Batch:
     """Images of noise, each with the next one as its partner."""
-    count, place = options["speed"]["batch_size"], state.device.torch
-    images = torch.randint(0, 256, (count, 3, *cell.size), dtype=torch.uint8).to(place)
-    labels = (torch.arange(count) % options["num_classes"]).to(place)
-    partners = Partners(((torch.arange(count) + 1) % count).to(place)) if state.model.pwca_blocks else None
+    count, where = options["speed"]["batch_size"], state.device.torch
+    images = torch.randint(0, 256, (count, 3, *cell.size), dtype=torch.uint8).to(where)
+    labels = (torch.arange(count) % options["num_classes"]).to(where)
+    partners = Partners(((torch.arange(count) + 1) % count).to(where)) if state.model.pwca_blocks else None
     return Batch(images, labels, labels, None, partners)
 
 
@@ -210,18 +210,18 @@ def busy_seconds(call: measure.Call, device: torch.device) -> float | None:
     return sum(row.self_device_time_total for row in kernels) / 1e6
 
 
-def largest_speed(place: Device, options: Config) -> float:
+def largest_speed(where: Device, options: Config) -> float:
     """FLOPs per second of a product of two large matrices."""
-    side = LARGE.get(place.torch.type, ELSEWHERE)
-    one = torch.randn(side, side, device=place.torch)
+    side = LARGE.get(where.torch.type, ELSEWHERE)
+    one = torch.randn(side, side, device=where.torch)
 
     def product() -> Tensor:
-        with place.autocast():
+        with where.autocast():
             return one @ one
 
-    if place.dtype is not None:
-        one = one.to(place.dtype)
-    times = measure.interleaved_medians({"product": product}, options["repeats"], options["min_seconds"], place.torch)
+    if where.dtype is not None:
+        one = one.to(where.dtype)
+    times = measure.interleaved_medians({"product": product}, options["repeats"], options["min_seconds"], where.torch)
     return 2 * side**3 / times["product"]
 
 

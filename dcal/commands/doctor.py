@@ -179,13 +179,13 @@ def precision(config: DictConfig) -> Iterator[Finding]:
     from dcal.bench.measure import interleaved_medians
     from dcal.utils.device import Device
 
-    place, name = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3), config.train.precision
-    if place.dtype is None:
+    where, name = Device(config.device, config.train.precision, (0.0,) * 3, (1.0,) * 3), config.train.precision
+    if where.dtype is None:
         yield Finding(OK, "precision", name)
         return
-    exact = torch.randn(768, 768, device=place.torch)
-    short = exact.to(place.dtype)
-    times = interleaved_medians({"fp32": lambda: exact @ exact, name: lambda: short @ short}, 5, 0.01, place.torch)
+    exact = torch.randn(768, 768, device=where.torch)
+    short = exact.to(where.dtype)
+    times = interleaved_medians({"fp32": lambda: exact @ exact, name: lambda: short @ short}, 5, 0.01, where.torch)
     ratio = times["fp32"] / times[name]
     if ratio < 1:
         yield Finding(

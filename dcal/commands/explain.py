@@ -95,9 +95,9 @@ def figure_names(paths: Sequence[Path]) -> list[str]:
     A list may name them with `..`; their figures stay below `out` all the same. The suffix stays in the name, so that
     no two images share a figure.
     """
-    places = [os.path.abspath(path) for path in paths]
-    base = os.path.commonpath([os.path.dirname(place) for place in places])
-    return [f"{os.path.relpath(place, base)}.png" for place in places]
+    absolute = [os.path.abspath(path) for path in paths]
+    base = os.path.commonpath([os.path.dirname(place) for place in absolute])
+    return [f"{os.path.relpath(place, base)}.png" for place in absolute]
 
 
 def one_image(opened: Opened, spec: str) -> Tensor:

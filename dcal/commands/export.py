@@ -64,7 +64,7 @@ def export(config: DictConfig) -> list[Path]:
     check(config, names)
     restored = open_run(config)
     model = of_run(restored, config.license)
-    targets = [place_of(config, name, restored, len(names) > 1) for name in names]
+    targets = [target_of(config, name, restored, len(names) > 1) for name in names]
     for target in targets:
         check_free(target)
     written = [export_one(config, name, restored, model, target) for name, target in zip(names, targets, strict=True)]
@@ -77,7 +77,7 @@ def export(config: DictConfig) -> list[Path]:
     return targets
 
 
-def place_of(config: DictConfig, name: str, restored: Restored, several: bool) -> Path:
+def target_of(config: DictConfig, name: str, restored: Restored, several: bool) -> Path:
     """The folder of an export."""
     if not config.out:
         return restored.directory / "export" / name
@@ -107,7 +107,7 @@ def export_one(config: DictConfig, name: str, restored: Restored, model: Trained
             card = model_card(model.config, name, graph.outputs, sentence(parity, graph))
             (folder / CARD).write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
-        for note in place(folder, target):
+        for note in install(folder, target):
             print(note)
     print(f"{target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
     return Written(name, graph, runner, size, parity, accuracies(parity, seen))
@@ -153,7 +153,7 @@ MANIFEST = "export.json"
 """In an export: the SHA-256 of each of its files, so that a later one knows which of them are as it left them."""
 
 
-def place(folder: Path, target: Path) -> Iterator[str]:
+def install(folder: Path, target: Path) -> Iterator[str]:
     """Moves a new export to its place and deletes what an earlier one left; all other files there are the user's.
 
     Yields:

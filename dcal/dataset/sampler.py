@@ -214,8 +214,8 @@ class BalancedBatches(_Batches):
         order = np.concatenate(columns, axis=1)
         groups = order.reshape(self._length, -1, self._instances)
         # in another order in each batch: else a rank would have the images of one set alone
-        places = rng.permuted(np.tile(np.arange(groups.shape[1]), (self._length, 1)), axis=1)
-        return np.take_along_axis(groups, places[:, :, None], axis=1).reshape(order.shape)
+        positions = rng.permuted(np.tile(np.arange(groups.shape[1]), (self._length, 1)), axis=1)
+        return np.take_along_axis(groups, positions[:, :, None], axis=1).reshape(order.shape)
 
     def _rows(self, own: _Batches, rng: np.random.Generator) -> IntArray:
         """A set's share of every batch: its own epochs, one after the other, as far as they are needed."""

@@ -94,8 +94,8 @@ def open_backbone(
     check_train(config)
     made: Task = make(config.task)
     # one class, for a classifier that nobody asks
-    model, place = build_model(config, 1, (image_size[0], image_size[1]), bnneck=False, sides=(0, 1))
-    return PlainBackbone(config, [], made, model.eval(), place, Trust())
+    model, where = build_model(config, 1, (image_size[0], image_size[1]), bnneck=False, sides=(0, 1))
+    return PlainBackbone(config, [], made, model.eval(), where, Trust())
 
 
 def _sides(size: Any) -> list[int]:

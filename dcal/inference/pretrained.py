@@ -231,13 +231,13 @@ def load(path: str | Path, weights: str = "last", device: str = "auto", trust: b
         RunError: there is no such model, or it is not trusted; the message says what was looked for.
         UserError: there is no such device.
     """
-    place = choose_device(device)
+    where = choose_device(device)
     folder = Path(path).expanduser()
     if (folder / CONFIG).is_file():
         model = _read_folder(folder)
     else:
         model = of_run(restore(find_run(path, "outputs"), weights, "cpu", trust=Trust(trust)))
-    return model.to(place).eval()
+    return model.to(where).eval()
 
 
 def of_run(restored: Restored, licence: str | None = None) -> TrainedDCAL:

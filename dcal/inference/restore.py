@@ -1,6 +1,6 @@
 """From a run directory back to a model: what every command that uses a trained run begins with.
 
-Beside weights and configuration a run keeps `model.json`, what a model needs to be built without its training data:
+Besides weights and configuration a run keeps `model.json`, what a model needs to be built without its training data:
 the names of the classes, and how many cameras and views a side embedding has.
 """
 
@@ -149,24 +149,24 @@ def restore(
         raise RunError(str(error)) from None
     height, width = config.dataset.image_size
     cameras, views = card["sides"]
-    model, place = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
+    model, where = build_model(config, len(card["class_names"]), (height, width), task.bnneck, (cameras, views))
     try:
         # a checkpoint of a run with adapters has them apart
-        model.load_state_dict(merge_adapters(load_file(file, device=str(place.torch)), lora))
+        model.load_state_dict(merge_adapters(load_file(file, device=str(where.torch)), lora))
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = first_line(error)
         raise RunError(
             f"{file}: not the weights of the model in {folder / 'config_resolved.yaml'} ({reason})"
         ) from None
-    return Restored(config, card["class_names"], task, model.eval(), place, trust, folder, file)
+    return Restored(config, card["class_names"], task, model.eval(), where, trust, folder, file)
 
 
 def available_precision(precision: str, device: str) -> str:
     """The precision of a run, or fp32 where the device has no such arithmetic, which is logged."""
-    place = choose_device(device)
-    if computes_in(place, precision):
+    where = choose_device(device)
+    if computes_in(where, precision):
         return precision
-    here = "the CPU" if place.type == "cpu" else place.type
+    here = "the CPU" if where.type == "cpu" else where.type
     logger.warning("trained in %s, which %s does not have: computing in fp32", precision, here)
     return "fp32"
 

@@ -55,10 +55,10 @@ class Trust:
         Raises:
             RunError: a `_target_` that nobody has named; the message names its key.
         """
-        for place, target in () if self.everything else _targets(node, f"{key}."):
+        for name, target in () if self.everything else _targets(node, f"{key}."):
             if target not in _known_targets(config_dir()).union(*map(_known_targets, self.folders)):
                 raise RunError(
-                    f"{place}={target}: the run wants to execute code that conf/ does not name, and is not opened. If "
+                    f"{name}={target}: the run wants to execute code that conf/ does not name, and is not opened. If "
                     "it is your own, give the folder of its YAML file (--config-dir DIR); if you trust whoever made "
                     "it, trust=true"
                 )

@@ -50,7 +50,7 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """mAP, CMC at 1, 5 and 10 and mINP of ranking the gallery per query, as the Re-ID field defines them.
 
-    - Gallery items of the query's identity *and* camera are removed, items with identity -1 (junk) likewise.
+    - Gallery items of the query's identity *and* camera are removed, items with identity -1 (junk), too.
       A negative camera means unknown and equals none, so sets without cameras lose nothing. The query's own
       picture is removed whatever its camera, where `query_pictures` and `gallery_pictures` tell it.
     - AP is the step (not trapezoid) form, mean over the matches of j / rank_j (Zheng et al., ICCV 2015 single

@@ -29,31 +29,31 @@ class Page(NamedTuple):
     """Logged after each epoch, as `test/top1`."""
 
 
-def publish(place: str, pages: Sequence[Page]) -> tuple[str, str]:
+def publish(project_path: str, pages: Sequence[Page]) -> tuple[str, str]:
     """Writes the workspace and the report of a project of W&B; returns their addresses.
 
     Args:
-        place: `ENTITY/PROJECT`.
+        project_path: `ENTITY/PROJECT`.
         pages: in their order.
 
     Raises:
         UserError: the library is missing, there is no such project, or W&B cannot be reached.
     """
-    entity, _, project = place.partition("/")
+    entity, _, project = project_path.partition("/")
     if not entity or not project or "/" in project:
-        raise UserError(f"wandb={place}: give ENTITY/PROJECT, as in the address of the project on W&B")
+        raise UserError(f"wandb={project_path}: give ENTITY/PROJECT, as in the address of the project on W&B")
     try:
         import wandb
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
     except ImportError:
-        raise UserError(f"wandb={place} needs wandb-workspaces: pip install 'dcal[dashboard]'") from None
+        raise UserError(f"wandb={project_path} needs wandb-workspaces: pip install 'dcal[dashboard]'") from None
     try:
         workspace = save_workspace(workspaces, reports, entity, project, pages)
         return workspace, save_report(wandb.Api(), reports, entity, project, pages)
     except Exception as error:  # the errors of the two libraries have no root in common
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"wandb={place}: {reason}; `wandb login`, if there is no key") from error
+        raise UserError(f"wandb={project_path}: {reason}; `wandb login`, if there is no key") from error
 
 
 def save_workspace(workspaces: Any, reports: Any, entity: str, project: str, pages: Sequence[Page]) -> str:

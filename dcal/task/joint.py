@@ -42,7 +42,7 @@ def pool(data: Data, found: Mapping[str, Evaluation], splits: Sequence[str]) -> 
         total = sum(value * weight for value, weight in zip(values, weights, strict=True))
         metrics[key] = total if key in COUNTS else total / sum(weights)
     metrics |= {f"{name}/{key}": value for name, own in found.items() for key, value in own.metrics.items()}
-    starts = {key: data.starts(splits[place]) for key, place in POSITIONS.items()}
+    starts = {key: data.starts(splits[position]) for key, position in POSITIONS.items()}
     columns: dict[str, list[Any]] = {key: [] for key in first.items}
     for name, own in found.items():
         for key, values_N in own.items.items():

@@ -167,7 +167,7 @@ def side_sizes(side_information: str, data: Data) -> tuple[int, int]:
         return 0, 1
     keys = ("camera", "view") if side_information == "camera_view" else ("camera",)
     name, sizes = data.catalog.name, [1, 1]
-    for place, key in enumerate(keys):
+    for position, key in enumerate(keys):
         for split, records in data.catalog.splits.items():
             unknown = [record for record in records if getattr(record, key) < 0]
             if unknown:
@@ -176,7 +176,7 @@ def side_sizes(side_information: str, data: Data) -> tuple[int, int]:
                     f"{split} of {name} have no {key}, first {unknown[0].path}; give each one, or set "
                     "task.side_information=none"
                 )
-            sizes[place] = max(sizes[place], 1 + max(getattr(record, key) for record in records))
+            sizes[position] = max(sizes[position], 1 + max(getattr(record, key) for record in records))
     return sizes[0], sizes[1]
 
 

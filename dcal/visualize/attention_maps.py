@@ -81,7 +81,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
 
     Args:
         image: uint8 (3, H, W) of the model's size.
-        distractor: likewise.
+        distractor: the other image, uint8 (3, H, W) of the model's size.
 
     Raises:
         UserError: the model has no PWCA.
@@ -91,7 +91,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
             "pair: the run has no PWCA (attention.pwca.blocks or probability is 0), so nothing distracts it"
         )
     model.eval()
-    prefix, shares, places = model.prefix, [], []
+    prefix, shares, towards = model.prefix, [], []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         out, trace = attention_with_trace(q, k, v, **options)
@@ -101,7 +101,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         reading = slice(0, 1) if model.pooling.kind == "token" else slice(prefix, None)
         # the mean of no patch is NaN
         shares.append(torch.stack([share_N[reading].mean(), share_N[prefix:].mean()]))
-        places.append(towards_NN[reading, prefix:].mean(0))
+        towards.append(towards_NN[reading, prefix:].mean(0))
         return out
 
     pair = Partners(torch.tensor([1, 0], device=device.torch))
@@ -109,7 +109,7 @@ def distraction(model: DCAL, image: Tensor, distractor: Tensor, device: Device) 
         model.features(device.normalise(torch.stack([image, distractor])), pair)
     class_token, patches = torch.stack(shares, dim=1).cpu()
     grid = tuple(model.vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
-    where = torch.stack(places).mean(0).view(grid).cpu()
+    where = torch.stack(towards).mean(0).view(grid).cpu()
     return Distraction(class_token, patches, where, tuple(index + 1 for index in model.pwca_blocks))
 
 

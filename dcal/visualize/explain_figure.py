@@ -116,17 +116,17 @@ def _picture(axis: Any, title: str, pixels: Any, heat: Tensor | None) -> None:
 
 def _predictions(axis: Any, guesses: Mapping[str, Sequence[tuple[str, float]]]) -> None:
     """Bars of probability, the classes' names on them, branch by branch."""
-    place, ticks, names = 0.0, [], []
+    row, ticks, names = 0.0, [], []
     for branch, pairs in guesses.items():
-        ticks.append(place + (len(pairs) - 1) / 2)
+        ticks.append(row + (len(pairs) - 1) / 2)
         names.append(BRANCH_NAMES[branch])
         for label, probability in pairs:
-            axis.barh(place, probability, height=0.86, color=BRANCH_COLORS[branch], alpha=0.35)
-            axis.text(PERCENT_OF_WIDTH, place, label, va="center", fontsize=7, parse_math=False)
-            axis.text(0.99, place, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7)
-            place += 1.0
-        place += 0.6
-    axis.set(xlim=(0, 1), ylim=(place - 0.6, -0.8), xticks=[])
+            axis.barh(row, probability, height=0.86, color=BRANCH_COLORS[branch], alpha=0.35)
+            axis.text(PERCENT_OF_WIDTH, row, label, va="center", fontsize=7, parse_math=False)
+            axis.text(0.99, row, f"{100 * probability:.1f} %", va="center", ha="right", fontsize=7)
+            row += 1.0
+        row += 0.6
+    axis.set(xlim=(0, 1), ylim=(row - 0.6, -0.8), xticks=[])
     axis.set_yticks(ticks, names, fontsize=7, rotation=90, va="center")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

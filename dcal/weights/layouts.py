@@ -1,8 +1,8 @@
 """Which layouts of weight files are known, how to tell them apart, and the names of timm's models for their tensors.
 
 A layout is known by the names that its backbone always has; what is before those names (`module.`, `base.`,
-`teacher.backbone.`, `visual.trunk.`, ...) is the place of the backbone in the file. Names of the large code bases go to
-timm's own filter as they are; the converters here are for those it does not know.
+`teacher.backbone.`, `visual.trunk.`, ...) is the prefix of the backbone in the file. Names of the large code bases go
+to timm's own filter as they are; the converters here are for those it does not know.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     """A backbone in a file."""
 
     layout: Layout
-    place: str
+    prefix: str
     """What is before its own names."""
     state: State
     """Its tensors, by the names that timm's filter knows."""
@@ -58,19 +58,19 @@ def find_backbone(tensors: Mapping[str, Tensor]) -> Found:
         UserError: none, several without a moving average among them, or one that is refused; the message says so.
     """
     tensors = {_unwrapped(name): value for name, value in tensors.items()}
-    places: dict[str, Layout] = {}
+    prefixes: dict[str, Layout] = {}
     for layout in LAYOUTS:
-        for place in _places(tensors, layout.anchors):
+        for prefix in _prefixes(tensors, layout.anchors):
             if layout.refusal:
                 raise UserError(f"these are weights of {layout.title}: {layout.refusal}")
-            places.setdefault(place, layout)
-    if not places:
+            prefixes.setdefault(prefix, layout)
+    if not prefixes:
         raise UserError(f"no Vision Transformer is in it; it begins with {', '.join(list(tensors)[:3])}")
-    place = _chosen(list(places))
-    own = {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
-    others = tuple(other for other in places if other != place)
-    beside = tuple(name for name in tensors if not name.startswith((place, *others)))
-    return Found(places[place], place, places[place].convert(own), others, beside)
+    prefix = _chosen(list(prefixes))
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    others = tuple(other for other in prefixes if other != prefix)
+    beside = tuple(name for name in tensors if not name.startswith((prefix, *others)))
+    return Found(prefixes[prefix], prefix, prefixes[prefix].convert(own), others, beside)
 
 
 def _unwrapped(name: str) -> str:
@@ -79,19 +79,19 @@ def _unwrapped(name: str) -> str:
     return name
 
 
-def _places(tensors: Mapping[str, Tensor], anchors: tuple[str, ...]) -> list[str]:
+def _prefixes(tensors: Mapping[str, Tensor], anchors: tuple[str, ...]) -> list[str]:
     first = anchors[0]
-    places = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
-    return [place for place in places if all(f"{place}{anchor}" in tensors for anchor in anchors)]
+    prefixes = [name.removesuffix(first) for name in tensors if name == first or name.endswith(f".{first}")]
+    return [prefix for prefix in prefixes if all(f"{prefix}{anchor}" in tensors for anchor in anchors)]
 
 
-def _chosen(places: list[str]) -> str:
-    averages = [place for place in places if AVERAGES & set(re.split(r"[._]", place))]
-    choice = averages if len(places) > 1 else places
+def _chosen(prefixes: list[str]) -> str:
+    averages = [prefix for prefix in prefixes if AVERAGES & set(re.split(r"[._]", prefix))]
+    choice = averages if len(prefixes) > 1 else prefixes
     if len(choice) != 1:
         raise UserError(
-            f"it holds {len(places)} backbones, {', '.join(f'{place}*' for place in places)}, and no name says which "
-            "one is a moving average: save the one that you want in a file of its own"
+            f"it holds {len(prefixes)} backbones, {', '.join(f'{prefix}*' for prefix in prefixes)}, and no name says "
+            "which one is a moving average: save the one that you want in a file of its own"
         )
     return choice[0]
 

@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 
     layout: str
     tensors: int
-    place: str
+    prefix: str
     """What was before the backbone's names in the file."""
     notes: tuple[str, ...]
     """What was changed or left out."""
@@ -51,8 +51,8 @@ class Loaded(NamedTuple):
     """What may not be as it was meant."""
 
     def __str__(self) -> str:
-        place = f" of {self.place}*" if self.place else ""
-        return "; ".join([f"{self.tensors} tensors{place} ({self.layout})", *self.notes])
+        prefix = f" of {self.prefix}*" if self.prefix else ""
+        return "; ".join([f"{self.tensors} tensors{prefix} ({self.layout})", *self.notes])
 
 
 def load_weights(vit: nn.Module, checkpoint: str | Path) -> Loaded:
@@ -99,8 +99,8 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     own = vit.state_dict()
     surplus = [name for name in state if name not in own and name.split(".")[0] not in PARTS]
     if found.others:
-        notes.append(f"of the backbones in the file {found.place}* is taken, {'*, '.join(found.others)}* left out")
-    dropped = _summary([*surplus, *(_below(name, found.place) for name in found.beside)])
+        notes.append(f"of the backbones in the file {found.prefix}* is taken, {'*, '.join(found.others)}* left out")
+    dropped = _summary([*surplus, *(_below(name, found.prefix) for name in found.beside)])
     if dropped:
         notes.append(f"left out: {dropped}")
     warnings = []
@@ -111,7 +111,7 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     if clip and not isinstance(vit, eva.Eva) and not _has_quick_gelu(vit):
         warnings.append("OpenAI's own weights were trained with QuickGELU: for those choose a *_quickgelu_* backbone")
     state = {name: value for name, value in state.items() if name not in surplus and not name.startswith(HEAD_KEYS)}
-    return state, Loaded(found.layout.title, len(state), found.place, tuple(notes), tuple(warnings))
+    return state, Loaded(found.layout.title, len(state), found.prefix, tuple(notes), tuple(warnings))
 
 
 def _timm_names(vit: nn.Module, found: Found) -> State:
@@ -263,9 +263,9 @@ def _has_quick_gelu(vit: nn.Module) -> bool:
     return any(type(module).__name__ == "QuickGELU" for module in vit.modules())
 
 
-def _below(name: str, place: str) -> str:
+def _below(name: str, prefix: str) -> str:
     """The name without the containers that it shares with the backbone."""
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(name.split("."), place.split("."), strict=False))
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(name.split("."), prefix.split("."), strict=False))
     return name.split(".", sum(1 for _ in shared))[-1]
 
 

@@ -32,7 +32,7 @@ def with_members(config: DictConfig) -> DictConfig:
     """A composed configuration of `dcal-train` with the members of its data set in full; else as it is.
 
     Args:
-        config: is changed in its place.
+        config: is changed in place.
 
     Raises:
         UserError: a member cannot be had, or has a key that it cannot have; the message names the key.
@@ -75,26 +75,26 @@ def member_node(name: str, own: Any) -> dict[str, Any]:
     Raises:
         UserError: naming its key.
     """
-    place = f"dataset.members.{name}"
+    prefix = f"dataset.members.{name}"
     if not NAME.fullmatch(name):
-        raise UserError(f"{place}: a member's name has letters, digits, _ and - alone: it is part of file names")
+        raise UserError(f"{prefix}: a member's name has letters, digits, _ and - alone: it is part of file names")
     if not isinstance(own, dict):
-        raise UserError(f"{place}={own}: is a data set, and has keys: {place}.root=FOLDER")
+        raise UserError(f"{prefix}={own}: is a data set, and has keys: {prefix}.root=FOLDER")
     form = str(own.pop(FORM, name))
     options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
-    choose(f"{place}.{FORM}" if form != name else "dataset.members", form, options)
+    choose(f"{prefix}.{FORM}" if form != name else "dataset.members", form, options)
     try:
         composed = compose("train", [search_path(sys.argv[1:]), f"dataset={form}"])
-        for key, value in _checked(own, composed.dataset, place):
+        for key, value in _checked(own, composed.dataset, prefix):
             OmegaConf.update(composed, f"dataset.{key}", value)
         node: Any = OmegaConf.to_container(composed.dataset, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{place}: {first_line(error)}") from None
+        raise UserError(f"{prefix}: {first_line(error)}") from None
     node["reader"]["_partial_"] = True  # called by the joint set, which says whose reader it was
     return dict(node)
 
 
-def _checked(own: Mapping[str, Any], node: DictConfig, place: str) -> Iterator[tuple[str, Any]]:
+def _checked(own: Mapping[str, Any], node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
     """The keys that a member gives below its name, each with its value.
 
     Raises:
@@ -103,16 +103,16 @@ def _checked(own: Mapping[str, Any], node: DictConfig, place: str) -> Iterator[t
     for key, value in own.items():
         if key not in OF_MEMBERS:
             if key in node:
-                raise UserError(f"{place}.{key}: all members have the same; set dataset.{key}")
-            raise UserError(f"{place}.{key}: no such key; {nearest(str(key), [FORM, *OF_MEMBERS])}")
+                raise UserError(f"{prefix}.{key}: all members have the same; set dataset.{key}")
+            raise UserError(f"{prefix}.{key}: no such key; {nearest(str(key), [FORM, *OF_MEMBERS])}")
         if key != "reader":
             yield key, value
             continue
         if not isinstance(value, dict):
-            raise UserError(f"{place}.reader={value}: has keys of its own: {place}.reader.KEY=VALUE")
+            raise UserError(f"{prefix}.reader={value}: has keys of its own: {prefix}.reader.KEY=VALUE")
         for option, chosen in value.items():
             known = [str(name) for name in node.reader if name not in ("_target_", "root")]
             if option not in known:
                 hint = nearest(str(option), known) if known else "this set has no options"
-                raise UserError(f"{place}.reader.{option}: no such key; {hint}")
+                raise UserError(f"{prefix}.reader.{option}: no such key; {hint}")
             yield f"reader.{option}", chosen

@@ -177,14 +177,14 @@ class Strip(NamedTuple):
 
 def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
     """Interval, mean and seeds of the first metric of each row."""
-    place = Scale(*axis_range(rows), 0.0, 100.0)
+    scale = Scale(*axis_range(rows), 0.0, 100.0)
     return [
         Strip(
-            max(0.0, place(row.interval.low if row.interval else row.primary)),
-            min(100.0, place(row.interval.high if row.interval else row.primary)),
-            place(row.primary),
-            [place(value) for value in next(iter(row.values.values()))],
-            None if reference is None else place(reference.primary),
+            max(0.0, scale(row.interval.low if row.interval else row.primary)),
+            min(100.0, scale(row.interval.high if row.interval else row.primary)),
+            scale(row.primary),
+            [scale(value) for value in next(iter(row.values.values()))],
+            None if reference is None else scale(reference.primary),
         )
         for row in rows
     ]

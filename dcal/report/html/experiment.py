@@ -65,8 +65,8 @@ class Experiment(NamedTuple):
         total, leaders = len(self.variants), self.leaders
         if total == 1:
             return ""
-        place = f"all {total} alike" if len(leaders) == total else f"best of {total}"
-        return f"{place}: {'; '.join(leaders)}"
+        standing = f"all {total} alike" if len(leaders) == total else f"best of {total}"
+        return f"{standing}: {'; '.join(leaders)}"
 
 
 class Verdict(NamedTuple):

@@ -30,7 +30,7 @@ class Picture(NamedTuple):
     rank: str
     """Base64 of little-endian uint16, a patch each: 0 for the one with most attention."""
     attention: str
-    """Likewise: its attention, 65535 for the most."""
+    """The attention of the image in as many shades: 65535 for the most."""
 
 
 def picture(gallery: Gallery, position: int, alt: str) -> Picture:

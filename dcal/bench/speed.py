@@ -1,7 +1,7 @@
 """How fast a device trains and infers, by `dcal-train`'s own step: kernel by kernel, compiled, and as a CUDA graph.
 
-The plain ViT and DCAL take turns. Besides the time of a step: *busy*, the sum of the times of its kernels, and the share
-in which the device waited for the host; *MFU*, the model's FLOPs per second (those of its kernels without what is
+The plain ViT and DCAL take turns. Besides the time of a step: *busy*, the sum of the times of its kernels, and the
+share in which the device waited for the host; *MFU*, the model's FLOPs per second (those of its kernels without what is
 computed twice) relative to a product of two large matrices on the same device in the same precision; and the most
 memory that was held, weights and optimizer included. What a device does not tell is missing.
 """

@@ -96,8 +96,8 @@ def figure_names(paths: Sequence[Path]) -> list[str]:
     no two images share a figure.
     """
     absolute = [os.path.abspath(path) for path in paths]
-    base = os.path.commonpath([os.path.dirname(place) for place in absolute])
-    return [f"{os.path.relpath(place, base)}.png" for place in absolute]
+    base = os.path.commonpath([os.path.dirname(path) for path in absolute])
+    return [f"{os.path.relpath(path, base)}.png" for path in absolute]
 
 
 def one_image(opened: Opened, spec: str) -> Tensor:

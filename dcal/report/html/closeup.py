@@ -145,10 +145,10 @@ def ranked_list(run: RunFiles, gallery: Gallery, position: int, row: int, part: 
 
     items, found = run.items, []
     for rank, (number, code) in enumerate(zip(items["nearest"][row], items["nearest_mark"][row], strict=True), 1):
-        position = gallery.position(part, int(number))
-        if position is not None:
+        shown = gallery.position(part, int(number))
+        if shown is not None:
             mark = MARKS[code]
-            found.append(Found(picture(gallery, position, f"rank {rank}: {mark}"), mark))
+            found.append(Found(picture(gallery, shown, f"rank {rank}: {mark}"), mark))
     camera = int(items["camera"][row])
     lines = [f"AP {100 * items['average_precision'][row]:.0f} %", f"first match at {int(items['first_rank'][row])}"]
     lines += [f"camera {camera}"] if camera >= 0 else []

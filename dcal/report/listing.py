@@ -66,8 +66,9 @@ def list_runs(root: Path) -> Iterator[Listed]:
                 result = read_result(directory) or {}
             if not isinstance(result, dict) or not {"metrics", "primary_metric"} <= set(result):
                 state, result = "interrupted", {}  # torn: the run writes it anew when it is repeated
-        files = (directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE, FAILURE_FILE))
-        changed = max(file.stat().st_mtime for file in files if file.is_file())
+        files = [directory / name for name in (RESULT_FILE, "metrics.jsonl", CONFIG_FILE)]
+        there = [file for file in files if file.is_file()] or [directory / FAILURE_FILE]
+        changed = max(file.stat().st_mtime for file in there)
         seed = directory.name.removeprefix("seed=")
         number = int(seed) if seed.isdigit() else None
         yield Listed(directory, number, state, result.get("primary_metric", ""), result.get("metrics", {}), changed)

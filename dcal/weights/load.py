@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
@@ -177,15 +178,31 @@ def _fit_position_embedding(vit: nn.Module, state: State) -> list[str]:
         return []
     grid = tuple(vit.patch_embed.grid_size)  # type: ignore[union-attr,arg-type]
     prefix = own.shape[1] - math.prod(grid)
-    rows = given.shape[1]
-    count = rows - prefix
-    if prefix and count != math.prod(grid) and [math.isqrt(n) ** 2 == n for n in (rows, count)] == [True, False]:
-        raise ValueError(f"{rows} position embeddings, none of them of the class token, which has one in the model")
+    count = given.shape[1] - prefix
+    if prefix == 1 and _has_patches_alone(given[0].float()):
+        raise ValueError(f"{count + 1} position embeddings, none of the class token, which has one in the model")
     source = _source_grid(vit, count, grid)
     if source == grid or count < 1:
         return []
     state["pos_embed"] = resample_abs_pos_embed(given, list(grid), list(source), num_prefix_tokens=prefix)
     return [f"position embeddings resampled from {source[0]}x{source[1]} to {grid[0]}x{grid[1]} patches"]
+
+
+def _has_patches_alone(table_ND: Tensor) -> bool:
+    """Whether position embeddings are of a square grid, without a class token, as FlexiViT's and big_vision's are.
+
+    49 may be 7 x 7, or a class token and 6 x 8: patches one above the other are alike, and tell which.
+    """
+    side = math.isqrt(len(table_ND))
+    if side * side != len(table_ND) or side < 3:
+        return False
+    centred_ND = table_ND - table_ND.mean(0)
+
+    def alike(first: int, width: int) -> float:
+        own_ND = centred_ND[first:]
+        return float(torch.cosine_similarity(own_ND[:-width], own_ND[width:], dim=-1).mean())
+
+    return alike(0, side) > max(alike(1, side - 1), alike(1, side + 1)) + 0.05
 
 
 def _source_grid(vit: nn.Module, count: int, grid: tuple[int, ...]) -> tuple[int, ...]:

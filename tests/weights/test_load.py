@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from tiny import SMALL
 from torch import Tensor, nn
 from weight_files import (
@@ -143,10 +144,15 @@ def test_gelu_that_openai_did_not_use_is_said(tmp_path: Path) -> None:
 def test_positions_without_one_of_the_class_token_are_refused(tmp_path: Path) -> None:
     """As FlexiViT and big_vision have them: 49 rows are a 7 x 7 grid, and no class token and 48 patches."""
     state: dict[str, Tensor] = source().state_dict()
-    path = save({**state, "pos_embed": state["pos_embed"][:, 1:]}, tmp_path / "flexi.pth")
-    for size in ((112, 112), (64, 64), (96, 64)):
-        with pytest.raises(CheckpointError, match="49 position embeddings, none of them of the class token"):
+    smooth = resample_abs_pos_embed(torch.randn(1, 9, 32), [7, 7], [3, 3], num_prefix_tokens=0)
+    path = save({**state, "pos_embed": smooth}, tmp_path / "flexi.pth")
+    for size in ((112, 112), (96, 128), (64, 64), (96, 64)):
+        with pytest.raises(CheckpointError, match="49 position embeddings, none of the class token"):
             create_backbone(PLAIN, size, checkpoint=path, kwargs=SMALL)
+    smooth = resample_abs_pos_embed(torch.randn(1, 10, 32), [6, 8], [3, 3], num_prefix_tokens=1)
+    path = save({**state, "pos_embed": smooth}, tmp_path / "oblong.pth")
+    for size in ((112, 112), (96, 128), (96, 64)):
+        create_backbone(PLAIN, size, checkpoint=path, kwargs=SMALL)
 
 
 def test_parts_that_the_model_has_not_are_not_dropped(tmp_path: Path) -> None:

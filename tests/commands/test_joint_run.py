@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from run_command import killed, refused, run_command
+from run_command import killed, one_thread, refused, run_command
 
 import dcal
 from dcal.api.train import composed
@@ -246,9 +246,10 @@ def test_classifiers_tell_apart_the_classes_of_all_members(tmp_path: Path) -> No
 
 def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     slow = ["train.checkpoint_minutes=0", "dataset.batches=balanced", "train.figures=false"]
-    whole = trained(tmp_path / "whole", *slow)
-    killed(lambda: trained(tmp_path / "broken", *slow), step=6)
-    broken = trained(tmp_path / "broken", *slow)
+    with one_thread():
+        whole = trained(tmp_path / "whole", *slow)
+        killed(lambda: trained(tmp_path / "broken", *slow), step=6)
+        broken = trained(tmp_path / "broken", *slow)
     assert read(broken, "result.json")["metrics"] == read(whole, "result.json")["metrics"]
     assert (broken / "last.safetensors").read_bytes() == (whole / "last.safetensors").read_bytes()
 

@@ -18,10 +18,10 @@ from dcal.attention.adapters import is_adapter
 from dcal.attention.glca import GlobalLocalCrossAttention
 from dcal.attention.options import GLCAOptions, PWCAOptions, branch_options
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
-from dcal.attention.pooling import CLASS_TOKEN, pooling_of, record
+from dcal.attention.pooling import CLASS_TOKEN, pooling_of
 from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
 from dcal.attention.rollout import HEAD_FUSIONS
-from dcal.attention.rows import run_prefix
+from dcal.attention.rows import run_traced
 from dcal.attention.support import check_supported
 from dcal.attention.trace import Trace
 from dcal.backbone import embed, final_norm
@@ -294,11 +294,3 @@ class DCAL(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
-
-
-def run_traced(
-    block: nn.Module, x_BND: Tensor, rope: Tensor | None = None, prefix_only: int | None = None
-) -> tuple[Tensor, Trace]:
-    """One block on one stream, with the trace of its attention; only the prefix rows if `prefix_only` says how many."""
-    traces: list[Trace] = []
-    return run_prefix(block, x_BND, rope, prefix_only, record(traces)), traces[0]

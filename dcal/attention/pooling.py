@@ -22,8 +22,8 @@ from dcal.attention.trace import (
     at_least_float32,
     attention,
     attention_rows,
-    attention_with_trace,
     fuse_heads,
+    record,
     without_autocast,
 )
 
@@ -92,17 +92,6 @@ class Pooling(NamedTuple):
 
 
 CLASS_TOKEN = Pooling()
-
-
-def record(traces: list[Trace]) -> Attend:
-    """Attention that leaves its trace in `traces`."""
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-        out, trace = attention_with_trace(q, k, v, **options)
-        traces.append(trace)
-        return out
-
-    return attend
 
 
 def pooling_of(vit: nn.Module) -> Pooling | None:

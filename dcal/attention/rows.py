@@ -17,7 +17,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from dcal.attention.timm_blocks import Attend, intercept
-from dcal.attention.trace import attention
+from dcal.attention.trace import Trace, attention, record
 
 
 def run_block(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> Tensor:
@@ -57,6 +57,14 @@ def run_prefix(block: nn.Module, x_BND: Tensor, rope: Tensor | None, prefix_only
         return run_rows(block, x_BND[:, :prefix_only], keys_values, rope_rows(rope, None), attend)
     with intercept(attend):
         return run_block(block, x_BND, rope)
+
+
+def run_traced(
+    block: nn.Module, x_BND: Tensor, rope: Tensor | None = None, prefix_only: int | None = None
+) -> tuple[Tensor, Trace]:
+    """`run_prefix` with the block's own attention, and the trace of it."""
+    traces: list[Trace] = []
+    return run_prefix(block, x_BND, rope, prefix_only, record(traces)), traces[0]
 
 
 def project_keys_values(block: nn.Module, x_BND: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dcal.attention.cpu_kernels import CACHE_BLOCK, AttentionByRows, Tiles
+from dcal.attention.timm_blocks import Attend
 
 LOG2_E = math.log2(math.e)
 
@@ -58,6 +59,17 @@ def attention_with_trace(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tup
             return AttentionByRows.apply(q, k, v, scale), Trace(q.detach(), k.detach(), scale, None)
     out = F.scaled_dot_product_attention(q, k, v, **options)
     return out, Trace(q.detach(), k.detach(), scale, None)
+
+
+def record(traces: list[Trace]) -> Attend:
+    """Attention that leaves its trace in `traces`."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        out, trace = attention_with_trace(q, k, v, **options)
+        traces.append(trace)
+        return out
+
+    return attend
 
 
 def _as_autocast(t: Tensor) -> Tensor:

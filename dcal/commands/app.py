@@ -83,14 +83,13 @@ def examine(words: Sequence[str]) -> None:
     """`dcal-doctor`: looks at one run (`run=`), or at what `dcal-train` needs with the same words."""
     runs = [word.partition("=")[2] for word in words if word.startswith("run=")]
     if runs:
-        folders, known = config_folders(words), ("run=", "root=", "trust=", "-cd", "--config-dir")
-        others = [word for word in words if not word.startswith(known) and Path(word).absolute() not in folders]
+        folders, known = config_folders(words), ("run=", "root=", "trust=true", "trust=false", "-cd", "--config-dir")
+        others = [word for word in words if not word.lower().startswith(known) and Path(word).absolute() not in folders]
         if others:
             raise UserError(f"{' '.join(others)}: has no effect on run=, leave it out; root=FOLDER says where runs are")
         root = next((word.partition("=")[2] for word in reversed(words) if word.startswith("root=")), "outputs")
-        trusted = "trust=true" in map(str.lower, words)
         with modules_of_current_folder() if may_name_code("doctor") else nullcontext():
-            command_function("doctor", "examine_run")(runs[-1], root, trusted, folders)
+            command_function("doctor", "examine_run")(runs[-1], root, is_trusted(words), folders)
         return
     # a check leaves no folder behind, and of an ablation it looks at what the points have in common
     sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
@@ -200,7 +199,12 @@ def one_sentence(error: Exception) -> str:
 def may_name_code(config_name: str) -> bool:
     """Whether a `_target_` is the user's own: typed for a new run, or trusted by the user where a run is opened."""
     words = sys.argv[1:]
-    return config_name == "train" or bool(config_folders(words)) or "trust=true" in map(str.lower, words)
+    return config_name == "train" or bool(config_folders(words)) or is_trusted(words)
+
+
+def is_trusted(words: Sequence[str]) -> bool:
+    """Whether the user vouches for the run that is opened."""
+    return "trust=true" in map(str.lower, words)
 
 
 @contextmanager

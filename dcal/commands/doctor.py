@@ -31,9 +31,9 @@ from packaging.requirements import Requirement
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
 from dcal.run.find import find_run
-from dcal.run.identity import quiet
 from dcal.run.provenance import git_state
 from dcal.utils.errors import is_for_user
+from dcal.utils.streams import quiet
 
 GIB = 1024**3
 
@@ -63,12 +63,11 @@ def doctor(config: DictConfig) -> None:
         raise SystemExit(code)
 
 
-def examine_run(spec: str, root: str = "outputs", trusted: bool = False, folders: Sequence[Path] = ()) -> None:
+def examine_run(spec: str, root: str, trusted: bool, folders: Sequence[Path]) -> None:
     """The state of one run.
 
     Args:
-        spec: the run, as `find_run` takes it.
-        root: folder of the runs.
+        spec, root: the run and the folder of runs, as `find_run` takes them.
         trusted: the user vouches for whatever code the run names.
         folders: of the user's own YAML files, whose targets count as ours.
 

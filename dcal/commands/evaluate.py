@@ -138,8 +138,8 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         label = str(directory.relative_to(folder)) if several else str(directory)
         rows.append((label, {name: cell._asdict() for name, cell in found.items()}))
     print(cross_text(rows, metric))
-    for name, found_cell in rows[0][1].items():
-        print(f"{name}: {found_cell['data']}, {found_cell['items']} items")
+    for name, shown in rows[0][1].items():
+        print(f"{name}: {shown['data']}, {shown['items']} items")
     if config.picture is not None:
         draw_cross_table(rows, metric, Path(config.picture).expanduser())
     if config.out:
@@ -150,11 +150,11 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
 def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
     """Root by name of data sets that are written NAME or NAME:ROOT."""
     words = [str(word) for word in (datasets if isinstance(datasets, ListConfig) else [datasets])]
+    options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
     found: dict[str, str | None] = {}
     for word in words:
         name, _, root = word.partition(":")
-        own = config_folders(sys.argv[1:])
-        choose("datasets", name, [option for option in group_options("dataset", own) if option != JOINT])
+        choose("datasets", name, options)
         if name in found:
             raise UserError(f"datasets: names {name} twice")
         found[name] = root or None

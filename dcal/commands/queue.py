@@ -26,13 +26,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from dcal.commands.app import modules_of_current_folder
-from dcal.commands.words.keys import check_words
-from dcal.commands.words.members import with_members
-from dcal.commands.words.overrides import follow_image_size, prepare
+from dcal.commands.words.overrides import composed_train
 from dcal.config import register
 from dcal.distributed.env import module_command
 from dcal.run.directory import Run
@@ -121,11 +119,10 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
     register()
     composed: dict[tuple[str, ...], tuple[DictConfig, Identity]] = {}
     queued = []
-    words = {overrides: as_typed(overrides) for overrides in dict.fromkeys(job.overrides for job in jobs)}
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         for job in jobs:
             if job.overrides not in composed:
-                config = with_members(compose("train", words[job.overrides]))
+                config = composed_train(job.overrides)
                 if config.run.fresh:
                     raise UserError("run.fresh=true: a list is continued; train a single run anew with dcal-train")
                 composed[job.overrides] = config, identify(config)
@@ -134,13 +131,6 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
             config.seed = job.seed
             queued.append(Queued(job, Run(config, identity)))
     return queued
-
-
-def as_typed(overrides: Sequence[str]) -> list[str]:
-    """The overrides as `dcal-train` takes them from its command line."""
-    words = prepare(overrides, "train")
-    check_words(words)
-    return follow_image_size(words, "train")
 
 
 def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.words.overrides import typed_overrides
+from dcal.commands.words.overrides import composed_train, typed_overrides
 from dcal.report import best, listing, records
 from dcal.report.compare import text
 from dcal.report.compare.pair import compare_sides
@@ -222,7 +221,7 @@ def plan(protocol: Mapping[str, Any], cells: Sequence[str]) -> Iterator[verdicts
     """The settings that each arm has in these cells, whatever the data's folder and the weights' file."""
     jobs = {(job.cell, job.arm, job.point): job.overrides for job in jobs_of(protocol, cells)} if cells else {}
     for (cell, arm, point), words in jobs.items():
-        config: Any = OmegaConf.to_container(compose("train", list(words)), resolve=True)  # by the Hydra that runs this
+        config: Any = OmegaConf.to_container(composed_train(words), resolve=True)
         yield verdicts.Planned(cell, arm, point, records.flat(config))
 
 

@@ -8,6 +8,7 @@ with batch B.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Draw(NamedTuple):
     """Seed of this image's augmentation: a pure function of (seed, epoch, position in the global order)."""
 
 
-class _Batches(Sampler[list[Draw]]):
+class _Batches(Sampler[list[Draw]], ABC):
     """What both samplers share; a subclass says in which order an epoch visits the images."""
 
     def __init__(self, batch_size: int, seed: int, rank: int, world_size: int) -> None:
@@ -58,12 +59,13 @@ class _Batches(Sampler[list[Draw]]):
         for indices, image_seeds in zip(order[first:, mine], seeds[first:, mine], strict=True):
             yield [Draw(*pair) for pair in zip(indices.tolist(), image_seeds.tolist(), strict=True)]
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Batches of an epoch."""
 
+    @abstractmethod
     def _order(self, rng: np.random.Generator) -> IntArray:
         """Indices of the epoch, one row per global batch: (batches, batch_size · world_size)."""
-        raise NotImplementedError
 
 
 class ShuffleBatches(_Batches):

@@ -1,4 +1,4 @@
-"""The images that a command works on, the run's data set, another one, or files of none; and their embeddings."""
+"""The images that a command works on (those of the run's data set, of another one, or loose files); embeddings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_data(restored: Restored, dataset: Mapping[str, Any] | None = None) -> D
     members = own["members"]
     if asked.get("reader"):
         if restored.device.num_cameras and (members or reader_name(asked["reader"]) != reader_name(own["reader"])):
-            hint = "choose a member with member=NAME" if members else "evaluate it on its own set, or train without"
+            hint = "choose a member with member=NAME" if members else "evaluate it on its own set"
             raise UserError(
                 "dataset: the run embeds the cameras that it was trained with (task.side_information), and would take "
                 f"this set's for those; {hint}"
@@ -240,8 +240,8 @@ def _moved_members(members: Mapping[str, Any], asked: Mapping[str, Any]) -> dict
         raise UserError(
             f"dataset.root={asked['root']}: the run was trained on {', '.join(members)}; set dataset.members.NAME.root"
         )
-    every = {key: asked[key] for key in ("allow_mismatch",) if key in asked}
-    moved = {name: {**own, **every} for name, own in members.items()}
+    allowed = {"allow_mismatch": asked["allow_mismatch"]} if "allow_mismatch" in asked else {}
+    moved = {name: {**own, **allowed} for name, own in members.items()}
     for name, given in (asked.get("members") or {}).items():
         own = moved[choose("dataset.members", name, members)]
         for key in given:

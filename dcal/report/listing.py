@@ -15,7 +15,7 @@ from dcal.report.grid import Grid
 from dcal.report.records import flat, parse, read_yaml
 from dcal.report.typed import read_overrides, without
 from dcal.run.directory import CONFIG_FILE, FAILURE_FILE, IDENTITY_FILE, RESULT_FILE
-from dcal.run.identity import attention_name, dataset_name_of, recorded_defaults
+from dcal.run.identity import MEMBER, attention_name, dataset_name, recorded_defaults
 from dcal.run.listing import STATES, run_directories, state_of
 from dcal.run.result import read_result
 from dcal.utils.errors import UserError, choose, nearest
@@ -89,6 +89,13 @@ def settings_of(directory: Path) -> Settings:
     if not (directory / CONFIG_FILE).is_file():
         return {}
     return parse(directory / CONFIG_FILE, lambda text: flat(read_yaml(text)))
+
+
+def dataset_name_of(settings: Mapping[str, Any]) -> str:
+    """The name of a data set by the settings that `identity.json` keeps."""
+    targets = {key: value for key, value in settings.items() if key.endswith(".reader._target_")}
+    members = {key.split(".")[2]: None for key in targets if MEMBER.match(key)}
+    return dataset_name({"members": members, "reader": {"_target_": targets.get("dataset.reader._target_", "")}})
 
 
 def condition(words: Sequence[str]) -> dict[str, Any]:

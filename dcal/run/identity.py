@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -28,14 +26,23 @@ from dcal.run.data_digest import DataDigest, data_digest, joint_digest
 from dcal.run.digest import file_digest
 from dcal.utils.arguments import typed_arguments
 from dcal.utils.errors import UserError
+from dcal.utils.streams import quiet
 
 IDENTITY = ("backbone", "attention", "task", "dataset", "optimizer", "train", "deterministic")
 """Nodes of the configuration that decide the numbers of a run."""
 NOT_IDENTITY = {
     "dataset": {"root", "cache", "on_bad_image"},
     "train": {
-        *("workers", "progress", "log_every", "figures", "checkpoint_minutes"),
-        *("eval_batch_size", "accumulate", "auto_accumulate", "compile", "activation_checkpointing"),
+        "workers",
+        "progress",
+        "log_every",
+        "figures",
+        "checkpoint_minutes",
+        "eval_batch_size",
+        "accumulate",
+        "auto_accumulate",
+        "compile",
+        "activation_checkpointing",
     },
 }
 """Keys of these nodes that only decide where data are and how fast they come."""
@@ -236,10 +243,7 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
             continue
         try:
             with quiet("dcal.dataset"):
-                function = instantiate({"_target_": reader._target_, "_partial_": True}).func
-                given: Any = OmegaConf.to_container(reader, resolve=True)
-                typed = typed_arguments(function, given, "dataset.reader")  # as in training
-                catalog = instantiate(typed, _convert_="all", _partial_=False)
+                catalog = instantiate(typed_reader(reader, "dataset.reader"), _convert_="all", _partial_=False)
         except Exception:  # a reader may be the user's own, and raise anything
             return None, False
         if not isinstance(catalog, Catalog):
@@ -249,6 +253,18 @@ def read_digest(config: DictConfig) -> tuple[DataDigest | None, bool]:
         return joint_digest(catalogs), True
     (only,) = catalogs.values()
     return None if only is None else data_digest(only), True
+
+
+def typed_reader(reader: DictConfig, key: str) -> dict[str, Any]:
+    """The node of a reader, its options as the function annotates them; see `typed_arguments`.
+
+    Raises:
+        InstantiationException: there is no such function.
+        UserError: an option of another type; the message names its key.
+    """
+    function = instantiate({"_target_": reader._target_, "_partial_": True}).func
+    given: Any = OmegaConf.to_container(reader, resolve=True)
+    return typed_arguments(function, given, key)
 
 
 def _is_drawn(reader: DictConfig) -> bool:
@@ -266,30 +282,11 @@ def dataset_name(dataset: Mapping[str, Any]) -> str:
     return "+".join(sorted(dataset.get("members") or ())) or reader_name(dataset.get("reader"))
 
 
-def dataset_name_of(settings: Mapping[str, Any]) -> str:
-    """The same by the settings that `identity.json` keeps."""
-    targets = {key: value for key, value in settings.items() if key.endswith(".reader._target_")}
-    members = {key.split(".")[2]: None for key in targets if MEMBER.match(key)}
-    return dataset_name({"members": members, "reader": {"_target_": targets.get("dataset.reader._target_", "")}})
-
-
 def _placeless(member: Mapping[str, Any]) -> dict[str, Any]:
     """A member of a joint data set with `ROOT` wherever its folder is named: in the values that referred to it."""
     root = member["root"]
     reader = {key: ROOT if root is not None and value == root else value for key, value in member["reader"].items()}
     return {**member, "root": ROOT, "reader": reader}
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silences a package's log below errors: what it says is said again when the data are opened."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _sha256(content: Any) -> str:

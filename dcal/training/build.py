@@ -4,6 +4,7 @@ reader of the data, which `dcal.run.identity` calls to tell the run by its data.
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from dcal.config import Config
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.model import DCAL
+from dcal.run.identity import typed_reader
 from dcal.task.options import Task
 from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
 from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
 from dcal.training.state import TrainState
-from dcal.utils.arguments import typed_arguments
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.rng import part_ways, seed_everything
@@ -271,10 +272,6 @@ def with_typed_readers(node: DictConfig) -> DictConfig:
                 f"{name}.reader={reader}: must name in _target_ the function that reads the data set, with its "
                 "arguments beside it; the options of `dataset=` do"
             )
-        try:
-            function = instantiate({"_target_": reader._target_, "_partial_": True}).func
-        except InstantiationException:  # said of the whole node
-            continue
-        given: Any = OmegaConf.to_container(reader, resolve=True)
-        own.reader = typed_arguments(function, given, f"{name}.reader")
+        with suppress(InstantiationException):  # said of the whole node
+            own.reader = typed_reader(reader, f"{name}.reader")
     return typed

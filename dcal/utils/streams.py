@@ -1,9 +1,11 @@
-"""What is said on stderr must not decide whether a run goes on."""
+"""What a program says: on stderr, which must not decide whether a run goes on, and in its log."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 
@@ -40,3 +42,15 @@ def make_stderr_optional() -> None:
     """
     if not isinstance(sys.stderr, OptionalStream):
         sys.stderr = cast(TextIO, OptionalStream(sys.stderr))
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silences a package's log below errors: for what it will say again at a better time."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

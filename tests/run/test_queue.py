@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 from run_command import run_command
 
 from dcal.commands import queue as command
 from dcal.commands.queue import Queued, locate, parse, work
+from dcal.commands.results import plan
 from dcal.run.directory import CONFIG_FILE, Run
 from dcal.run.listing import state_of
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import Job, jobs_of, read_queue, state_table
 from dcal.utils.errors import UserError
-from dcal.utils.paths import experiments_dir
+from dcal.utils.paths import config_dir, experiments_dir
 from dcal.utils.signals import Stop
 
 PROTOCOL = experiments_dir() / "protocol" / "when.yaml"
@@ -97,6 +99,16 @@ def test_words_are_taken_as_dcal_train_takes_them(tmp_path: Path) -> None:
     assert list(config.dataset.resize) == [64, 64]  # in the old ratio
     with pytest.raises(UserError, match=r"run\.fresh=true: a list is continued"):
         locate(jobs_of(read_queue(written(tmp_path)), ["few"], ["run.fresh=true"]))
+
+
+def test_a_protocol_plans_what_its_runs_are(tmp_path: Path) -> None:
+    few = LIST["cells"]["few"]
+    few = {**few, "overrides": [*few["overrides"], "dataset.image_size=64"]}
+    protocol = read_queue(written(tmp_path, cells={**LIST["cells"], "few": few}))
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):  # as a command's own Hydra
+        planned = list(plan(protocol, ["few"]))
+    assert {one.arm for one in planned} == {"plain", "both"}
+    assert all(one.config["dataset.resize"] == [64, 64] for one in planned)
 
 
 def test_a_cell_that_waits_for_another_is_left_out_and_refused_by_name(tmp_path: Path) -> None:

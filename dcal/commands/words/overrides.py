@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
-from dcal.commands.words.keys import config_file, is_override, list_keys, search_path, text_keys
+from dcal.commands.words.keys import check_words, config_file, is_override, list_keys, search_path, text_keys
 from dcal.commands.words.members import with_members
 from dcal.utils.errors import UserError
 
@@ -125,7 +128,9 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
         return list(arguments)  # Hydra and the data set say what is wrong with it
     searched = values.get("hydra.searchpath", search_path(arguments))
     others = [word for key, word in values.items() if not key.startswith("hydra") and not _sweeps(word)]
-    with initialize_config_dir(str(config_file(config_name).parent), version_base="1.3"):
+    folder = str(config_file(config_name).parent)
+    running = GlobalHydra.instance().is_initialized()
+    with nullcontext() if running else initialize_config_dir(folder, version_base="1.3"):
         before = with_members(compose(config_name, [searched, *others])).dataset
     new = [round(r * n / o) for r, n, o in zip(before.resize, size, before.image_size, strict=True)]
     word = f"dataset.resize=[{new[0]},{new[1]}]"
@@ -133,6 +138,18 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
         ratio = f"{before.resize} to {before.image_size}"
         print(f"{word}: follows dataset.image_size, in the ratio of {ratio}", file=sys.stderr)
     return [*arguments, word]
+
+
+def composed_train(overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `dcal-train` makes of these words, composed by the Hydra that is running.
+
+    Raises:
+        UserError: there is no such key or option, or a value that cannot be meant.
+        HydraException: the words do not compose.
+    """
+    words = prepare(overrides, "train")
+    check_words(words)
+    return with_members(compose("train", follow_image_size(words, "train")))
 
 
 def _are_integers(values: Iterable[Any]) -> bool:

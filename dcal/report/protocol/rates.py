@@ -19,6 +19,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from dcal.report.format import lower_is_better, metric_title, metric_values
+from dcal.report.grid import markdown_rows
 from dcal.report.protocol.verdicts import Finished
 from dcal.report.records import RunRecord
 from dcal.run.queue import grid_points
@@ -41,34 +42,44 @@ class Search(NamedTuple):
     """Reach of the guard, in points."""
 
     @property
+    def metrics(self) -> list[str]:
+        """What the table shows of a point: the criterion and the primary metric, or the one that is both."""
+        return list(dict.fromkeys((self.criterion, self.metric)))
+
+    @property
     def chosen(self) -> str | None:
         """The point; None until the search is complete."""
         if not self.complete:
             return None
-        reach = max(map(self.primary, self.points)) - self.within / 100
+        reach = max(self.average(self.metric, point) for point in self.points) - self.within / 100
         sign = 1 if lower_is_better(self.criterion) else -1
-        learned = [point for point in self.points if self.primary(point) >= reach]
-        return min(learned, key=lambda point: sign * self.mean(self.criterion, point))
+        learned = [point for point in self.points if self.average(self.metric, point) >= reach]
+        return min(learned, key=lambda point: sign * self.average(self.criterion, point))
 
-    def primary(self, point: str) -> float:
-        """Mean primary metric of a point over its seeds, a share."""
-        return self.mean(self.metric, point)
+    def values(self, metric: str, point: str) -> list[float]:
+        """A metric by seed."""
+        return [record["metrics"][metric] for record in self.points[point]]
 
-    def mean(self, metric: str, point: str) -> float:
-        """Mean of any metric."""
-        return mean(record["metrics"][metric] for record in self.points[point])
+    def average(self, metric: str, point: str) -> float:
+        """The mean of a metric over the seeds."""
+        return mean(self.values(metric, point))
 
     def cell_of(self, point: str) -> str:
-        """Criterion and primary metric of a point as the table shows them, the chosen point in bold."""
-        metrics = dict.fromkeys((self.criterion, self.metric))
-        values = [[record["metrics"][metric] for record in self.points[point]] for metric in metrics]
-        text = ", ".join(metric_values(metric, own) for metric, own in zip(metrics, values, strict=True) if own)
+        """The metrics of a point as the table shows them, empty without a run; the chosen point in bold."""
+        if not self.points[point]:
+            return ""
+        text = ", ".join(metric_values(metric, self.values(metric, point)) for metric in self.metrics)
         return f"**{text}**" if point == self.chosen else text
+
+
+def choice_of(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """How the protocol chooses, with what it does not say."""
+    return {"searches": {}, "within": 100, "families": {}, **protocol.get("choice", {})}
 
 
 def searches(protocol: Mapping[str, Any], finished: Finished) -> list[Search]:
     """Every family of every search, in the order of the protocol."""
-    found, choice = [], {"searches": {}, "within": 100, **protocol.get("choice", {})}
+    found, choice = [], choice_of(protocol)
     for cell in protocol["order"]:
         plan = protocol["cells"][cell]
         if not plan.get("grid"):
@@ -97,16 +108,11 @@ def rates_text(protocol: Mapping[str, Any], finished: Finished) -> str:
     found = searches(protocol, finished)
     for cell in dict.fromkeys(one.cell for one in found):
         families = [one for one in found if one.cell == cell]
-        if not any(records for one in families for records in one.points.values()):
-            continue
         first = families[0]
-        titles = ", ".join(map(metric_title, dict.fromkeys((first.criterion, first.metric))))
-        lines = [
-            f"| {cell}: {titles} | {' | '.join(one.family for one in families)} |",
-            f"|---|{'---|' * len(families)}",
-            *(f"| {point} | {' | '.join(one.cell_of(point) for one in families)} |" for point in first.points),
-        ]
-        texts.append("\n".join([*lines, "", choice_text(protocol, families)]))
+        if any(records for one in families for records in one.points.values()):
+            header = [f"{cell}: {', '.join(map(metric_title, first.metrics))}", *(one.family for one in families)]
+            rows = [[point, *(one.cell_of(point) for one in families)] for point in first.points]
+            texts.append("\n".join([*markdown_rows(header, rows), "", choice_text(protocol, families)]))
     return "\n\n".join(texts) if texts else "No runs yet."
 
 
@@ -116,7 +122,7 @@ def choice_text(protocol: Mapping[str, Any], families: Sequence[Search]) -> str:
     Raises:
         UserError: an arm of those cells takes no choice.
     """
-    cell, choice = families[0].cell, protocol.get("choice", {})
+    cell, choice = families[0].cell, choice_of(protocol)
     missing = [one.family for one in families if not one.complete]
     if missing:
         return f"{cell} is not complete ({', '.join(missing)}): nothing is chosen yet."
@@ -124,9 +130,9 @@ def choice_text(protocol: Mapping[str, Any], families: Sequence[Search]) -> str:
         arm: one.chosen.split()
         for one in families
         if one.chosen
-        for arm in (one.family, *choice.get("families", {}).get(one.family, ()))
+        for arm in (one.family, *choice["families"].get(one.family, ()))
     }
-    takers = choice.get("searches", {}).get(cell, {}).get("for", ())
+    takers = choice["searches"].get(cell, {}).get("for", ())
     for name in takers:
         if lacking := [arm for arm in protocol["cells"][name]["arms"] if arm not in chosen]:
             raise UserError(f"choice.families: {', '.join(lacking)} of {name} take no choice of {cell}")

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
 from dcal.report.format import difference_cells
+from dcal.report.grid import markdown_rows
 from dcal.report.items import outcomes
 from dcal.report.records import Results, RunRecord
 from dcal.run.queue import read_queue
@@ -203,12 +204,11 @@ def compare(
 
 def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
     """A Markdown table: the finished runs of each cell."""
-    lines = ["| cell | setting | runs | finished | state | training, hours |", "|---|---|---|---|---|---|"]
+    rows = []
     for cell in protocol["order"]:
         plan = protocol["cells"][cell]
-        records = [
-            one for key, own in finished.items() if key[0] == cell for one in own if one["seed"] in plan["seeds"]
-        ]
+        of_cell = (record for key, own in finished.items() if key[0] == cell for record in own)
+        records = [record for record in of_cell if record["seed"] in plan["seeds"]]
         points = prod(len(values) for values in (plan.get("grid") or {}).values())
         wanted = len(plan["arms"]) * len(plan["seeds"]) * points
         state = "done" if len(records) >= wanted else "in part" if records else "not yet"
@@ -216,8 +216,8 @@ def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
             state = "waits for the rates that an earlier cell chooses"
         hours = sum(record["train_seconds"] for record in records) / 3600
         cost = f"{hours:.1f}" if records else ""
-        lines.append(f"| {cell} | {plan['title']} | {wanted} | {len(records) or ''} | {state} | {cost} |")
-    return "\n".join(lines)
+        rows.append([cell, plan["title"], str(wanted), str(len(records) or ""), state, cost])
+    return "\n".join(markdown_rows(["cell", "setting", "runs", "finished", "state", "training, hours"], rows))
 
 
 def contrasts_text(found: Iterable[Contrast], confirm: bool = False) -> str:
@@ -226,10 +226,8 @@ def contrasts_text(found: Iterable[Contrast], confirm: bool = False) -> str:
     Args:
         confirm: primary verdicts of better and worse are to be repeated on other seeds before they are findings.
     """
-    lines = [
-        "| cell | contrast | asks | seeds | difference, points | p | sign-flip p | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["cell", "contrast", "asks", "seeds", "difference, points", "p", "sign-flip p", "verdict"]
+    rows = []
     for one in found:
         if one.difference is None:
             continue
@@ -238,13 +236,13 @@ def contrasts_text(found: Iterable[Contrast], confirm: bool = False) -> str:
         verdict += ", to be confirmed" if confirm and one.primary and one.verdict in ("better", "worse") else ""
         verdict += "" if one.primary else ", exploratory"
         seeds = f"{one.difference.seeds} of {one.wanted}"
-        lines.append(f"| {one.cell} | {one.label} | {one.asks}? | {seeds} | {points} | {p} | {signs} | {verdict} |")
-    return "\n".join(lines) if len(lines) > 2 else "No runs yet."
+        rows.append([one.cell, one.label, f"{one.asks}?", seeds, points, p, signs, verdict])
+    return "\n".join(markdown_rows(header, rows)) if rows else "No runs yet."
 
 
 def predictions_text(protocol: Mapping[str, Any], found: Sequence[Contrast]) -> str:
     """A Markdown table: every prediction beside the verdict; `right`, `wrong` or `open`."""
-    lines = ["| cell | contrast | predicted | found | prediction | its reason |", "|---|---|---|---|---|---|"]
+    rows = []
     for entry in protocol["predictions"]:
         for cell in entry["cells"]:
             wanted = (cell, entry["of"], entry["against"], entry.get("read", ""))
@@ -256,9 +254,8 @@ def predictions_text(protocol: Mapping[str, Any], found: Sequence[Contrast]) -> 
                 others = (one for one in found if one.cell == cell and one.primary)
                 verdict = verdict if all(one.complete for one in others) else None
             mark = "open" if verdict is None else "right" if verdict == entry["verdict"] else "**wrong**"
-            label, predicted, reason = contrast.label, entry["verdict"], entry["reason"]
-            lines.append(f"| {cell} | {label} | {predicted} | {verdict or ''} | {mark} | {reason} |")
-    return "\n".join(lines)
+            rows.append([cell, contrast.label, entry["verdict"], verdict or "", mark, entry["reason"]])
+    return "\n".join(markdown_rows(["cell", "contrast", "predicted", "found", "prediction", "its reason"], rows))
 
 
 def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path) -> None:

@@ -54,7 +54,6 @@ class GraphStep:
         self.step, self.optimizer, self.device, self.batch_size = step, optimizer, device, batch_size
         self.seen: Counter[tuple[Any, ...]] = Counter()
         self.recorded: dict[tuple[Any, ...], Recorded] = {}
-        self.stage = (False, False)
         self.failed = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -68,9 +67,8 @@ class GraphStep:
         )
         if self.failed or len(batch.labels) != self.batch_size:
             return self.step(batch)
-        if self.stage != (stage := (batch.heads_only, batch.glca_alone)):
-            self.stage = stage
-            self.recorded.clear()  # no stage of a run comes back, and its graphs hold memory
+        if any(other[:2] != kind[:2] for other in self.recorded):
+            self.recorded.clear()  # of a stage of the run that is over: its graphs hold memory
         if not self.seen:
             put_numbers_into_tensors(self.optimizer, self.device)
         self.seen[kind] += 1

@@ -20,9 +20,9 @@ def catalog_digest(catalog: Catalog) -> str:
     """SHA-256 of a data set: the class names and, of each split, the images in their order.
 
     Of an image enter its label, camera, view, size in bytes, and its path relative to the folder that all images of the
-    set share. What that folder is called, file times, and boxes and parts (of which no training reads any) do not
-    enter, nor are images opened. For synthetic sets the recipe stands for the sizes: a PNG of the same pixels has
-    another size under another version of the library that wrote it.
+    set share; where tracks are ranked, their numbers, too. What that folder is called, file times, and boxes and parts
+    (of which no training reads any) do not enter, nor are images opened. For synthetic sets the recipe stands for the
+    sizes: a PNG of the same pixels has another size under another version of the library that wrote it.
 
     Args:
         catalog: what a reader returned, or `Data.catalog`: a validation split, a fraction or noisy labels make another

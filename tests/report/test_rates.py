@@ -1,4 +1,4 @@
-"""A protocol's choice of rates from records made by hand, by hand."""
+"""A protocol's choice of rates, from records whose best point is known."""
 
 from __future__ import annotations
 

@@ -81,7 +81,11 @@ def save_onnx_int8(graph: Graph, folder: Path) -> Runner:
         logging.getLogger().addFilter(_of_others)
         try:
             quantize_dynamic(
-                Path(temporary) / "model.onnx", folder / "model.onnx", weight_type=QuantType.QInt8, per_channel=True
+                Path(temporary) / "model.onnx",
+                folder / "model.onnx",
+                op_types_to_quantize=["MatMul", "Gemm"],  # not the patch embedding: few versions convolve in 8 bits
+                weight_type=QuantType.QInt8,
+                per_channel=True,
             )
         finally:
             logging.getLogger().removeFilter(_of_others)

@@ -47,7 +47,12 @@ def pool(data: Data, found: Mapping[str, Evaluation], splits: Sequence[str]) -> 
     for name, own in found.items():
         for key, values_N in own.items.items():
             columns[key].append(values_N + starts[key][name] if key in starts else values_N)
-    items = {key: torch.cat(parts) for key, parts in columns.items()}
+    items = {}
+    for key, parts in columns.items():
+        if parts[0].ndim == 2:  # lists of what is nearest, which are as short as a small gallery
+            length = min(part.shape[1] for part in parts)
+            parts = [part[:, :length] for part in parts]
+        items[key] = torch.cat(parts)
     return Evaluation(metrics, items, [f"{name}/{one}" for name, own in found.items() for one in own.names])
 
 

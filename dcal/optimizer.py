@@ -97,6 +97,8 @@ def create_optimization(
         )
     except (ValueError, AssertionError) as error:
         raise UserError(f"optimizer.opt={opt!r}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"optimizer.opt={opt!r}: needs second derivatives, which a step here does not compute")
     fuse(optimizer)
     return Optimization(optimizer, _schedule(optimizer, schedule, total_steps, steps_per_epoch, head_steps))
 

@@ -153,9 +153,7 @@ def make_state(cell: Cell, attention: str, options: Config, device: str) -> Trai
     train = TrainConfig(epochs=1, auto_accumulate=False, clip_grad=CLIP)
     scaler = torch.amp.GradScaler(where.torch.type, enabled=where.dtype == torch.float16)
     nothing = cast(Any, None)  # no data: a batch is given
-    return TrainState(
-        task, nothing, nothing, model, objective, optimization, where, train, scaler, model.features, model, 1
-    )
+    return TrainState(task, nothing, nothing, model, objective, optimization, where, train, scaler, model.features, 1)
 
 
 def make_batch(state: TrainState, cell: Cell, options: Config) -> Batch:

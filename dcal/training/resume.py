@@ -67,8 +67,8 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
         if not restore_end(state, run, at, meter):
             run.forget_metrics_after(0)
         return
-    saved = found.state
-    load_full_weights(state.model, found.weights)
+    weights, saved = found
+    load_full_weights(state.model, weights)
     load_optimizer(state.optimization.optimizer, saved["optimizer"])
     state.optimization.schedule.last_epoch = saved["schedule"]
     state.objective.load_state_dict(saved["objective"])

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from dcal.config import register
 from dcal.dataset.joint import Joint
 from dcal.output import Branches, Output
-from dcal.task.evaluation import Evaluation
+from dcal.task.evaluation import Evaluation, pool
 from dcal.task.inference import combined_scores, infer
-from dcal.task.joint import pool
 from dcal.training.build import check_train, make
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError

@@ -48,18 +48,33 @@ COLUMNS = (
 )
 
 
+def listed(value: Any) -> list[Any]:
+    """What a key lists: a list of one needs no brackets."""
+    return value if isinstance(value, list) else [value]
+
+
+def image_sizes(key: str, value: Any) -> list[list[int]]:
+    """The sizes that a key lists, `[height, width]` each.
+
+    Raises:
+        UserError: one is something else.
+    """
+    sizes = listed(value)
+    sizes = sizes if any(isinstance(size, list) for size in sizes) else [sizes]
+    for size in sizes:
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise UserError(f"{key}={size}: give [height, width] in pixels, or a list of these")
+    return sizes
+
+
 def cells(options: Config) -> list[Config]:
     """Every combination of the lists.
 
     Raises:
         UserError: an unknown value; the message names its key.
     """
-    values = {name: options[key] if isinstance(options[key], list) else [options[key]] for key, name in AXES.items()}
-    if not any(isinstance(size, list) for size in values["size"]):
-        values["size"] = [values["size"]]
-    for size in values["size"]:
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-            raise UserError(f"sizes={size}: give [height, width] in pixels, or a list of these")
+    values = {name: listed(options[key]) for key, name in AXES.items()}
+    values["size"] = image_sizes("sizes", options["sizes"])
     for key, name, known in (
         ("precisions", "precision", PRECISIONS),
         ("modes", "mode", MODES),

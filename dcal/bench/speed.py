@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from dcal.attention.pairing import Partners
 from dcal.backbone import normalisation
 from dcal.bench import measure
-from dcal.bench.model import MODES, Config, make_step
+from dcal.bench.model import MODES, Config, image_sizes, listed, make_step
 from dcal.config import TrainConfig
 from dcal.create import create_dcal_model
 from dcal.model import DCAL
@@ -70,15 +70,15 @@ def speed_cells(options: Config, device: torch.device) -> list[Cell]:
     Raises:
         UserError: an unknown value, or a graph without CUDA; the message names its key.
     """
-    executions = options["executions"] or (EXECUTIONS if device.type == "cuda" else EXECUTIONS[:1])
-    for key, values, known in (("executions", executions, EXECUTIONS), ("modes", options["modes"], MODES)):
+    executions = listed(options["executions"] or list(EXECUTIONS if device.type == "cuda" else EXECUTIONS[:1]))
+    modes = listed(options["modes"])
+    for key, values, known in (("executions", executions, EXECUTIONS), ("modes", modes, MODES)):
         for value in values:
             choose(f"speed.{key}", value, known)
-    choose("speed.precision", options["precision"], PRECISIONS)
     if "captured" in executions and device.type != "cuda":
         raise UserError(f"speed.executions=captured needs device=cuda, this is {device.type}")
-    sizes = [(height, width) for height, width in options["sizes"]]
-    return list(itertools.starmap(Cell, itertools.product(options["backbones"], sizes, options["modes"], executions)))
+    sizes = [(height, width) for height, width in image_sizes("speed.sizes", options["sizes"])]
+    return list(itertools.starmap(Cell, itertools.product(listed(options["backbones"]), sizes, modes, executions)))
 
 
 def measure_speed(options: Config, device: str) -> Iterator[Config]:
@@ -89,6 +89,7 @@ def measure_speed(options: Config, device: str) -> Iterator[Config]:
         device: as for `choose_device`.
     """
     own = options["speed"]
+    choose("speed.precision", own["precision"], PRECISIONS)
     where = Device(device, own["precision"], (0.0,), (1.0,))
     cells, best = speed_cells(own, where.torch), largest_speed(where, options)
     for cell in cells:

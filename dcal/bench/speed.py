@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from dcal.attention.pairing import Partners
 from dcal.backbone import normalisation
 from dcal.bench import measure
+from dcal.bench.measure import number
 from dcal.bench.model import MODES, Config, image_sizes, listed, make_step
 from dcal.config import TrainConfig
 from dcal.create import create_dcal_model
@@ -226,15 +227,11 @@ def largest_speed(where: Device, options: Config) -> float:
 
 def table_row(row: Config) -> list[str]:
     """The entries of COLUMNS."""
-
-    def number(value: float | None, digits: int) -> str:
-        return "n/a" if value is None else f"{value:.{digits}f}"
-
     name = [row["backbone"], "x".join(map(str, row["size"])), row["mode"], row["execution"]]
     if "error" in row:
         return [*name, row["error"], *["n/a"] * (len(COLUMNS.split()) - len(name) - 1)]
     seconds, busy = row["seconds"], row["busy"]
     waits = None if busy is None else f"{max(0.0, 1 - busy / seconds):.0%}"
-    speeds = [number(1e3 * seconds, 2), number(row["images/s"], 0), number(row["over_plain"], 2)]
-    busy_ms = number(None if busy is None else 1e3 * busy, 2)
-    return [*name, row["model"], *speeds, busy_ms, waits or "n/a", f"{row['MFU']:.0%}", number(row["peak_GB"], 2)]
+    speeds = [number(seconds, 2, 1e3), number(row["images/s"], 0), number(row["over_plain"])]
+    busy_ms = number(busy, 2, 1e3)
+    return [*name, row["model"], *speeds, busy_ms, waits or "n/a", f"{row['MFU']:.0%}", number(row["peak_GB"])]

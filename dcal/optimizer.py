@@ -75,7 +75,13 @@ def create_optimization(
     Raises:
         UserError: a setting out of its range or unknown; the message names its key.
     """
-    _check(lr, lr_batch_size, weight_decay, momentum, bias_lr_scale, new_lr_scale, layer_decay, schedule)
+    check_number("optimizer.lr", lr, gt=0)
+    check_number("optimizer.lr_batch_size", lr_batch_size, ge=1, note="null uses optimizer.lr unscaled")
+    check_number("optimizer.momentum", momentum, ge=0, lt=1)
+    check_number("optimizer.layer_decay", layer_decay, gt=0, le=1, note="1 switches it off")
+    shares = {"weight_decay": weight_decay, "bias_lr_scale": bias_lr_scale, "new_lr_scale": new_lr_scale}
+    for key, value in {**shares, **{f"schedule.{name}": value for name, value in schedule.items()}}.items():
+        check_number(f"optimizer.{key}", value, ge=0)
     base_lr = lr if lr_batch_size is None else lr * batch_size / lr_batch_size
     skip = set(getattr(model.vit, "no_weight_decay", lambda: set())())
     depth_scale = layer_scales(model, layer_decay) if layer_decay < 1.0 else {}
@@ -97,6 +103,8 @@ def create_optimization(
         )
     except (ValueError, AssertionError) as error:
         raise UserError(f"optimizer.opt={opt!r}: {error}") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"optimizer.opt={opt!r}: needs second derivatives, which a step here does not compute")
     fuse(optimizer)
     return Optimization(optimizer, _schedule(optimizer, schedule, total_steps, steps_per_epoch, head_steps))
 
@@ -154,25 +162,6 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
         else:
             scales[f"glca.{name}"] = scales[f"vit.{norm if part == 'norm' else part}.{rest}"]
     return scales
-
-
-def _check(
-    lr: float,
-    lr_batch_size: int | None,
-    weight_decay: float,
-    momentum: float,
-    bias_lr_scale: float,
-    new_lr_scale: float,
-    layer_decay: float,
-    schedule: Mapping[str, float],
-) -> None:
-    check_number("optimizer.lr", lr, gt=0)
-    check_number("optimizer.lr_batch_size", lr_batch_size, ge=1, note="null uses optimizer.lr unscaled")
-    check_number("optimizer.momentum", momentum, ge=0, lt=1)
-    check_number("optimizer.layer_decay", layer_decay, gt=0, le=1, note="1 switches it off")
-    shares = {"weight_decay": weight_decay, "bias_lr_scale": bias_lr_scale, "new_lr_scale": new_lr_scale}
-    for key, value in {**shares, **{f"schedule.{name}": value for name, value in schedule.items()}}.items():
-        check_number(f"optimizer.{key}", value, ge=0)
 
 
 def _schedule(

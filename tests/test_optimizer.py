@@ -78,6 +78,7 @@ def test_sgd_is_what_torch_calls_so(option: str, nesterov: bool) -> None:
         ("schedule.warmup_lr_ratio=-1", "optimizer.schedule.warmup_lr_ratio=-1"),
         ("schedule.final_lr_ratio=-0.1", "optimizer.schedule.final_lr_ratio=-0.1"),
         ("opt=adamv", "optimizer.opt='adamv'"),
+        ("opt=adahessian", "optimizer.opt='adahessian': needs second derivatives"),
     ],
 )
 def test_a_setting_out_of_its_range_is_named(override: str, message: str) -> None:

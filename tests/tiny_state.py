@@ -66,7 +66,6 @@ def make_setup(
         train=SimpleNamespace(auto_accumulate=auto, clip_grad=None, head_epochs=head_epochs, epochs=4),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         features=model.features,
-        network=model,
         accumulate=1,
         mixup=mixup,
     )  # type: ignore[arg-type]

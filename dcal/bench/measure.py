@@ -94,6 +94,11 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return tracker.peak
 
 
+def number(value: float | None, digits: int = 2, scale: float = 1.0) -> str:
+    """A measured value for a table, `scale` times as large; `n/a` where there is none."""
+    return "n/a" if value is None else f"{value * scale:.{digits}f}"
+
+
 class _LiveStorages(TorchDispatchMode):
     """Adds up the storages that operations create, until they are freed."""
 

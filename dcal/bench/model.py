@@ -26,6 +26,7 @@ from dcal.attention.pairing import Partners
 from dcal.attention.rollout import rollout_row
 from dcal.attention.trace import Trace, attention_with_trace
 from dcal.bench import measure
+from dcal.bench.measure import number
 from dcal.create import create_dcal_model
 from dcal.loss import UncertaintyLoss
 from dcal.model import DCAL
@@ -48,18 +49,33 @@ COLUMNS = (
 )
 
 
+def listed(value: Any) -> list[Any]:
+    """What a key lists: a list of one needs no brackets."""
+    return value if isinstance(value, list) else [value]
+
+
+def image_sizes(key: str, value: Any) -> list[list[int]]:
+    """The sizes that a key lists, `[height, width]` each.
+
+    Raises:
+        UserError: one is something else.
+    """
+    sizes = listed(value)
+    sizes = sizes if any(isinstance(size, list) for size in sizes) else [sizes]
+    for size in sizes:
+        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+            raise UserError(f"{key}={size}: give [height, width] in pixels, or a list of these")
+    return sizes
+
+
 def cells(options: Config) -> list[Config]:
     """Every combination of the lists.
 
     Raises:
         UserError: an unknown value; the message names its key.
     """
-    values = {name: options[key] if isinstance(options[key], list) else [options[key]] for key, name in AXES.items()}
-    if not any(isinstance(size, list) for size in values["size"]):
-        values["size"] = [values["size"]]
-    for size in values["size"]:
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
-            raise UserError(f"sizes={size}: give [height, width] in pixels, or a list of these")
+    values = {name: listed(options[key]) for key, name in AXES.items()}
+    values["size"] = image_sizes("sizes", options["sizes"])
     for key, name, known in (
         ("precisions", "precision", PRECISIONS),
         ("modes", "mode", MODES),
@@ -232,16 +248,12 @@ def draw_figure(rows: list[Config], path: Path, title: str) -> None:
 
 def table_row(row: Config) -> list[str]:
     """The cell's entries of the table, in the order of COLUMNS."""
-
-    def number(value: float | None, scale: float = 1.0, digits: int = 2) -> str:
-        return "n/a" if value is None else f"{value * scale:.{digits}f}"
-
     height, width = row["size"]
     name = [row["backbone"], f"{height}x{width}", row["precision"], "yes" if row["compile"] else "no"]
-    times = [number(row["seconds"].get(variant), 1e3, 1) for variant in ("plain", "dcal", "literal")]
+    times = [number(row["seconds"].get(variant), 1, 1e3) for variant in ("plain", "dcal", "literal")]
     ratios = [row.get(key) for key in ("seconds c/b", "flops b/a", "time ratio / FLOP ratio")]
     over_plain, each = number(row["seconds b/a"]), row.get("seconds b/a of each")
     if each:
         over_plain += f" ({min(each):.2f}-{max(each):.2f})"
-    saved = [number(row["saved_bytes"].get("dcal"), 1e-6, 0), number(row.get("saved_bytes b/a"))]
+    saved = [number(row["saved_bytes"].get("dcal"), 0, 1e-6), number(row.get("saved_bytes b/a"))]
     return [*name, row["attention"], row["mode"], *times, over_plain, *map(number, ratios), *saved]

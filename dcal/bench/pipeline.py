@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -132,23 +132,10 @@ def make_loaders(files: Sequence[Path], options: Config, folder: Path) -> dict[s
     return loaders
 
 
-class Opened:
-    """Files as timm's readers hand them over: opened, with a label."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-
-    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
-        return self.files[index].open("rb"), 0
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
 def timm_dataset(files: Sequence[Path], size: Sequence[int], resize: Sequence[int]) -> Dataset[Any]:
     """timm's data set over the files."""
     steps = [v1.Resize(resize), v1.RandomCrop(size), v1.RandomHorizontalFlip(), ToNumpy()]
-    return TimmDataset(None, reader=Opened(files), transform=v1.Compose(steps))
+    return TimmDataset(None, reader=[(path, 0) for path in files], transform=v1.Compose(steps))
 
 
 class TorchvisionDataset(Dataset[tuple[Tensor, int]]):

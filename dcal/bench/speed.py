@@ -21,7 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 from dcal.attention.pairing import Partners
 from dcal.backbone import normalisation
 from dcal.bench import measure
-from dcal.bench.model import MODES, Config, make_step
+from dcal.bench.measure import number
+from dcal.bench.model import MODES, Config, image_sizes, listed, make_step
 from dcal.config import TrainConfig
 from dcal.create import create_dcal_model
 from dcal.model import DCAL
@@ -70,15 +71,15 @@ def speed_cells(options: Config, device: torch.device) -> list[Cell]:
     Raises:
         UserError: an unknown value, or a graph without CUDA; the message names its key.
     """
-    executions = options["executions"] or (EXECUTIONS if device.type == "cuda" else EXECUTIONS[:1])
-    for key, values, known in (("executions", executions, EXECUTIONS), ("modes", options["modes"], MODES)):
+    executions = listed(options["executions"] or list(EXECUTIONS if device.type == "cuda" else EXECUTIONS[:1]))
+    modes = listed(options["modes"])
+    for key, values, known in (("executions", executions, EXECUTIONS), ("modes", modes, MODES)):
         for value in values:
             choose(f"speed.{key}", value, known)
-    choose("speed.precision", options["precision"], PRECISIONS)
     if "captured" in executions and device.type != "cuda":
         raise UserError(f"speed.executions=captured needs device=cuda, this is {device.type}")
-    sizes = [(height, width) for height, width in options["sizes"]]
-    return list(itertools.starmap(Cell, itertools.product(options["backbones"], sizes, options["modes"], executions)))
+    sizes = [(height, width) for height, width in image_sizes("speed.sizes", options["sizes"])]
+    return list(itertools.starmap(Cell, itertools.product(listed(options["backbones"]), sizes, modes, executions)))
 
 
 def measure_speed(options: Config, device: str) -> Iterator[Config]:
@@ -89,6 +90,7 @@ def measure_speed(options: Config, device: str) -> Iterator[Config]:
         device: as for `choose_device`.
     """
     own = options["speed"]
+    choose("speed.precision", own["precision"], PRECISIONS)
     where = Device(device, own["precision"], (0.0,), (1.0,))
     cells, best = speed_cells(own, where.torch), largest_speed(where, options)
     for cell in cells:
@@ -153,9 +155,7 @@ def make_state(cell: Cell, attention: str, options: Config, device: str) -> Trai
     train = TrainConfig(epochs=1, auto_accumulate=False, clip_grad=CLIP)
     scaler = torch.amp.GradScaler(where.torch.type, enabled=where.dtype == torch.float16)
     nothing = cast(Any, None)  # no data: a batch is given
-    return TrainState(
-        task, nothing, nothing, model, objective, optimization, where, train, scaler, model.features, model, 1
-    )
+    return TrainState(task, nothing, nothing, model, objective, optimization, where, train, scaler, model.features, 1)
 
 
 def make_batch(state: TrainState, cell: Cell, options: Config) -> Batch:
@@ -227,15 +227,11 @@ def largest_speed(where: Device, options: Config) -> float:
 
 def table_row(row: Config) -> list[str]:
     """The entries of COLUMNS."""
-
-    def number(value: float | None, digits: int) -> str:
-        return "n/a" if value is None else f"{value:.{digits}f}"
-
     name = [row["backbone"], "x".join(map(str, row["size"])), row["mode"], row["execution"]]
     if "error" in row:
         return [*name, row["error"], *["n/a"] * (len(COLUMNS.split()) - len(name) - 1)]
     seconds, busy = row["seconds"], row["busy"]
     waits = None if busy is None else f"{max(0.0, 1 - busy / seconds):.0%}"
-    speeds = [number(1e3 * seconds, 2), number(row["images/s"], 0), number(row["over_plain"], 2)]
-    busy_ms = number(None if busy is None else 1e3 * busy, 2)
-    return [*name, row["model"], *speeds, busy_ms, waits or "n/a", f"{row['MFU']:.0%}", number(row["peak_GB"], 2)]
+    speeds = [number(seconds, 2, 1e3), number(row["images/s"], 0), number(row["over_plain"])]
+    busy_ms = number(busy, 2, 1e3)
+    return [*name, row["model"], *speeds, busy_ms, waits or "n/a", f"{row['MFU']:.0%}", number(row["peak_GB"])]

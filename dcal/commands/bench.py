@@ -16,9 +16,9 @@ import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from dcal.bench import pipeline, speed
+from dcal.bench import model, pipeline, speed
 from dcal.bench.measure import CLOCKS
-from dcal.bench.model import COLUMNS, Config, cells, draw_figure, rollout_memory, run_cell, run_in_processes, table_row
+from dcal.bench.model import Config, listed
 from dcal.utils.accelerator import device_name
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
@@ -72,26 +72,26 @@ def run(options: Config) -> Config:
     Raises:
         UserError: an option has no valid value; the message names its key.
     """
-    wanted = options["measure"] if isinstance(options["measure"], list) else [options["measure"]]
+    wanted = listed(options["measure"])
     for part in wanted:
         if part not in PARTS:
             raise UserError(f"measure={part!r}: choose from {', '.join(PARTS)}")
-    chosen, device, figure = cells(options), choose_device(options), options["figure"]
+    chosen, device, figure = model.cells(options), choose_device(options), options["figure"]
     report: Config = {"environment": environment(device), "options": options, **{part: [] for part in PARTS}}
     print(", ".join(f"{key} {value}" for key, value in report["environment"].items()), flush=True)
     for cell in chosen if "cells" in wanted else ():
-        report["cells"].append(run_in_processes(cell, options, device))
-        print("  ".join(table_row(report["cells"][-1])), flush=True)
+        report["cells"].append(model.run_in_processes(cell, options, device))
+        print("  ".join(model.table_row(report["cells"][-1])), flush=True)
     if "figure" in wanted:
         common = {"backbone": figure["backbone"], "precision": figure["precision"], "mode": "infer", "compile": False}
         report["figure"] = [
-            run_cell(
+            model.run_cell(
                 {**common, "attention": "glca", "size": [side, side]}, {**options, "batch_size": {"infer": 1}}, device
             )
-            for side in figure["sizes"]
+            for side in listed(figure["sizes"])
         ]
     if "rollout" in wanted:
-        report["rollout"] = [rollout_memory(side, device) for side in options["rollout"]["sizes"]]
+        report["rollout"] = [model.rollout_memory(side, device) for side in listed(options["rollout"]["sizes"])]
     for row in speed.measure_speed(options, options["device"]) if "speed" in wanted else ():
         report["speed"].append(row)
         print("  ".join(speed.table_row(row)), flush=True)
@@ -109,7 +109,7 @@ def bench(config: DictConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     report = run(options)
     if report["cells"]:
-        print("\n" + table(COLUMNS.split(), map(table_row, report["cells"])))
+        print("\n" + table(model.COLUMNS.split(), map(model.table_row, report["cells"])))
     if report["rollout"]:
         rows = [[f"{value:.0f}" for value in row.values()] for row in report["rollout"]]
         print("\nextra memory of the rollout, one image\n" + table(report["rollout"][0], rows))
@@ -121,6 +121,6 @@ def bench(config: DictConfig) -> None:
         print("\n" + table(speed.COLUMNS.split(), map(speed.table_row, report["speed"])))
     if report["figure"]:
         figure = options["figure"]
-        draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
+        model.draw_figure(report["figure"], out / "cost.png", f"{figure['backbone']}, {figure['precision']}, inference")
     (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten: {out / 'bench.json'}" + (f", {out / 'cost.png'}" if report["figure"] else ""))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from dcal.dataset.data import Loader
 from dcal.distributed.collectives import gather_items
@@ -97,17 +98,8 @@ def infer_batches(
             torch.manual_seed(int(batch["index"][0]) + first)
             images, side = device.normalise(batch["image"]), device.side_index(batch)
             scores = infer_images(model, images, side, device, flip, features_only)
-        logits, features, selected = _on_cpu(scores.logits), _on_cpu(scores.features), scores.selected
-        selected = None if selected is None else selected.cpu()
+        logits, features, selected = tree_map_only(Tensor, Tensor.cpu, scores)
         yield Inferred(logits, features, selected, batch["label"], batch["camera"], batch["index"])
-
-
-def watched(batches: Iterable[Inferred], total: int) -> Iterator[Inferred]:
-    """The batches of an evaluation, counted for who watches."""
-    with work("evaluation", total, "batch") as piece:
-        for batch in batches:
-            yield batch
-            piece.advance(1)
 
 
 def infer(model: DCAL, batches: Loader, device: Device, flip: bool, features_only: bool = False) -> Inferred:
@@ -119,14 +111,16 @@ def infer(model: DCAL, batches: Loader, device: Device, flip: bool, features_onl
         NotFinite: an image has a feature or score that is no finite number; the message counts them.
     """
     columns: dict[str, list[Tensor]] = {}
-    for seen in watched(infer_batches(model, batches, device, flip, features_only), len(batches)):
-        row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
-        row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
-        row |= {f"features/{branch}": value for branch, value in seen.features.items()}
-        if seen.selected is not None:
-            row["selected"] = seen.selected
-        for key, value in row.items():
-            columns.setdefault(key, []).append(value)
+    with work("evaluation", len(batches), "batch") as piece:
+        for seen in infer_batches(model, batches, device, flip, features_only):
+            row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
+            row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}
+            row |= {f"features/{branch}": value for branch, value in seen.features.items()}
+            if seen.selected is not None:
+                row["selected"] = seen.selected
+            for key, value in row.items():
+                columns.setdefault(key, []).append(value)
+            piece.advance(1)
     items = gather_items({key: torch.cat(parts) for key, parts in columns.items()}, "index")
 
     def by_branch(kind: str) -> dict[str, Tensor]:
@@ -183,7 +177,3 @@ def _present(tensors: Mapping[str, Tensor], branches: Sequence[str]) -> list[Ten
     if not present:
         raise UserError(f"task.inference={list(branches)}: the model has none of these branches")
     return present
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 from dcal.dataset.data import Data
 from dcal.model import DCAL
-from dcal.task.evaluation import Evaluation
+from dcal.task.evaluation import Evaluation, pool
 from dcal.task.inference import BRANCHES
-from dcal.task.joint import pool
 from dcal.task.objective import Objective
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, check_number
@@ -80,7 +79,7 @@ class Task(ABC):
         device: Device,
         reliability: bool = False,
     ) -> Evaluation:
-        """Metrics and items of a split; of joint data those of each member, and of all, see `dcal.task.joint`.
+        """Metrics and items of a split; of joint data those of each member, and of all, see `pool`.
 
         Args:
             split: `test` or `val`.

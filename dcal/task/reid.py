@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from dcal.metric.rerank import k_reciprocal_rerank
 from dcal.metric.retrieval import METRICS, evaluate_retrieval
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
-from dcal.task.inference import Inferred, combined_features, infer
+from dcal.task.inference import combined_features, infer
 from dcal.task.options import Task
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, choose
@@ -28,18 +28,6 @@ from dcal.visualize.gallery import FILE
 
 LISTED = 10
 LISTS_KEPT = 12
-
-
-class Sides(NamedTuple):
-    """What a ranking knows of queries and gallery besides their features."""
-
-    query: Inferred
-    gallery: Inferred
-    tracks: Tensor | None
-    """Track of each gallery image, where tracks are ranked."""
-    query_pictures: Tensor
-    gallery_pictures: Tensor
-    """Number of each image's picture: equal where files or bytes are equal."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +71,7 @@ class ReID(Task):
             split: `test` for `query` and `gallery`, `val` for `val_query` and `val_gallery`.
             reliability: find the rates of verification and of open sets, too.
         """
+        parts = self.splits(split)
         query, gallery = (
             infer(
                 model,
@@ -91,47 +80,69 @@ class ReID(Task):
                 self.flip_test,
                 features_only=True,
             )
-            for part in self.splits(split)
+            for part in parts
         )
-        q, g = (combined_features(seen.features, self.inference) for seen in (query, gallery))
-        pictures = self._pictures(data, split, query, gallery)
-        sides = Sides(query, gallery, tracks_of(data, split, gallery.index), *pictures)
-        metrics, items = self._retrieve(q, g, sides, device)
+        query_pictures, gallery_pictures = (
+            torch.tensor(data.pictures(part))[seen.index] for part, seen in zip(parts, (query, gallery), strict=True)
+        )
+        known: dict[str, Any] = {  # besides their features
+            "query_ids": query.labels,
+            "query_cams": query.cameras,
+            "query_pictures": query_pictures,
+            "gallery_ids": gallery.labels,
+            "gallery_cams": gallery.cameras,
+            "gallery_pictures": gallery_pictures,
+        }
+        tracks = tracks_of(data, split, gallery.index)
+
+        def retrieve(q: Tensor, g: Tensor) -> tuple[dict[str, float], dict[str, Tensor]]:
+            """The metrics of one feature, and its results per query."""
+            result = evaluate_retrieval(
+                query_features=q.to(device.torch),
+                gallery_features=g.to(device.torch),
+                **known,
+                metric=self.metric,
+                gallery_tracks=tracks,
+                per_query=True,
+                sharded=True,
+            )
+            per_query: PerQuery = result.pop("per_query")
+            return result, per_query._asdict()
+
+        q, g = (combined_features(seen.features, self.inference).to(device.torch) for seen in (query, gallery))
+        metrics, items = retrieve(q, g)
         for branch in query.features if len(query.features) > 1 else ():
-            own, results = self._retrieve(query.features[branch], gallery.features[branch], sides, device)
+            own, results = retrieve(query.features[branch], gallery.features[branch])
             metrics |= {f"{key}_{branch}": value for key, value in own.items()}
             items |= {f"average_precision_{branch}": results["average_precision"]}
         if self.rerank:
             keep = gallery.labels >= 0
-            distances = k_reciprocal_rerank(q.to(device.torch), g[keep])
+            kept = {key: value[keep] if key.startswith("gallery") else value for key, value in known.items()}
             reranked = evaluate_retrieval(
-                None,
-                query.labels,
-                query.cameras,
-                None,
-                gallery.labels[keep],
-                gallery.cameras[keep],
-                distances=distances,
-                gallery_tracks=None if sides.tracks is None else sides.tracks[keep],
-                query_pictures=sides.query_pictures,
-                gallery_pictures=sides.gallery_pictures[keep],
+                query_features=None,
+                gallery_features=None,
+                **kept,
+                distances=k_reciprocal_rerank(q, g[keep]),
+                gallery_tracks=None if tracks is None else tracks[keep],
                 sharded=True,
             )
             metrics |= {f"{key}_rerank": value for key, value in reranked.items()}
         metrics |= {"queries": float(len(query.labels)), "gallery": float(len(gallery.labels))}
-        _, rows = nearest(q.to(device.torch), g.to(device.torch), LISTED)
+        _, rows = nearest(q, g, LISTED)
         asked = {"index": query.index, "label": query.labels, "camera": query.cameras}
         marks = judge(
             query.labels,
             query.cameras,
             gallery.labels[rows],
             gallery.cameras[rows],
-            sides.query_pictures,
-            sides.gallery_pictures[rows],
+            query_pictures,
+            gallery_pictures[rows],
         )
         items = {**asked, "nearest": gallery.index[rows], "nearest_mark": marks, **items}
-        names = data.names(self.splits(split)[0])
-        found = self._verify(q, g, sides, device) if reliability else None
+        names = data.names(parts[0])
+        found = None
+        if reliability:  # of images also where tracks are ranked
+            found = verification(query_features=q, gallery_features=g, **known, metric=self.metric)
         return Evaluation(metrics, items, [names[position] for position in query.index], found)
 
     def show(
@@ -161,46 +172,6 @@ class ReID(Task):
         keep_gallery(model, data, kept, device, folder / FILE)
         log_cameras(tracker, breakdown(PerQuery(*(items[key] for key in PerQuery._fields)), items["camera"]))
         return path
-
-    def _pictures(self, data: Data, split: str, *seen: Inferred) -> tuple[Tensor, ...]:
-        """The number of each query's and each gallery item's picture."""
-        parts = zip(self.splits(split), seen, strict=True)
-        return tuple(torch.tensor(data.pictures(part))[side.index] for part, side in parts)
-
-    def _retrieve(
-        self, q: Tensor, g: Tensor, sides: Sides, device: Device
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """The metrics of one feature, and its results per query."""
-        result: dict[str, Any] = evaluate_retrieval(
-            q.to(device.torch),
-            sides.query.labels,
-            sides.query.cameras,
-            g.to(device.torch),
-            sides.gallery.labels,
-            sides.gallery.cameras,
-            metric=self.metric,
-            gallery_tracks=sides.tracks,
-            query_pictures=sides.query_pictures,
-            gallery_pictures=sides.gallery_pictures,
-            per_query=True,
-            sharded=True,
-        )
-        per_query: PerQuery = result.pop("per_query")
-        return result, per_query._asdict()
-
-    def _verify(self, q: Tensor, g: Tensor, sides: Sides, device: Device) -> dict[str, Any]:
-        """The rates of `verification`; of images also where tracks are ranked."""
-        return verification(
-            q.to(device.torch),
-            sides.query.labels,
-            sides.query.cameras,
-            g.to(device.torch),
-            sides.gallery.labels,
-            sides.gallery.cameras,
-            self.metric,
-            query_pictures=sides.query_pictures,
-            gallery_pictures=sides.gallery_pictures,
-        )
 
 
 def tracks_of(data: Data, split: str, index: Tensor) -> Tensor | None:

@@ -62,17 +62,13 @@ def split_batch(
     found = []
     for own, rows in zip(shares[rank], map(torch.cat, zip(*shares, strict=True)), strict=True):
         if paired is None:
-            found.append(MicroBatch(len(own), rows, own, _noise_for(len(own), partners)))
+            if partners is not None:  # the model draws the noise and appends it to the images
+                index_B = torch.arange(len(own), device=partners.index_B.device) + len(own)
+                partners = Partners(index_B, noise=True)
+            found.append(MicroBatch(len(own), rows, own, partners))
         else:
             found.append(MicroBatch(len(own), rows, *_with_guests(own.tolist(), paired, chained=stream == "symmetric")))
     return found
-
-
-def _noise_for(own: int, partners: Partners | None) -> Partners | None:
-    """Noise partners for a micro-batch, or none at all; the model draws the noise and appends it to the images."""
-    if partners is None:
-        return None
-    return Partners(torch.arange(own, device=partners.index_B.device) + own, noise=True)
 
 
 def _with_guests(own: list[int], partner_B: Tensor, chained: bool) -> tuple[Tensor, Partners]:

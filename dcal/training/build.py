@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import nn
 
 from dcal.attention.adapters import without_adapters
 from dcal.attention.options import lora_options
@@ -25,7 +24,7 @@ from dcal.model import DCAL
 from dcal.run.identity import typed_reader
 from dcal.task.options import Task
 from dcal.training.execution.mode import compiles, execution_mode, obstacle_to_recording, record_steps
-from dcal.training.parallel import STRATEGIES, replicate, shard, trunk_learns
+from dcal.training.parallel import STRATEGIES, replicate, shard
 from dcal.training.state import TrainState
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError, check_number, choose
@@ -83,9 +82,13 @@ def build(config: DictConfig) -> TrainState:
     obstacle = obstacle_to_recording(cfg, device.torch, processes, optimization.optimizer)
     if compiles(cfg, device.torch, obstacle):  # parts of a batch differ in size
         features = torch.compile(features, dynamic=None if cfg.train.accumulate > 1 else False)
-    network: nn.Module = model
-    if processes > 1 and not sharded and trunk_learns(model):
-        network = features = replicate(model, features)
+    if processes > 1 and not sharded:
+        features = replicate(model, features)
+    mixup = None
+    if task.mixup or task.cutmix:
+        mixup = Mixup(
+            mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=data.num_classes
+        )
     part_ways(cfg.seed, rank)
     state = TrainState(
         task,
@@ -98,10 +101,9 @@ def build(config: DictConfig) -> TrainState:
         cfg.train,
         torch.amp.GradScaler(device.torch.type, enabled=device.dtype == torch.float16),
         features,
-        network,
         cfg.train.accumulate,
         ema,
-        build_mixup(task, data.num_classes),
+        mixup,
         eval_model,
         lora=lora,
     )
@@ -179,13 +181,6 @@ def side_sizes(side_information: str, data: Data) -> tuple[int, int]:
                 )
             sizes[position] = max(sizes[position], 1 + max(getattr(record, key) for record in records))
     return sizes[0], sizes[1]
-
-
-def build_mixup(task: Task, num_classes: int) -> Mixup | None:
-    """timm's mixup and cutmix, if either is on."""
-    if not (task.mixup or task.cutmix):
-        return None
-    return Mixup(mixup_alpha=task.mixup, cutmix_alpha=task.cutmix, label_smoothing=0.0, num_classes=num_classes)
 
 
 def check_train(cfg: Config) -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,13 +35,6 @@ class DamagedCheckpoint(UserError):
 
 class UnreadableCheckpoint(UserError):
     """A checkpoint may be whole, but cannot be read now; nothing was changed. The message says which and why."""
-
-
-class Checkpoint(NamedTuple):
-    """What is needed to go on."""
-
-    weights: dict[str, Tensor]
-    state: dict[str, Any]
 
 
 @rank_zero_only
@@ -91,10 +84,10 @@ def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], stat
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose checksums hold, or None. A damaged one is passed over with a warning.
+def load_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Weights and training state of the newest checkpoint whose checksums hold, or None.
 
-    What a killed process has left half-written is removed.
+    A damaged one is passed over with a warning. What a killed process has left half-written is removed.
 
     Raises:
         UnreadableCheckpoint: one cannot be read, and may be whole.
@@ -115,8 +108,8 @@ def remove_remains(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """One checkpoint.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and training state of one checkpoint.
 
     Raises:
         DamagedCheckpoint: a file is missing, or its checksum does not hold.
@@ -136,7 +129,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         state = torch.load(path / "training_state.pt", map_location="cpu", weights_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unreadable(path, error) from error
-    return Checkpoint(weights, state)
+    return weights, state
 
 
 def unreadable(path: Path, error: Exception) -> UnreadableCheckpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,23 +71,18 @@ def train(run: Run) -> dict[str, Any]:
             state = build(config)
             if not run.identity.readable:
                 raise UserError("the data could not be read when the run began, and can be now: repeat the command")
-            write_card(run.directory, state)
+            # what the model's outputs and its embedding of cameras stand for
+            sides = side_sizes(state.task.side_information, state.data)
+            write_json(run.directory / "model.json", {"class_names": state.data.class_names, "sides": sides})
             device = hardware(state.device.torch)
             run.note_start(device)
             announce(state, run, tracker)
             evaluation = fit(state, run, tracker)
             evaluation.save(run.directory / "items.npz")
             if config.train.figures:
+                model = state.assemble_eval_model()
                 show = rank_zero_only(state.task.show)
-                show(
-                    state.assemble_eval_model(),
-                    state.data,
-                    state.validation,
-                    evaluation,
-                    state.device,
-                    run.directory,
-                    tracker,
-                )
+                show(model, state.data, state.validation, evaluation, state.device, run.directory, tracker)
             result = run.prepare_result(
                 evaluation.metrics,
                 primary_metric=state.task.primary_metric,
@@ -112,15 +106,6 @@ def judged(state: TrainState) -> str:
     if members:
         return joint_judged_digest({name: member.catalog for name, member in members.items()}, splits)
     return judged_digest(state.data.catalog, splits)
-
-
-def write_card(directory: Path, state: TrainState) -> None:
-    """Leaves `model.json` in a run directory: what the model's outputs and its embedding of cameras stand for."""
-    card = {
-        "class_names": state.data.class_names,
-        "sides": side_sizes(state.task.side_information, state.data),
-    }
-    write_json(directory / "model.json", card)
 
 
 def _sources() -> list[str]:

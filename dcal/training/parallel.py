@@ -9,7 +9,7 @@ processes, or with another strategy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,25 +62,25 @@ class Trunk(nn.Module):
         return self.features(*args, **kwargs)
 
 
-def trunk_learns(model: DCAL) -> bool:
-    """Whether any parameter below the heads needs a gradient; DDP refuses a module without one."""
-    return any(parameter.requires_grad for parameter in Trunk(model, model.features).parameters())
-
-
-def replicate(model: DCAL, features: Callable[..., Any]) -> DistributedDataParallel:
+def replicate(model: DCAL, features: Callable[..., Any]) -> Callable[..., Any]:
     """`features` behind DDP: what it computes is the same, and the gradients of the trunk become means."""
-    return DistributedDataParallel(Trunk(model, features), gradient_as_bucket_view=True)
+    trunk = Trunk(model, features)
+    if not any(parameter.requires_grad for parameter in trunk.parameters()):  # which DDP refuses
+        return features
+    return DistributedDataParallel(trunk, gradient_as_bucket_view=True)
 
 
 @contextmanager
-def gradients_averaged(network: nn.Module, now: bool) -> Iterator[None]:
-    """Whether a backward pass inside averages gradients over the processes: only the last one of a step has to."""
-    if isinstance(network, FSDPModule):
-        network.set_requires_gradient_sync(now)
-    if isinstance(network, DistributedDataParallel) and not now:
-        with network.no_sync():
-            yield
-    else:
+def gradients_averaged(model: DCAL, features: Callable[..., Any], now: bool) -> Iterator[None]:
+    """Whether a backward pass inside averages gradients over the processes: only the last one of a step has to.
+
+    Args:
+        model: sharded perhaps.
+        features: what computes its features, behind DDP perhaps.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)
+    with features.no_sync() if isinstance(features, DistributedDataParallel) and not now else nullcontext():
         yield
 
 

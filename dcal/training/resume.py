@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from safetensors.torch import load_file
 
+from dcal.attention.adapters import BASE, is_adapter
 from dcal.distributed.collectives import all_gather_object, rank_and_world_size
 from dcal.run.directory import LAST_WEIGHTS, Run
 from dcal.training.checkpoint import load_latest, save_checkpoint
@@ -66,8 +67,8 @@ def resume(state: TrainState, run: Run, at: Progress, meter: Meter) -> None:
         if not restore_end(state, run, at, meter):
             run.forget_metrics_after(0)
         return
-    saved = found.state
-    load_full_weights(state.model, found.weights)
+    weights, saved = found
+    load_full_weights(state.model, weights)
     load_optimizer(state.optimization.optimizer, saved["optimizer"])
     state.optimization.schedule.last_epoch = saved["schedule"]
     state.objective.load_state_dict(saved["objective"])
@@ -95,7 +96,10 @@ def restore_end(state: TrainState, run: Run, at: Progress, meter: Meter) -> bool
     weights, lines = run.directory / LAST_WEIGHTS, run.metrics()
     if not weights.is_file() or not lines or lines[-1]["epoch"] != state.train.epochs:
         return False
-    load_full_weights(state.model if state.ema is None else state.ema.module, load_file(weights))
+    model, plain = state.model if state.ema is None else state.ema.module, load_file(weights)
+    # adapters were merged into these weights: those of a new model, which add nothing, stay
+    layers = {name: plain[name.replace(BASE, ".")] for name in model.state_dict() if not is_adapter(name)}
+    load_full_weights(model, {**model.state_dict(), **layers})
     at.epoch, at.step = lines[-1]["epoch"], lines[-1]["step"]
     meter.restore(meter.state(), lines[-1].get("seconds", 0.0))  # 0: an older run
     log.info("trained to the end: only evaluated once more")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcal.attention.adapters import merge_adapters
 from dcal.attention.options import LoRAOptions
@@ -40,8 +40,6 @@ class TrainState:
     """Scales the loss under fp16; switched off otherwise."""
     features: Callable[..., tuple[Branches, Tensor | None]]
     """The model's `features`, compiled if that is asked for, behind DDP if several processes train."""
-    network: nn.Module
-    """What averages the gradients: DDP, the model itself under FSDP, and nothing in a run of one process."""
     accumulate: int
     """Micro-batches into which every batch is split: `train.accumulate`, or more once memory has run out."""
     ema: ModelEmaV3 | None = None

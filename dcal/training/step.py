@@ -133,7 +133,7 @@ def in_one_pass(state: TrainState, whole: Batch, micro_batches: Sequence[MicroBa
     for micro in micro_batches:
         labels = whole.labels[micro.rows]
         share = len(labels) / len(whole.labels)
-        with gradients_averaged(state.network, now=micro is micro_batches[-1]):
+        with gradients_averaged(state.model, state.features, now=micro is micro_batches[-1]):
             with state.device.autocast():
                 output = state.model.classify(map_branches(all_gather, features_of(state, whole, micro)))
                 loss = state.objective(output, whole.targets[micro.rows], labels)
@@ -161,7 +161,7 @@ def in_two_passes(state: TrainState, whole: Batch, micro_batches: Sequence[Micro
         if whole.heads_only:
             break
         restore_torch_state(random_state, state.device.torch)
-        with gradients_averaged(state.network, now=micro is micro_batches[-1]):
+        with gradients_averaged(state.model, state.features, now=micro is micro_batches[-1]):
             with state.device.autocast():
                 again = [branch for branch in features_of(state, whole, micro) if branch is not None]
             leaves = [leaf for leaf in piece if leaf is not None]

@@ -90,7 +90,8 @@ def summarize(run: Run, tracked: Any, result: Mapping[str, Any]) -> None:
     """
     took = {key: value for key, value in result.items() if isinstance(value, int | float) and key != "seed"}
     lines = run.metrics()
-    constant = {key: value for key, value in lines[-1].items() if key not in curves(run, lines[-1])}
+    last = lines[-1] if lines else {}  # metrics.jsonl of a run that was finished long ago may be lost
+    constant = {key: value for key, value in last.items() if key not in curves(run, last)}
     tracked.summary.update({**constant, **took, **result["metrics"]})
     primary_metric = f"val/{result['primary_metric']}"
     judged = [line for line in lines if primary_metric in line]

@@ -6,7 +6,6 @@ in the log of the next job of a multirun.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -98,10 +97,9 @@ def _open_marker(run: Run) -> None:
 def catch_up(run: Run, tracked: Any) -> None:
     """Logs again what a killed process may have taken with it; a server leaves out the steps that it has."""
     marker = run.directory / OPEN
-    if rank() > 0 or not marker.is_file() or not run.metrics_file.is_file():
+    if rank() > 0 or not marker.is_file():
         return
-    lines = run.metrics_file.read_text(encoding="utf-8").splitlines()[int(marker.read_text(encoding="utf-8")) :]
-    for values in map(json.loads, lines):
+    for values in run.metrics()[int(marker.read_text(encoding="utf-8")) :]:
         if values["step"] >= tracked.step:
             log_epoch(run, tracked, values)
 

@@ -65,7 +65,7 @@ def test_work_relative_to_the_plain_backbone(name: str, side: int, stream: str, 
 
 def test_a_run_measures_every_cell(tmp_path: Path) -> None:
     attention = ["none", "dcal"]
-    figure = {"sizes": [32, 64], "backbone": "test_vit", "precision": "fp32"}
+    figure = {"sizes": 64, "backbone": "test_vit", "precision": "fp32"}
     parts = ["cells", "figure", "rollout"]
     report = bench.run(options(measure=parts, attention=attention, figure=figure, rollout={"sizes": [64, 128]}))
     measured = [(cell["attention"], cell["mode"]) for cell in report["cells"]]
@@ -111,7 +111,9 @@ def test_an_error_in_a_fresh_process_reaches_the_user() -> None:
         ({"precisions": ["fp8"]}, "precisions='fp8': choose from fp32, bf16"),
         ({"attention": ["both"]}, "attention='both'"),
         ({"measure": "speed", "speed": {**SPEED, "modes": ["fly"]}}, r"speed\.modes='fly': choose one of infer, train"),
-        ({"measure": "speed", "speed": {**SPEED, "precision": "fp8"}}, r"train\.precision='fp8'"),
+        ({"measure": "speed", "speed": {**SPEED, "precision": "fp8"}}, r"speed\.precision='fp8'"),
+        ({"measure": "speed", "speed": {**SPEED, "modes": "fly"}}, r"speed\.modes='fly'"),
+        ({"measure": "speed", "speed": {**SPEED, "sizes": 224}}, r"speed\.sizes=\[224\]: give \[height, width\]"),
         (
             {"measure": "speed", "speed": {**SPEED, "executions": ["captured"]}},
             r"captured needs device=cuda, this is cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from dcal.config import register
+from dcal.dataset.joint import Joint
 from dcal.output import Branches, Output
+from dcal.task.evaluation import Evaluation, pool
 from dcal.task.inference import combined_scores, infer
 from dcal.training.build import check_train, make
 from dcal.utils.device import Device
@@ -76,3 +79,19 @@ def test_mixup_needs_pairs() -> None:
         config = compose("train", ["name=test", "task.cutmix=1.0", "train.batch_size=15"])
     with pytest.raises(UserError, match=r"train\.batch_size=15: task\.mixup and task\.cutmix blend pairs"):
         check_train(config)
+
+
+def test_members_whose_galleries_are_smaller_than_a_list_are_joined() -> None:
+    sizes = {"one": 12, "two": 3}
+    data = Joint.__new__(Joint)
+    data.members = {
+        name: SimpleNamespace(catalog=SimpleNamespace(splits={"query": range(2), "gallery": range(size)}))
+        for name, size in sizes.items()
+    }  # type: ignore[misc]
+    found = {
+        name: Evaluation({}, {"index": torch.arange(2), "nearest": torch.arange(min(size, 10)).repeat(2, 1)})
+        for name, size in sizes.items()
+    }
+    items = pool(data, found, ("query", "gallery")).items
+    assert items["index"].tolist() == [0, 1, 2, 3]
+    assert items["nearest"].tolist() == [[0, 1, 2], [0, 1, 2], [12, 13, 14], [12, 13, 14]]

@@ -22,8 +22,8 @@ def test_newest_comes_back_and_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     found = load_latest(tmp_path)
-    assert found is not None and found.state["position"]["step"] == 3
-    assert found.weights["w"].tolist() == [3.0, 3.0, 3.0]
+    assert found is not None and found[1]["position"]["step"] == 3
+    assert found[0]["w"].tolist() == [3.0, 3.0, 3.0]
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000002", "00000003"]
 
 
@@ -58,7 +58,7 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, file: str, da
         content[len(content) // 2] ^= 0xFF
         victim.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
     found = load_latest(tmp_path)
-    assert found is not None and found.state["position"]["step"] == 1
+    assert found is not None and found[1]["position"]["step"] == 1
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,5 +87,5 @@ def test_random_state_survives_the_file(tmp_path: Path) -> None:
     expected = (torch.rand(2).tolist(), np.random.rand(), random.random())
     found = load_latest(tmp_path)
     assert found is not None
-    restore_rng_state(found.state["rng"])
+    restore_rng_state(found[1]["rng"])
     assert (torch.rand(2).tolist(), np.random.rand(), random.random()) == expected

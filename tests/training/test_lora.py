@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,16 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_it_had_not_been(run: Path, tmp_pat
     results = [json.loads((directory / "result.json").read_text())["metrics"] for directory in (run, again)]
     assert results[0] == results[1]
     assert (again / "last.safetensors").read_bytes() == (run / "last.safetensors").read_bytes()
+
+
+def test_a_run_that_has_lost_its_result_is_evaluated_once_more(run: Path, tmp_path: Path) -> None:
+    """Its checkpoints are gone, and the weights that it has kept are without adapters."""
+    copied = tmp_path / run.relative_to(run.parents[3])
+    shutil.copytree(run, copied)
+    (copied / "result.json").unlink()
+    assert trained(tmp_path) == copied
+    results = [json.loads((directory / "result.json").read_text()) for directory in (run, copied)]
+    assert results[0]["metrics"] == results[1]["metrics"] and results[0]["sha256"] == results[1]["sha256"]
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

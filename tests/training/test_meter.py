@@ -13,8 +13,7 @@ from tiny_state import make_setup
 from torch import Tensor
 
 from dcal.dataset.record import Record
-from dcal.training.meter import BadLoss, Meter, create_meter
-from dcal.training.step_log import StepLog
+from dcal.training.meter import BadLoss, Meter, StepLog, create_meter
 from dcal.utils.paths import config_dir
 
 

@@ -232,6 +232,8 @@ def test_an_agent_of_a_sweep(server: Server, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep-0")  # as the agent does
     monkeypatch.setenv("WANDB_RUN_ID", "drawn-1")
     wandb.teardown()  # the client reads them once
+    (lost,) = tmp_path.glob("**/metrics.jsonl")
+    lost.unlink()
     run_command("train", *words, "seed=0", "optimizer.lr=0.0005")
     assert set(server.runs) == {"drawn-0", "drawn-1"}, done.stderr
     (result,) = map(json.loads, (path.read_text() for path in tmp_path.glob("**/result.json")))

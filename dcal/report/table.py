@@ -217,7 +217,7 @@ def differing(records: Sequence[RunRecord]) -> list[str]:
 
 def label_of(record: RunRecord, by: Sequence[str]) -> str:
     """The values of the keys, e.g. `dcal, 0.0004`; not those that decide nothing without a branch that is off."""
-    config = {**record["config"], "cfg_id": record["cfg_id"]}
+    config = {"cfg_id": record["cfg_id"], **record["config"]}
     return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
 
 

@@ -154,6 +154,20 @@ def test_of_configurations_that_are_alike_none_is_called_the_best(tmp_path: Path
     assert "best of 3: none; dcal, 0.1" in page(tmp_path)
 
 
+def test_configurations_that_only_their_ids_tell_apart_are_compared(tmp_path: Path) -> None:
+    """As with weights of one file name in two folders."""
+    for seed in (0, 1):
+        write_run(tmp_path, seed, 4)
+        other = with_settings(
+            write_run(tmp_path / "other", seed, 9), "id-else", "backbone.checkpoint", "/else/w.safetensors"
+        )
+    other.parent.rename(other.parent.with_name("id-else"))
+    (experiment,) = experiments(read_folder(tmp_path))
+    assert [(v.label, v.is_reference) for v in experiment.variants] == [("id-dcal", True), ("id-else", False)]
+    difference = experiment.variants[1].row.difference
+    assert difference is not None and difference.mean == pytest.approx(-5 / 40)
+
+
 def test_runs_may_lack_a_key_that_others_have(tmp_path: Path) -> None:
     """As runs from before the key existed do, beside runs of today."""
     write_run(tmp_path, 0, 4)

@@ -154,7 +154,8 @@ def compared_with(
     for record in records:
         values[label_of(record, by)].append(record["metrics"][primary_metric])
     reference = plain[0] if len(plain) == 1 else max(labels, key=lambda label: mean(values[label]))
-    return {key: labels[reference]["config"].get(key) for key in by}, reference
+    against = {"cfg_id": labels[reference]["cfg_id"], **labels[reference]["config"]}
+    return {key: against.get(key) for key in by}, reference
 
 
 def ordered_labels(records: Sequence[RunRecord], by: Sequence[str]) -> list[str]:

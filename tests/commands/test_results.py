@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.format import markdown, metric_values
 from dcal.report.items import decode_groups, decode_outcomes, encode_groups, encode_outcomes
-from dcal.report.pages import fill
+from dcal.report.pages import fill, html
 from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.run.lock import acquire_lock
@@ -380,6 +381,19 @@ def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.Capture
     assert "| none | 0.500 ± 0.000 | – | 40 ± 0 | 79.17 ± 1.44 | 3 |" in capsys.readouterr().out
     html = (folder / "html" / "birds.html").read_text()
     assert "<td>0.500</td><td>40</td>" in html and "<td>50.00</td>" not in html
+
+
+def test_a_run_that_lacks_a_metric_does_not_get_that_of_another_seed(runs: Path) -> None:
+    tabulate(configure(runs.parent))
+    results = load_all(runs.parent / "results")
+    (found,) = results.values()
+    for record in found["runs"]:
+        record["metrics"]["nll"] = float(record["seed"])
+        if record["seed"] == 0:
+            del record["metrics"]["nll"]
+    table = html(make_table(Spec("any", ["*"], by=["attention"], columns=["top1", "nll"]), results), None)
+    shown = [re.findall(r"<td>(.*?)</td>", row) for row in table.partition("<h2>Runs")[2].split("<tr>")[2:]]
+    assert [(cells[2], cells[6]) for cells in shown] == [("0", "–"), ("1", "1.000"), ("2", "2.000")] * 2
 
 
 @pytest.mark.parametrize(

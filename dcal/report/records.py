@@ -56,21 +56,21 @@ def collect(root: Path) -> tuple[dict[str, list[RunRecord]], list[str]]:
     for directory in directories:
         try:
             name, record = read_run(directory)
-            check_place(directory, record)
+            if directory.resolve().parts[-2:] != (own := own_place(record)):
+                place = "/".join(own)
+                raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {place}, rename it to read it")
             found.setdefault(name, []).append(record)
         except BadRun as problem:
             problems.append(str(problem))
     return found, problems
 
 
-def check_place(directory: Path, record: RunRecord) -> None:
-    """Raises a BadRun if the folder is not the one of its run, `<cfg_id>/seed=<seed>`, as that of a backup is not.
+def own_place(record: RunRecord) -> tuple[str, str]:
+    """The end of the path of a run's folder, `<cfg_id>/seed=<seed>`, which that of a backup has not.
 
     The id is the one that the run itself recorded, so runs of older versions, whose ids were made otherwise, count.
     """
-    own = record["cfg_id"], f"seed={record['seed']}"
-    if directory.resolve().parts[-2:] != own:
-        raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {'/'.join(own)}, rename it to read it")
+    return record["cfg_id"], f"seed={record['seed']}"
 
 
 def read_run(directory: Path) -> tuple[str, RunRecord]:

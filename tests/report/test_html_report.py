@@ -87,6 +87,32 @@ def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert word in html
 
 
+@pytest.mark.parametrize("file", ["model.json", "reliability.json", "cross_domain.json"])
+def test_a_torn_file_that_not_every_run_has_costs_no_run(sweep: Path, file: str) -> None:
+    (sweep / "fgvc" / "birds" / "id-none" / "seed=0" / file).write_text('{"cells": ')
+    folder = read_folder(sweep)
+    assert len(folder.runs) == 6 and [f"seed=0/{file}: cannot be read" in problem for problem in folder.problems] == [
+        True
+    ]
+
+
+def test_what_a_fresh_run_has_replaced_is_not_told(sweep: Path) -> None:
+    run = sweep / "fgvc" / "birds" / "id-none" / "seed=0"
+    (run / "result.json").unlink()
+    run.rename(run.with_name("seed=0.replaced-1"))
+    assert not read_folder(sweep).unfinished
+
+
+def test_beside_a_run_that_was_moved_nothing_is_read(tmp_path: Path) -> None:
+    """Its folder's neighbours are none of its name; and at the top of a disk there is no second folder above."""
+    write_run(tmp_path, 0, 8, "none")
+    write_run(tmp_path, 0, 4).rename(tmp_path / "mine")
+    assert not read_folder(tmp_path / "mine").plain
+    (tmp_path / "fgvc" / "birds" / "id-dcal").rmdir()
+    folder = write_run(tmp_path, 0, 4)
+    assert len(read_folder(folder).plain) == 1
+
+
 def test_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^report=.*no finished run"):
         read_folder(tmp_path)

@@ -196,7 +196,7 @@ def beyond_edge(candidates: Sequence[Candidate], by: Sequence[str], key: str) ->
         return None
     last, before = (values[-1], values[-2]) if own == values[-1] else (values[0], values[1])
     further = last * last / before if values[0] > 0 else 2 * last - before
-    return round(further) if isinstance(last, int) else further
+    return (round(further) if isinstance(last, int) else further) or None
 
 
 def number_of(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dcal.report.compare.predictions import read_predictions
 from dcal.report.items import Items, read_items
 from dcal.report.records import RunRecord, read_run, with_defaults
-from dcal.report.table import differing, label_of, with_sa
+from dcal.report.table import differing, label_of, with_sa, with_shared_ids
 from dcal.run.directory import RESULT_FILE
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
@@ -63,7 +63,7 @@ def of_runs(name: str, folders: Sequence[Path]) -> Side:
     directories = sorted({directory for folder in folders for directory in finished_runs(folder)[0]})
     if not directories:
         raise UserError(f"compare: {name}: no finished run is there; dcal-results list={folders[0]} shows what is")
-    records = with_defaults(with_sa(read_run(directory)[1]) for directory in directories)
+    records = with_shared_ids(with_defaults(with_sa(read_run(directory)[1]) for directory in directories))
     if len({record["cfg_id"] for record in records}) > 1:
         by = differing(records)
         pairs = zip(directories, records, strict=True)
@@ -75,7 +75,7 @@ def of_runs(name: str, folders: Sequence[Path]) -> Side:
         if record["seed"] in runs:
             raise UserError(f"compare: {name}: two runs have the seed {record['seed']}; name one of their folders")
         outcomes, primary_metric = items.outcomes, record["primary_metric"]
-        if f"{primary_metric}_sa" in record["metrics"]:  # that of `with_sa` is not in the file
+        if f"{primary_metric}_sa" in record["items"]:  # that of `with_sa` is not in the file
             outcomes = {f"{primary_metric}_sa": outcomes[primary_metric], **outcomes}
         runs[int(record["seed"])] = items._replace(outcomes=outcomes)
     return Side(name, dict(sorted(runs.items(), key=lambda run: run[0] or 0)), records)

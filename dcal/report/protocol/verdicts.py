@@ -80,7 +80,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
     """The file as plain data.
 
     Raises:
-        UserError: it is no list of experiments, or lacks a key of a protocol.
+        UserError: it is no list of experiments, lacks a key of a protocol, or predicts what is no verdict.
     """
     protocol = read_queue(path)
     for key, kind in (("contrasts", dict), ("predictions", list)):
@@ -88,6 +88,15 @@ def read_protocol(path: Path) -> dict[str, Any]:
             raise UserError(f"verdicts={path}: has no {key}; a list of experiments without them has no verdicts")
     if lacking := {"primary", "exploratory"} - set(protocol["contrasts"]):
         raise UserError(f"verdicts={path}: contrasts has no {' and no '.join(sorted(lacking))}; an empty list is fine")
+    for keys, entries in (
+        (("of", "against", "asks"), (*protocol["contrasts"]["primary"], *protocol["contrasts"]["exploratory"])),
+        (("cells", "of", "against", "verdict", "reason"), protocol["predictions"]),
+    ):
+        for entry in entries:
+            if missing := [key for key in keys if key not in entry]:
+                raise UserError(f"verdicts={path}: {entry} does not say {' and '.join(missing)}")
+    for entry in protocol["predictions"]:
+        choose(f"verdicts={path}: a verdict of predictions", entry["verdict"], COLOURS)
     for name, cell in protocol["cells"].items():
         if "metric" not in cell:
             raise UserError(f"verdicts={path}: cells.{name} does not say its metric")

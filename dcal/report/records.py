@@ -82,8 +82,8 @@ def read_run(directory: Path) -> tuple[str, RunRecord]:
     result = parse(directory / "result.json", lambda text: renamed_keys(json.loads(text)))
     config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
     versions = parse(directory / "versions.json", json.loads)
-    lines = read_metrics(directory, result.get("split", "val"))
     try:
+        lines = read_metrics(directory, result.get("split", "val"))
         record = {
             "cfg_id": result["cfg_id"],
             "seed": result["seed"],
@@ -118,8 +118,9 @@ def read_metrics(directory: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         BadRun: the file cannot be read.
     """
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
-    return renamed(lines, split)
+    file = directory / "metrics.jsonl"
+    lines: list[dict[str, Any]] = parse(file, lambda text: renamed(map(json.loads, text.splitlines()), split))
+    return lines
 
 
 def parse(path: Path, parser: Any) -> Any:
@@ -130,7 +131,7 @@ def parse(path: Path, parser: Any) -> Any:
     """
     try:
         return parser(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
 
 
@@ -175,16 +176,21 @@ def load_results(path: Path) -> Results:
     """A file of records, each with its full configuration.
 
     Raises:
-        BadRun: the file cannot be read.
+        BadRun: the file cannot be read, or holds no records.
     """
-    results: Results = parse(path, lambda text: renamed_keys(json.loads(text)))
-    groups = results.pop("groups", {})  # files of classification have none
-    for record in results["runs"]:
-        record["config"] = {**results["config"], **record["config"]}
-        record["primary_metric"] = results["primary_metric"]
-        if record["items"]["digest"] in groups:
-            record["items"]["group"] = groups[record["items"]["digest"]]
-    return {**results, "runs": with_defaults(results["runs"])}
+
+    def parser(text: str) -> Results:
+        results: Results = renamed_keys(json.loads(text))
+        groups = results.pop("groups", {})  # files of classification have none
+        for record in results["runs"]:
+            record["config"] = {**results["config"], **record["config"]}
+            record["primary_metric"] = results["primary_metric"]
+            if record["items"]["digest"] in groups:
+                record["items"]["group"] = groups[record["items"]["digest"]]
+        return {**results, "runs": with_defaults(results["runs"])}
+
+    found: Results = parse(path, parser)
+    return found
 
 
 def with_defaults(records: Iterable[RunRecord]) -> list[RunRecord]:

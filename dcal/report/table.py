@@ -60,6 +60,10 @@ class Spec:
         return MARGINS.get(metric.split("_")[0]) if self.margin is None else self.margin
 
 
+LISTS = ("runs", "by", "show", "columns", "primary", "order")
+"""Keys of an entry that hold lists of words."""
+
+
 class Row(NamedTuple):
     """One configuration over its seeds."""
 
@@ -97,26 +101,33 @@ def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def specs(entries: Mapping[str, Any]) -> list[Spec]:
+def specs(entries: Any) -> list[Spec]:
     """The entries of `experiments/tables.yaml`.
 
     Raises:
-        UserError: an unknown key, no `runs`, or `primary` without `against`.
+        UserError: no entries by name, an entry without keys, an unknown key, no `runs`, or `primary` without `against`.
     """
     known = {entry.name for entry in fields(Spec)} - {"name"}
     found = []
-    for name, entry in entries.items():
-        if name.startswith("_"):
+    if not isinstance(entries, Mapping):
+        raise UserError("tables.yaml: give each table a name, and its keys below it")
+    for name, given in entries.items():
+        if str(name).startswith("_"):
             continue
+        if not isinstance(given, Mapping):
+            raise UserError(f"tables.yaml, {name}: give the keys of a table, such as runs")
+        entry: dict[str, Any] = {  # one word stands for a list of it, null for what is not given
+            key: [value] if key in LISTS and isinstance(value, str) else value
+            for key, value in given.items()
+            if value is not None
+        }
         unknown = sorted(set(entry) - known)
         if unknown or "runs" not in entry:
             raise UserError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
         if entry.get("primary") and not entry.get("against"):
             raise UserError(f"tables.yaml, {name}: primary names comparisons, and against is missing")
-        runs = entry["runs"]
         where = {key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())}
-        runs = [runs] if isinstance(runs, str) else runs
-        found.append(Spec(name, **{**entry, "runs": runs, "where": where}))
+        found.append(Spec(name, **{**entry, "where": where}))
     return found
 
 

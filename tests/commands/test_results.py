@@ -189,6 +189,22 @@ def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -
         assert len(problems) == 1 and str(path.parent) in problems[0]
 
 
+@pytest.mark.parametrize(
+    ("file", "text"), [("result.json", "[]"), ("result.json", "null"), ("metrics.jsonl", "3\n"), ("versions.json", "1")]
+)
+def test_a_file_of_another_kind_is_named(runs: Path, file: str, text: str) -> None:
+    (runs / "fgvc" / "birds" / "id-dcal" / "seed=0" / file).write_text(text)
+    found, (problem,) = collect(runs)
+    assert len(found["fgvc/birds"]) == 5 and "seed=0" in problem
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "null"])
+def test_a_file_without_records_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json: cannot be read"):
+        load_all(tmp_path)
+
+
 def test_items_of_another_run_are_noticed(runs: Path) -> None:
     folder = runs / "fgvc" / "birds"
     shutil.copy(folder / "id-none" / "seed=0" / "items.npz", folder / "id-dcal" / "seed=0")
@@ -429,6 +445,14 @@ def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
         specs({"birds": {"runs": "x", "agianst": {}}})
     with pytest.raises(UserError, match="birds: primary names comparisons, and against is missing"):
         specs({"birds": {"runs": "x", "primary": ["dcal"]}})
+    for entries, message in (
+        ({"birds": None}, "birds: give the keys of a table, such as runs"),
+        (["birds"], "tables.yaml: give each table a name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            specs(entries)
+    (spec,) = specs({"birds": {"runs": "x", "columns": "top1", "by": None, "where": {"attention": "dcal"}}})
+    assert (spec.runs, spec.columns, spec.by) == (["x"], ["top1"], None)
     with pytest.raises(UserError, match=r"tables=.*tabels\.yaml: no such file"):
         tabulate(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
     with pytest.raises(UserError, match=r"results:brids .*tables.yaml has birds"):

@@ -55,10 +55,6 @@ class Spec:
         """Whether the table is made of the runs of this file."""
         return any(fnmatch(file, pattern) for pattern in self.runs)
 
-    def margin_of(self, metric: str) -> float | None:
-        """Points up to which a difference of this metric does not matter; None where nobody has said so."""
-        return MARGINS.get(metric.split("_")[0]) if self.margin is None else self.margin
-
 
 LISTS = ("runs", "by", "show", "columns", "primary", "order")
 """Keys of an entry that hold lists of words."""
@@ -85,6 +81,12 @@ class Row(NamedTuple):
 class Table(NamedTuple):
     spec: Spec
     rows: list[Row]
+
+
+def margin_of(metric: str, points: float | None = None) -> float | None:
+    """Share up to which a difference does not matter, by `points` or else by `MARGINS`; None where neither says so."""
+    points = MARGINS.get(metric.split("_")[0]) if points is None else points
+    return None if points is None else points / 100
 
 
 def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
@@ -155,7 +157,11 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     labels = sorted(groups, key=lambda label: (rank.get(label, len(rank)), label))
     for label in labels:
         groups[label].sort(key=lambda record: int(record["seed"]))
-        check_row(spec, label, groups[label])
+        if len({record["cfg_id"] for record in groups[label]}) > 1:
+            raise UserError(
+                f"tables.yaml, {spec.name}: the row '{label}' mixes runs that differ in "
+                f"{', '.join(differing(groups[label]))}: name them in `by` or `where`"
+            )
     columns = spec.columns or [records[0]["primary_metric"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
     if lacking := [label for label in labels if not values[label][columns[0]]]:
@@ -240,15 +246,6 @@ def show(value: Any) -> str:
     return "all" if value is None else str(value)
 
 
-def check_row(spec: Spec, label: str, records: Sequence[RunRecord]) -> None:
-    if len({record["cfg_id"] for record in records}) > 1:
-        keys = ", ".join(differing(records))
-        raise UserError(
-            f"tables.yaml, {spec.name}: the row '{label}' mixes runs that differ in {keys}: "
-            "name them in `by` or `where`"
-        )
-
-
 def column(records: Sequence[RunRecord], metric: str) -> list[float]:
     """A metric by seed: the mean over recorded items where there are some, so that it fits the interval."""
     return [
@@ -276,17 +273,26 @@ def compare(
     metric: str,
 ) -> dict[str, PairedComparison]:
     """Each row against its reference, on the seeds that both have; not where they share none, or judged other items."""
-    margin = spec.margin_of(metric)
     found = {}
     for label, records in groups.items():
         reference = label_of({**records[0], "config": {**records[0]["config"], **spec.against}}, by)
         own, other = judged[label], judged.get(reference)
         if label == reference or own is None or other is None or not own.same_items(other):
             continue
-        seeds = sorted(set(own.seeds) & set(other.seeds))
-        if seeds:
-            points = None if margin is None else margin / 100
-            found[label] = paired_comparison(own.of(seeds), other.of(seeds), points, own.groups)
+        if difference := minus(own, other, margin_of(metric, spec.margin)):
+            found[label] = difference
     primary = [label for label in spec.primary if label in found]
     corrected = holm_verdicts([found[label] for label in primary], declared=len(spec.primary))
     return found | dict(zip(primary, corrected, strict=True))
+
+
+def minus(one: Outcomes, other: Outcomes, margin: float | None) -> PairedComparison | None:
+    """The comparison of outcomes of the same items on the seeds that both have; None where they share none.
+
+    Args:
+        margin: share up to which a difference does not matter; None where nobody has said so.
+    """
+    if not (seeds := sorted(set(one.seeds) & set(other.seeds))):
+        return None
+    first, second = (side.values_SN[[side.seeds.index(seed) for seed in seeds]] for side in (one, other))
+    return paired_comparison(first, second, margin, one.groups)

@@ -52,6 +52,7 @@ class Line(NamedTuple):
     runs: Sequence[Listed]
     """By seed."""
     metric: str
+    """That is shown."""
     values: list[float]
 
     @property
@@ -167,7 +168,11 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
     groups: dict[tuple[Path, str], list[Listed]] = {}
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed)):
         groups.setdefault((run.folder, run.state), []).append(run)
-    lines = sorted((line_of(group, metric) for group in groups.values()), key=ORDERS[sort])
+    lines = []
+    for group in groups.values():
+        name = metric or group[0].primary_metric
+        lines.append(Line(group, name, [run.metrics[name] for run in group if name in run.metrics]))
+    lines.sort(key=ORDERS[sort])
     typed = [without(read_overrides(line.runs[0].directory), "seed", "name") for line in lines]
     common = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     states = [run.state for run in runs]
@@ -189,12 +194,6 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         ["run", "state", "seeds", "metric", "value", "value_sd", "age_seconds", "settings"],
         numbers,
     )
-
-
-def line_of(runs: Sequence[Listed], metric: str | None) -> Line:
-    """Runs of one configuration and state, with the values of the metric that is shown."""
-    name = metric or runs[0].primary_metric
-    return Line(runs, name, [run.metrics[name] for run in runs if name in run.metrics])
 
 
 def best_first(line: Line) -> tuple[bool, str, float]:

@@ -196,7 +196,7 @@ def beyond_edge(candidates: Sequence[Candidate], by: Sequence[str], key: str) ->
         return None
     last, before = (values[-1], values[-2]) if own == values[-1] else (values[0], values[1])
     further = last * last / before if values[0] > 0 else 2 * last - before
-    return round(further) if isinstance(last, int) else further
+    return (round(further) if isinstance(last, int) else further) or None
 
 
 def number_of(value: Any) -> float | None:
@@ -227,12 +227,14 @@ def grid_of(choice: Choice) -> Grid:
         [", ".join(choice.by) or "configuration", title, "95 % interval", "from the best", "p", "seeds"],
         rows,
         f"Judged on {items} held-out training items; {'lower' if lower else 'higher'} is better.",
-        ["configuration", criterion, f"{criterion}_sd", "low", "high", *GAP, "p", "seeds"],
+        [
+            *("configuration", criterion, f"{criterion}_sd", "low", "high"),
+            *("difference", "difference_low", "difference_high", "p", "seeds"),
+        ],
         [[text for cell, count in zip(row, PARTS, strict=True) for text in split(cell, count)] for row in rows],
     )
 
 
-GAP = ("difference", "difference_low", "difference_high")
 PARTS = (1, 2, 2, 3, 1, 1)
 """Numbers in each cell of a row."""
 
@@ -248,14 +250,10 @@ def number(metric: str, value: float, sign: str = "") -> str:
     return f"{factor * value:{sign}.{decimals}f}"
 
 
-def settings_text(choice: Choice, one: Candidate) -> str:
-    """What sets a candidate apart, as it is typed; options that decide nothing left out."""
-    return " ".join(f"{key}={show(one.config.get(key))}" for key in choice.by if not is_idle(key, one.config)) or "all"
-
-
 def text_of(choice: Choice) -> str:
     """The choice for a reader."""
-    best = choice.candidates[0]
+    best = choice.candidates[0].config
+    settings = " ".join(f"{key}={show(best.get(key))}" for key in choice.by if not is_idle(key, best))
     alike = [
         one.label
         for one, difference in zip(choice.candidates, choice.behind, strict=True)
@@ -264,7 +262,7 @@ def text_of(choice: Choice) -> str:
     lines = [
         render(grid_of(choice), "markdown"),
         "",
-        f"Best: {settings_text(choice, best)}, by {title_of(choice.criterion)}.",
+        f"Best: {settings or 'all'}, by {title_of(choice.criterion)}.",
     ]
     if alike:
         lines.append(f"Not told apart from it: {'; '.join(alike)}.")

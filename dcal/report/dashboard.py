@@ -15,6 +15,8 @@ from dcal.utils.errors import UserError
 TITLE = "DCAL results"
 """Of the workspace and of the report."""
 AXIS = "epoch"
+LOSSES = ("train/loss", "train/loss_sa", "train/loss_glca", "train/loss_pwca", "train/lr")
+"""What every run logs."""
 
 
 class Page(NamedTuple):
@@ -72,7 +74,7 @@ def save_workspace(workspaces: Any, reports: Any, entity: str, project: str, pag
                 workspaces.Section(name=page.title, panels=[*panels(reports, page.metrics)], is_open=True)
                 for page in pages
             ),
-            workspaces.Section(name="Losses", panels=panels(reports, losses()), is_open=False),
+            workspaces.Section(name="Losses", panels=panels(reports, LOSSES), is_open=False),
         ],
         settings=workspaces.WorkspaceSettings(x_axis=AXIS),
         runset_settings=workspaces.RunsetSettings(
@@ -120,11 +122,6 @@ def panels(reports: Any, metrics: Sequence[str]) -> list[Any]:
         )
         for metric in metrics
     ]  # fmt: skip
-
-
-def losses() -> list[str]:
-    """What every run logs."""
-    return ["train/loss", *(f"train/loss_{branch}" for branch in ("sa", "glca", "pwca")), "train/lr"]
 
 
 def of_names(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from dcal.metric.statistics import FEWEST_SEEDS, PairedComparison
 from dcal.report.grid import Grid, markdown_rows
 from dcal.report.items import outcomes
 from dcal.report.records import RunRecord
-from dcal.report.table import Row, Spec, Table, show
+from dcal.report.table import Row, Table, show
 from dcal.run.result import COUNTS
 
 TITLES = {
@@ -160,8 +160,11 @@ def footnote(table: Table) -> str:
     text = f"{len(records)} run{plural}, {hours:.1f} h of training in all ({', '.join(where)}); commit "
     text += f"{', '.join(distinct(map(commit_of, records)))}. {intervals_note(table)}"
     compared = [row.difference for row in table.rows if row.difference is not None]
-    if compared:
-        text += " " + comparisons_note(table.spec, compared)
+    if compared and table.spec.primary:
+        declared = "; ".join(table.spec.primary)
+        text += f" {differences_note(compared)} Declared before the runs, verdicts after Holm's correction: {declared}."
+    elif compared:
+        text += f" {differences_note(compared)} No comparison was declared before the runs: all are exploratory."
     return text if max(len(row.records) for row in table.rows) == 1 else text + " ±: standard deviation over seeds."
 
 
@@ -193,14 +196,6 @@ def differences_note(compared: Sequence[PairedComparison]) -> str:
     if any(1 < difference.seeds < FEWEST_SEEDS for difference in compared):
         text += f" With fewer than {FEWEST_SEEDS} seeds the sign-flip p cannot go below 0.05: no verdict."
     return text
-
-
-def comparisons_note(spec: Spec, compared: Sequence[PairedComparison]) -> str:
-    """How the verdicts of a table came about, and which of them were declared."""
-    text = differences_note(compared)
-    if spec.primary:
-        return f"{text} Declared before the runs, verdicts after Holm's correction: {'; '.join(spec.primary)}."
-    return f"{text} No comparison was declared before the runs: all are exploratory."
 
 
 def distinct(texts: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 FORMATS = ("markdown", "latex", "csv", "json")
@@ -25,6 +24,8 @@ LATEX = {
     "×": r"$\times$",
 }
 """Characters that LaTeX takes for commands, or that its fonts lack."""
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d+)?(e[+-]\d+)?", re.ASCII)
+"""As tables write them; the ids `01234567` and `1234e567` are none."""
 
 
 class Grid(NamedTuple):
@@ -112,8 +113,6 @@ def looks_numeric(cell: str) -> bool:
 
 def as_number(cell: Any) -> Any:
     """A text that is a number as one, anything else as it is."""
-    if isinstance(cell, str):
-        for kind in (int, float):
-            with suppress(ValueError):
-                return kind(cell)
-    return cell
+    if not isinstance(cell, str) or not NUMBER.fullmatch(cell):
+        return cell
+    return int(cell) if cell.lstrip("+-").isdecimal() else float(cell)

@@ -96,10 +96,6 @@ class Outcomes(NamedTuple):
     groups: NDArray[np.int64] | None
     """(N,) Items with the same number belong together: in re-identification, the queries of one identity."""
 
-    def of(self, seeds: Sequence[int]) -> NDArray[np.float64]:
-        """The rows of these seeds."""
-        return self.values_SN[[self.seeds.index(seed) for seed in seeds]]
-
     def same_items(self, other: Outcomes) -> bool:
         """Whether both are of the same items, so that each has its partner; of older runs, as far as is known."""
         return self.digest == other.digest and (self.images == other.images or None in (self.images, other.images))

@@ -10,6 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
 from dcal.report.format import METRICS, lower_is_better, metric_values, seeds_text, split, split_metric, title_of
 from dcal.report.grid import Grid
 from dcal.report.records import flat, parse, read_yaml
@@ -37,6 +40,11 @@ class Listed(NamedTuple):
     changed: float
     """When it was last written to, in seconds since 1970."""
 
+    @property
+    def folder(self) -> Path:
+        """Of the runs of its configuration; its own where it is not named after its seed, as a copy is."""
+        return self.directory if self.seed is None else self.directory.parent
+
 
 class Line(NamedTuple):
     """Runs of one configuration that are in the same state."""
@@ -44,6 +52,7 @@ class Line(NamedTuple):
     runs: Sequence[Listed]
     """By seed."""
     metric: str
+    """That is shown."""
     values: list[float]
 
     @property
@@ -102,14 +111,17 @@ def condition(words: Sequence[str]) -> dict[str, Any]:
     """The conditions of `where=`, by key.
 
     Raises:
-        UserError: a word is no `key=value`.
+        UserError: a word is no `key=value`, or its value is no YAML.
     """
     wanted = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"where={word}: give key=value, such as where=attention=dcal, or a list of these")
-        wanted[key] = read_yaml(f"value: {value}")["value"]
+        try:
+            wanted[key] = read_yaml(f"value: {value}")["value"]
+        except (YAMLError, OmegaConfBaseException):
+            raise UserError(f"where={word}: {value} cannot be read as YAML; put it in quotes") from None
     return wanted
 
 
@@ -124,10 +136,9 @@ def filtered(runs: Sequence[Listed], wanted: Mapping[str, Any]) -> list[Listed]:
     for run in runs:
         own: dict[str, Any] = {"state": run.state, "seed": run.seed}
         if not wanted.keys() <= own.keys():
-            folder = run.directory.parent  # of the runs of one configuration
-            if not settings.get(folder):
-                settings[folder] = settings_of(run.directory)
-            own = {**settings[folder], **own}
+            if not settings.get(run.folder):
+                settings[run.folder] = settings_of(run.directory)
+            own = {**settings[run.folder], **own}
         known |= own.keys()
         if all(key in own and own[key] == value for key, value in wanted.items()):
             kept.append(run)
@@ -156,8 +167,12 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         choose("metric", metric, measured)
     groups: dict[tuple[Path, str], list[Listed]] = {}
     for run in sorted(runs, key=lambda run: (run.seed is None, run.seed)):
-        groups.setdefault((run.directory.parent, run.state), []).append(run)
-    lines = sorted((line_of(group, metric) for group in groups.values()), key=ORDERS[sort])
+        groups.setdefault((run.folder, run.state), []).append(run)
+    lines = []
+    for group in groups.values():
+        name = metric or group[0].primary_metric
+        lines.append(Line(group, name, [run.metrics[name] for run in group if name in run.metrics]))
+    lines.sort(key=ORDERS[sort])
     typed = [without(read_overrides(line.runs[0].directory), "seed", "name") for line in lines]
     common = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     states = [run.state for run in runs]
@@ -166,7 +181,7 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
     for line, words in zip(lines, typed, strict=True):
         first, age = line.runs[0], time.time() - line.changed
         ends = [" ".join(word for word in words if word not in common)]
-        begin = [str(first.directory.parent), first.state, seeds_text([run.seed for run in line.runs])]
+        begin = [str(first.folder), first.state, seeds_text([run.seed for run in line.runs])]
         shown = metric_values(line.metric, line.values)
         rows.append([*begin, f"{title_of(line.metric)} {shown}".strip(), age_text(age), *ends])
         numbers.append([*begin, line.metric, *split(shown, 2), round(age), *ends])
@@ -179,12 +194,6 @@ def listing(root: Path, where: Sequence[str] = (), sort: str = "age", metric: st
         ["run", "state", "seeds", "metric", "value", "value_sd", "age_seconds", "settings"],
         numbers,
     )
-
-
-def line_of(runs: Sequence[Listed], metric: str | None) -> Line:
-    """Runs of one configuration and state, with the values of the metric that is shown."""
-    name = metric or runs[0].primary_metric
-    return Line(runs, name, [run.metrics[name] for run in runs if name in run.metrics])
 
 
 def best_first(line: Line) -> tuple[bool, str, float]:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from dcal.report.format import cells, commit_of, footnote, metric_values
-from dcal.report.table import Table
+from dcal.report.table import Table, column
 from dcal.utils.errors import UserError
 
 STYLE = """
@@ -52,10 +52,10 @@ def html(table: Table, figure: Path | None) -> str:
     metrics = list(table.rows[0].values)
     runs = [
         [row.label, record["cfg_id"], str(record["seed"]), record["split"], commit_of(record)]
-        + [metric_values(key, row.values[key][n : n + 1]) for key in metrics]
+        + [metric_values(key, column([record], key)) for key in metrics]
         + [f"{record['train_seconds'] / 60:.1f}", f"{record['images_per_second']:.0f}"]
         for row in table.rows
-        for n, record in enumerate(row.records)
+        for record in row.records
     ]
     header = ["row", "cfg_id", "seed", "split", "commit", *metrics, "minutes", "images/s"]
     parts.append("<h2>Runs</h2>" + html_table(header, runs))

@@ -40,13 +40,7 @@ def draw_rows(axes: Any, table: Table, metric: str) -> None:
     factor = scale_of(metric)[0]
     for height, row in enumerate(table.rows):
         if row.interval is not None:
-            axes.plot(
-                [factor * row.interval.low, factor * row.interval.high],
-                [height] * 2,
-                lw=5,
-                color="#4269d0",
-                alpha=0.3,
-            )
+            axes.plot([factor * end for end in row.interval], [height] * 2, lw=5, color="#4269d0", alpha=0.3)
         seeds = next(iter(row.values.values()))
         axes.plot([factor * value for value in seeds], [height] * len(seeds), ".", color="#4269d0", ms=5, alpha=0.6)
         axes.plot(factor * row.primary, height, "|", color="#1d2f63", ms=14, mew=2)

@@ -56,21 +56,21 @@ def collect(root: Path) -> tuple[dict[str, list[RunRecord]], list[str]]:
     for directory in directories:
         try:
             name, record = read_run(directory)
-            check_place(directory, record)
+            if directory.resolve().parts[-2:] != (own := own_place(record)):
+                place = "/".join(own)
+                raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {place}, rename it to read it")
             found.setdefault(name, []).append(record)
         except BadRun as problem:
             problems.append(str(problem))
     return found, problems
 
 
-def check_place(directory: Path, record: RunRecord) -> None:
-    """Raises a BadRun if the folder is not the one of its run, `<cfg_id>/seed=<seed>`, as that of a backup is not.
+def own_place(record: RunRecord) -> tuple[str, str]:
+    """The end of the path of a run's folder, `<cfg_id>/seed=<seed>`, which that of a backup has not.
 
     The id is the one that the run itself recorded, so runs of older versions, whose ids were made otherwise, count.
     """
-    own = record["cfg_id"], f"seed={record['seed']}"
-    if directory.resolve().parts[-2:] != own:
-        raise BadRun(f"{directory}: a copy of a run, not read; its own folder is {'/'.join(own)}, rename it to read it")
+    return record["cfg_id"], f"seed={record['seed']}"
 
 
 def read_run(directory: Path) -> tuple[str, RunRecord]:
@@ -82,8 +82,8 @@ def read_run(directory: Path) -> tuple[str, RunRecord]:
     result = parse(directory / "result.json", lambda text: renamed_keys(json.loads(text)))
     config = parse(directory / "config_resolved.yaml", lambda text: flat(read_yaml(text)))
     versions = parse(directory / "versions.json", json.loads)
-    lines = read_metrics(directory, result.get("split", "val"))
     try:
+        lines = read_metrics(directory, result.get("split", "val"))
         record = {
             "cfg_id": result["cfg_id"],
             "seed": result["seed"],
@@ -118,8 +118,9 @@ def read_metrics(directory: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         BadRun: the file cannot be read.
     """
-    lines = parse(directory / "metrics.jsonl", lambda text: [json.loads(line) for line in text.splitlines()])
-    return renamed(lines, split)
+    file = directory / "metrics.jsonl"
+    lines: list[dict[str, Any]] = parse(file, lambda text: renamed(map(json.loads, text.splitlines()), split))
+    return lines
 
 
 def parse(path: Path, parser: Any) -> Any:
@@ -130,7 +131,7 @@ def parse(path: Path, parser: Any) -> Any:
     """
     try:
         return parser(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, TypeError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError, OmegaConfBaseException) as error:
         raise BadRun(f"{path}: cannot be read ({first_line(error)})") from None
 
 
@@ -175,16 +176,21 @@ def load_results(path: Path) -> Results:
     """A file of records, each with its full configuration.
 
     Raises:
-        BadRun: the file cannot be read.
+        BadRun: the file cannot be read, or holds no records.
     """
-    results: Results = parse(path, lambda text: renamed_keys(json.loads(text)))
-    groups = results.pop("groups", {})  # files of classification have none
-    for record in results["runs"]:
-        record["config"] = {**results["config"], **record["config"]}
-        record["primary_metric"] = results["primary_metric"]
-        if record["items"]["digest"] in groups:
-            record["items"]["group"] = groups[record["items"]["digest"]]
-    return {**results, "runs": with_defaults(results["runs"])}
+
+    def parser(text: str) -> Results:
+        results: Results = renamed_keys(json.loads(text))
+        groups = results.pop("groups", {})  # files of classification have none
+        for record in results["runs"]:
+            record["config"] = {**results["config"], **record["config"]}
+            record["primary_metric"] = results["primary_metric"]
+            if record["items"]["digest"] in groups:
+                record["items"]["group"] = groups[record["items"]["digest"]]
+        return {**results, "runs": with_defaults(results["runs"])}
+
+    found: Results = parse(path, parser)
+    return found
 
 
 def with_defaults(records: Iterable[RunRecord]) -> list[RunRecord]:

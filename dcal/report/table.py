@@ -55,9 +55,9 @@ class Spec:
         """Whether the table is made of the runs of this file."""
         return any(fnmatch(file, pattern) for pattern in self.runs)
 
-    def margin_of(self, metric: str) -> float | None:
-        """Points up to which a difference of this metric does not matter; None where nobody has said so."""
-        return MARGINS.get(metric.split("_")[0]) if self.margin is None else self.margin
+
+LISTS = ("runs", "by", "show", "columns", "primary", "order")
+"""Keys of an entry that hold lists of words."""
 
 
 class Row(NamedTuple):
@@ -83,6 +83,12 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
+def margin_of(metric: str, points: float | None = None) -> float | None:
+    """Share up to which a difference does not matter, by `points` or else by `MARGINS`; None where neither says so."""
+    points = MARGINS.get(metric.split("_")[0]) if points is None else points
+    return None if points is None else points / 100
+
+
 def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
     """Where an axis for the first metric of all rows begins and ends: it has room for every seed, and for intervals.
 
@@ -97,26 +103,33 @@ def axis_range(rows: Sequence[Row]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def specs(entries: Mapping[str, Any]) -> list[Spec]:
+def specs(entries: Any) -> list[Spec]:
     """The entries of `experiments/tables.yaml`.
 
     Raises:
-        UserError: an unknown key, no `runs`, or `primary` without `against`.
+        UserError: no entries by name, an entry without keys, an unknown key, no `runs`, or `primary` without `against`.
     """
     known = {entry.name for entry in fields(Spec)} - {"name"}
     found = []
-    for name, entry in entries.items():
-        if name.startswith("_"):
+    if not isinstance(entries, Mapping):
+        raise UserError("tables.yaml: give each table a name, and its keys below it")
+    for name, given in entries.items():
+        if str(name).startswith("_"):
             continue
+        if not isinstance(given, Mapping):
+            raise UserError(f"tables.yaml, {name}: give the keys of a table, such as runs")
+        entry: dict[str, Any] = {  # one word stands for a list of it, null for what is not given
+            key: [value] if key in LISTS and isinstance(value, str) else value
+            for key, value in given.items()
+            if value is not None
+        }
         unknown = sorted(set(entry) - known)
         if unknown or "runs" not in entry:
             raise UserError(f"tables.yaml, {name}: {f'unknown {unknown}' if unknown else 'runs is missing'}")
         if entry.get("primary") and not entry.get("against"):
             raise UserError(f"tables.yaml, {name}: primary names comparisons, and against is missing")
-        runs = entry["runs"]
         where = {key: value for key, value in entry.get("where", {}).items() if key not in entry.get("by", ())}
-        runs = [runs] if isinstance(runs, str) else runs
-        found.append(Spec(name, **{**entry, "runs": runs, "where": where}))
+        found.append(Spec(name, **{**entry, "where": where}))
     return found
 
 
@@ -144,7 +157,11 @@ def make_table(spec: Spec, results: Mapping[str, Results]) -> Table:
     labels = sorted(groups, key=lambda label: (rank.get(label, len(rank)), label))
     for label in labels:
         groups[label].sort(key=lambda record: int(record["seed"]))
-        check_row(spec, label, groups[label])
+        if len({record["cfg_id"] for record in groups[label]}) > 1:
+            raise UserError(
+                f"tables.yaml, {spec.name}: the row '{label}' mixes runs that differ in "
+                f"{', '.join(differing(groups[label]))}: name them in `by` or `where`"
+            )
     columns = spec.columns or [records[0]["primary_metric"]]
     values = {label: {metric: column(groups[label], metric) for metric in columns} for label in labels}
     if lacking := [label for label in labels if not values[label][columns[0]]]:
@@ -217,7 +234,7 @@ def differing(records: Sequence[RunRecord]) -> list[str]:
 
 def label_of(record: RunRecord, by: Sequence[str]) -> str:
     """The values of the keys, e.g. `dcal, 0.0004`; not those that decide nothing without a branch that is off."""
-    config = {**record["config"], "cfg_id": record["cfg_id"]}
+    config = {"cfg_id": record["cfg_id"], **record["config"]}
     return ", ".join(show(config.get(key)) for key in by if not is_idle(key, config)) or "all"
 
 
@@ -227,15 +244,6 @@ def show(value: Any) -> str:
     if isinstance(value, list):
         return ("×" if all(isinstance(entry, int) for entry in value) else " + ").join(map(show, value))
     return "all" if value is None else str(value)
-
-
-def check_row(spec: Spec, label: str, records: Sequence[RunRecord]) -> None:
-    if len({record["cfg_id"] for record in records}) > 1:
-        keys = ", ".join(differing(records))
-        raise UserError(
-            f"tables.yaml, {spec.name}: the row '{label}' mixes runs that differ in {keys}: "
-            "name them in `by` or `where`"
-        )
 
 
 def column(records: Sequence[RunRecord], metric: str) -> list[float]:
@@ -265,17 +273,26 @@ def compare(
     metric: str,
 ) -> dict[str, PairedComparison]:
     """Each row against its reference, on the seeds that both have; not where they share none, or judged other items."""
-    margin = spec.margin_of(metric)
     found = {}
     for label, records in groups.items():
         reference = label_of({**records[0], "config": {**records[0]["config"], **spec.against}}, by)
         own, other = judged[label], judged.get(reference)
         if label == reference or own is None or other is None or not own.same_items(other):
             continue
-        seeds = sorted(set(own.seeds) & set(other.seeds))
-        if seeds:
-            points = None if margin is None else margin / 100
-            found[label] = paired_comparison(own.of(seeds), other.of(seeds), points, own.groups)
+        if difference := minus(own, other, margin_of(metric, spec.margin)):
+            found[label] = difference
     primary = [label for label in spec.primary if label in found]
     corrected = holm_verdicts([found[label] for label in primary], declared=len(spec.primary))
     return found | dict(zip(primary, corrected, strict=True))
+
+
+def minus(one: Outcomes, other: Outcomes, margin: float | None) -> PairedComparison | None:
+    """The comparison of outcomes of the same items on the seeds that both have; None where they share none.
+
+    Args:
+        margin: share up to which a difference does not matter; None where nobody has said so.
+    """
+    if not (seeds := sorted(set(one.seeds) & set(other.seeds))):
+        return None
+    first, second = (side.values_SN[[side.seeds.index(seed) for seed in seeds]] for side in (one, other))
+    return paired_comparison(first, second, margin, one.groups)

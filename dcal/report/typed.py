@@ -17,14 +17,9 @@ def read_overrides(directory: Path) -> list[str]:
     return []
 
 
-def key_of(word: str) -> str:
-    """The key of an override."""
-    return word.lstrip("+~").partition("=")[0]
-
-
 def without(words: Sequence[str], *keys: str) -> list[str]:
     """The overrides but those of these keys."""
-    return [word for word in words if key_of(word) not in keys]
+    return [word for word in words if word.lstrip("+~").partition("=")[0] not in keys]
 
 
 def train_command(words: Sequence[str], seeds: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from dcal.metric.interval import Interval, mean_interval
 from dcal.metric.statistics import paired_comparison
 from dcal.report.format import markdown, metric_values
 from dcal.report.items import decode_groups, decode_outcomes, encode_groups, encode_outcomes
-from dcal.report.pages import fill
+from dcal.report.pages import fill, html
 from dcal.report.records import collect, load_all, load_results, parse, read_run, read_yaml
 from dcal.report.table import Row, Spec, axis_range, differing, label_of, make_table, specs, with_sa
 from dcal.run.lock import acquire_lock
@@ -186,6 +187,22 @@ def test_a_faulty_run_is_named_and_left_out(runs: Path, file: str, fault: str) -
     assert len(found["fgvc/birds"]) == 5
     if (file, fault) != ("result.json", "missing"):  # then it is not finished, which is no fault
         assert len(problems) == 1 and str(path.parent) in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("result.json", "[]"), ("result.json", "null"), ("metrics.jsonl", "3\n"), ("versions.json", "1")]
+)
+def test_a_file_of_another_kind_is_named(runs: Path, file: str, text: str) -> None:
+    (runs / "fgvc" / "birds" / "id-dcal" / "seed=0" / file).write_text(text)
+    found, (problem,) = collect(runs)
+    assert len(found["fgvc/birds"]) == 5 and "seed=0" in problem
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "[1]", "null"])
+def test_a_file_without_records_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json: cannot be read"):
+        load_all(tmp_path)
 
 
 def test_items_of_another_run_are_noticed(runs: Path) -> None:
@@ -382,6 +399,19 @@ def test_losses_and_counts_are_no_percentages(runs: Path, capsys: pytest.Capture
     assert "<td>0.500</td><td>40</td>" in html and "<td>50.00</td>" not in html
 
 
+def test_a_run_that_lacks_a_metric_does_not_get_that_of_another_seed(runs: Path) -> None:
+    tabulate(configure(runs.parent))
+    results = load_all(runs.parent / "results")
+    (found,) = results.values()
+    for record in found["runs"]:
+        record["metrics"]["nll"] = float(record["seed"])
+        if record["seed"] == 0:
+            del record["metrics"]["nll"]
+    table = html(make_table(Spec("any", ["*"], by=["attention"], columns=["top1", "nll"]), results), None)
+    shown = [re.findall(r"<td>(.*?)</td>", row) for row in table.partition("<h2>Runs")[2].split("<tr>")[2:]]
+    assert [(cells[2], cells[6]) for cells in shown] == [("0", "–"), ("1", "1.000"), ("2", "2.000")] * 2
+
+
 @pytest.mark.parametrize(
     ("metric", "shown"),
     [("nll", "0.500"), ("nll_sa", "0.500"), ("zoo/nll", "0.500"), ("zoo/queries", "0"), ("zoo/top1_sa", "50.00")],
@@ -415,6 +445,14 @@ def test_wrong_descriptions_are_named(tmp_path: Path) -> None:
         specs({"birds": {"runs": "x", "agianst": {}}})
     with pytest.raises(UserError, match="birds: primary names comparisons, and against is missing"):
         specs({"birds": {"runs": "x", "primary": ["dcal"]}})
+    for entries, message in (
+        ({"birds": None}, "birds: give the keys of a table, such as runs"),
+        (["birds"], "tables.yaml: give each table a name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            specs(entries)
+    (spec,) = specs({"birds": {"runs": "x", "columns": "top1", "by": None, "where": {"attention": "dcal"}}})
+    assert (spec.runs, spec.columns, spec.by) == (["x"], ["top1"], None)
     with pytest.raises(UserError, match=r"tables=.*tabels\.yaml: no such file"):
         tabulate(configure(tmp_path, tables=str(tmp_path / "tabels.yaml")))
     with pytest.raises(UserError, match=r"results:brids .*tables.yaml has birds"):

@@ -116,6 +116,7 @@ def test_different_items_are_not_compared(search: Path, capfd: pytest.CaptureFix
         ([0.0, 0.1], None),
         ([0.2, 0.0, 0.1], 0.3),
         ([32, 16], 64),
+        ([1, 2], None),  # half an epoch is none
         ([True, False], None),
         (["a", "b"], None),
     ],

@@ -217,6 +217,17 @@ def test_other_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixtur
     assert "without the names of its items; dcal-evaluate" in told(f"compare=[{dcal / 'seed=0'},{runs / 'a.csv'}]")
 
 
+def test_an_option_that_decides_nothing_makes_no_second_configuration(runs: Path) -> None:
+    """As in tables: older versions gave such runs another id."""
+    plain = runs / "id-none"
+    other = plain.with_name("id-idle")
+    other.mkdir()
+    (plain / "seed=5").rename(other / "seed=5")
+    edit(other, "result.json", '"id-none"', '"id-idle"')
+    edit(other, "config_resolved.yaml", "top_ratio: 0.1", "top_ratio: 0.5")
+    assert list(read_side(f"{runs}/id-[in][do]*").runs) == list(range(6))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -224,6 +235,7 @@ def test_other_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixtur
         ("item,label\na,1\n", "needs a column prediction, a column for each class, or average_precision"),
         ("item,label,prediction\na,1\n", "line 2: 2 cells in 3 columns"),
         ("item,label,prediction\n", "no line below its header"),
+        ("item,label,prediction, label\na,1,1,2\n", "two columns have the same name"),
         ("item,label,x,y\na,z,0.1,0.2\n", "line 2: there is no column of scores for its label z"),
         ("item,label,x,y\na,x,0.1,\n", "line 2: y is empty, and must be a number"),
         ("item,label,average_precision\na,1,83\n", "line 2: average_precision must be between 0 and 1"),

@@ -15,7 +15,7 @@ from recorded_runs import configure, write_run
 
 from dcal.commands.results import tabulate
 from dcal.report.format import grid_of, markdown, split
-from dcal.report.grid import FORMATS, Grid, escape, render
+from dcal.report.grid import FORMATS, Grid, as_number, escape, render
 from dcal.report.records import load_all
 from dcal.report.table import Spec, Table, make_table
 
@@ -68,6 +68,16 @@ def test_all_formats_have_the_same_digits(written: Path) -> None:
 )
 def test_a_cell_is_split_into_its_numbers(cell: str, count: int, parts: list[str]) -> None:
     assert split(cell, count) == parts
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [("0", 0), ("+0.50", 0.5), ("-3", -3), ("1e-05", 1e-5), ("01234567", "01234567"), ("12e45678", "12e45678")]
+    + [(text, text) for text in ("nan", "inf", "1_0", "", "0–2", "< 0.001")],
+)
+def test_what_is_a_number_for_programs(cell: str, value: object) -> None:
+    """Not an id of eight hexadecimal digits, which would lose its zeros or be infinite."""
+    assert as_number(cell) == value and type(as_number(cell)) is type(value)
 
 
 def test_latex_is_written_with_booktabs() -> None:

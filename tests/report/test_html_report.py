@@ -87,6 +87,32 @@ def test_faults_are_told(sweep: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert word in html
 
 
+@pytest.mark.parametrize("file", ["model.json", "reliability.json", "cross_domain.json"])
+def test_a_torn_file_that_not_every_run_has_costs_no_run(sweep: Path, file: str) -> None:
+    (sweep / "fgvc" / "birds" / "id-none" / "seed=0" / file).write_text('{"cells": ')
+    folder = read_folder(sweep)
+    assert len(folder.runs) == 6 and [f"seed=0/{file}: cannot be read" in problem for problem in folder.problems] == [
+        True
+    ]
+
+
+def test_what_a_fresh_run_has_replaced_is_not_told(sweep: Path) -> None:
+    run = sweep / "fgvc" / "birds" / "id-none" / "seed=0"
+    (run / "result.json").unlink()
+    run.rename(run.with_name("seed=0.replaced-1"))
+    assert not read_folder(sweep).unfinished
+
+
+def test_beside_a_run_that_was_moved_nothing_is_read(tmp_path: Path) -> None:
+    """Its folder's neighbours are none of its name; and at the top of a disk there is no second folder above."""
+    write_run(tmp_path, 0, 8, "none")
+    write_run(tmp_path, 0, 4).rename(tmp_path / "mine")
+    assert not read_folder(tmp_path / "mine").plain
+    (tmp_path / "fgvc" / "birds" / "id-dcal").rmdir()
+    folder = write_run(tmp_path, 0, 4)
+    assert len(read_folder(folder).plain) == 1
+
+
 def test_no_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^report=.*no finished run"):
         read_folder(tmp_path)
@@ -152,6 +178,20 @@ def test_of_configurations_that_are_alike_none_is_called_the_best(tmp_path: Path
     other = with_settings(write_run(tmp_path / "other", 0, 6), "id-half", "attention.glca.top_ratio", 0.5)
     other.parent.rename(other.parent.with_name("id-half"))
     assert "best of 3: none; dcal, 0.1" in page(tmp_path)
+
+
+def test_configurations_that_only_their_ids_tell_apart_are_compared(tmp_path: Path) -> None:
+    """As with weights of one file name in two folders."""
+    for seed in (0, 1):
+        write_run(tmp_path, seed, 4)
+        other = with_settings(
+            write_run(tmp_path / "other", seed, 9), "id-else", "backbone.checkpoint", "/else/w.safetensors"
+        )
+    other.parent.rename(other.parent.with_name("id-else"))
+    (experiment,) = experiments(read_folder(tmp_path))
+    assert [(v.label, v.is_reference) for v in experiment.variants] == [("id-dcal", True), ("id-else", False)]
+    difference = experiment.variants[1].row.difference
+    assert difference is not None and difference.mean == pytest.approx(-5 / 40)
 
 
 def test_runs_may_lack_a_key_that_others_have(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixture[str]
     for words, message in (
         (["where=optimzer.lr=1"], "where=optimzer.lr=...: no run has this key; did you mean optimizer.lr"),
         (["where=dcal"], "where=dcal: give key=value"),
+        (["where='name=a: b'"], "where=name=a: b: a: b cannot be read as YAML"),
         (["sort=top1"], "sort='top1': choose one of age, metric, run, state"),
         (["metric=top2"], "metric='top2': did you mean top1"),
         (["format=html"], "format='html'"),
@@ -76,6 +77,16 @@ def test_mistakes_are_one_sentence(runs: Path, capfd: pytest.CaptureFixture[str]
     ):
         assert message in refused("results", f"list={runs}", *words, capfd=capfd)
     assert "no such folder" in refused("results", f"list={runs / 'nowhere'}", capfd=capfd)
+
+
+def test_copies_in_one_folder_are_lines_of_their_own(tmp_path: Path) -> None:
+    for attention, wrong in (("dcal", 4), ("none", 8)):
+        write_run(tmp_path, 0, wrong, attention).rename(tmp_path / attention)
+    assert [row[:4:3] for row in listing(tmp_path, sort="run").rows] == [
+        [f"{tmp_path}/dcal", "top-1 90.00"],
+        [f"{tmp_path}/none", "top-1 80.00"],
+    ]
+    assert [row[0] for row in listing(tmp_path, ["attention=none"]).rows] == [f"{tmp_path}/none"]
 
 
 def test_settings_are_those_of_the_tables(fgvc_run: Path) -> None:

@@ -15,10 +15,12 @@ from dcal.report.protocol.verdicts import (
     contrasts_text,
     draw_map,
     predictions_text,
+    read_protocol,
     sort_records,
     state_text,
 )
 from dcal.utils.errors import UserError
+from dcal.utils.paths import experiments_dir
 
 SEEDS = list(range(20, 28))
 ITEMS = np.arange(400)
@@ -139,6 +141,22 @@ def test_unknown_names_are_refused() -> None:
     other = [{"cells": ["R1"], "of": "A2", "against": "A0", "verdict": "better", "reason": ""}]
     with pytest.raises(UserError, match="predictions: R1 has no contrast A2 A0"):
         predictions_text(protocol(predictions=other), contrasts(protocol(), {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("of: A7, against: A0, asks: does DCAL help|against: A0, asks: does DCAL help", "does not say of"),
+        ("verdict: better|verdict: beter", r"verdicts=.*predictions='beter': did you mean better"),
+    ],
+)
+def test_a_protocol_that_says_too_little_or_no_verdict_is_refused(change: str, message: str, tmp_path: Path) -> None:
+    text = (experiments_dir() / "protocol" / "when.yaml").read_text()
+    old, new = change.split("|")
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        read_protocol(tmp_path / "mine.yaml")
 
 
 def test_the_map_is_the_same_file_twice(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dcal.metric.statistics import PairedComparison, paired_comparison
 from dcal.report.compare.sides import Side
 from dcal.report.format import seeds_text
 from dcal.report.items import Array, Items, decode_groups, encode_groups
-from dcal.report.table import MARGINS, differing
+from dcal.report.table import differing, margin_of
 from dcal.utils.errors import UserError, choose
 
 TASKS = {"fgvc": "classification", "reid": "re-identification"}
@@ -50,7 +50,6 @@ def compare_sides(first: Side, second: Side, metric: str | None = None, margin: 
     task = first.items.task
     shared = [key for key in first.items.outcomes if key in second.items.outcomes]
     metric = PRIMARY_METRICS[task] if metric is None else choose("metric", metric, sorted(shared))
-    points = MARGINS.get(metric.split("_")[0]) if margin is None else margin
     seeds = shared_seeds(first, second)
     ones = [first.runs[seed] for seed in (seeds if len(first.runs) > 1 else first.runs)]
     others = [second.runs[seed] for seed in (seeds if len(second.runs) > 1 else second.runs)]
@@ -62,7 +61,7 @@ def compare_sides(first: Side, second: Side, metric: str | None = None, margin: 
     comparison = paired_comparison(
         first_SN,
         second_SN,
-        None if points is None else points / 100,
+        margin_of(metric, margin),
         None if groups is None else decode_groups(encode_groups(groups)),
     )
     values = first_SN.mean(1).tolist(), second_SN.mean(1).tolist()

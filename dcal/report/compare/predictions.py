@@ -55,15 +55,16 @@ def read_columns(path: Path) -> dict[str, Array]:
     """The cells of a CSV file by column, as text."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            header, *rows = [row for row in csv.reader(file) if row]
+            names, *rows = [row for row in csv.reader(file) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    header = [name.strip() for name in names]
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise UserError(f"{path}, line {number}: {len(row)} cells in {len(header)} columns")
     if not rows or len(set(header)) < len(header):
         raise UserError(f"{path}: {'two columns have the same name' if rows else 'no line below its header'}")
-    return {name.strip(): np.array(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+    return {name: np.array(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
 
 
 def judge(path: Path, table: Mapping[str, Array]) -> tuple[str, dict[str, Array]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dcal.report.compare.predictions import read_predictions
 from dcal.report.items import Items, read_items
 from dcal.report.records import RunRecord, read_run, with_defaults
-from dcal.report.table import differing, label_of, with_sa
+from dcal.report.table import differing, label_of, with_sa, with_shared_ids
 from dcal.run.directory import RESULT_FILE
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
@@ -53,17 +53,16 @@ def read_side(name: str) -> Side:
     paths = [found.parent if found.name == RESULT_FILE else found for found in paths]
     if not paths:
         raise UserError(f"compare: {name}: no such file or folder; give {WAYS}")
-    if all(found.is_dir() for found in paths):
-        return of_runs(name, paths)
-    return of_files(name, paths)
+    runs, records = of_runs(name, paths) if all(found.is_dir() for found in paths) else (of_files(name, paths), [])
+    return Side(name, dict(sorted(runs.items(), key=lambda run: run[0] or 0)), records)
 
 
-def of_runs(name: str, folders: Sequence[Path]) -> Side:
-    """The finished runs in folders, which must be of one configuration."""
+def of_runs(name: str, folders: Sequence[Path]) -> tuple[dict[int | None, Items], list[RunRecord]]:
+    """The finished runs in folders, which must be of one configuration: by seed, and their records."""
     directories = sorted({directory for folder in folders for directory in finished_runs(folder)[0]})
     if not directories:
         raise UserError(f"compare: {name}: no finished run is there; dcal-results list={folders[0]} shows what is")
-    records = with_defaults(with_sa(read_run(directory)[1]) for directory in directories)
+    records = with_shared_ids(with_defaults(with_sa(read_run(directory)[1]) for directory in directories))
     if len({record["cfg_id"] for record in records}) > 1:
         by = differing(records)
         pairs = zip(directories, records, strict=True)
@@ -75,17 +74,16 @@ def of_runs(name: str, folders: Sequence[Path]) -> Side:
         if record["seed"] in runs:
             raise UserError(f"compare: {name}: two runs have the seed {record['seed']}; name one of their folders")
         outcomes, primary_metric = items.outcomes, record["primary_metric"]
-        if f"{primary_metric}_sa" in record["metrics"]:  # that of `with_sa` is not in the file
+        if f"{primary_metric}_sa" in record["items"]:  # that of `with_sa` is not in the file
             outcomes = {f"{primary_metric}_sa": outcomes[primary_metric], **outcomes}
         runs[int(record["seed"])] = items._replace(outcomes=outcomes)
-    return Side(name, dict(sorted(runs.items(), key=lambda run: run[0] or 0)), records)
+    return runs, records
 
 
-def of_files(name: str, files: Sequence[Path]) -> Side:
-    """One `items.npz`, or CSV files, of which each has a column `seed` if they are several."""
-    for file in files:
-        if file.suffix not in (".npz", ".csv"):
-            raise UserError(f"compare: {file}: give {WAYS}")
+def of_files(name: str, files: Sequence[Path]) -> dict[int | None, Items]:
+    """By seed one `items.npz`, or CSV files, of which each has a column `seed` if they are several."""
+    if odd := [file for file in files if file.suffix not in (".npz", ".csv")]:
+        raise UserError(f"compare: {odd[0]}: give {WAYS}")
     runs: dict[int | None, Items] = {}
     for file in files:
         own: dict[int | None, Items] = {}
@@ -98,4 +96,4 @@ def of_files(name: str, files: Sequence[Path]) -> Side:
         if twice := [seed for seed in own if seed in runs]:
             raise UserError(f"compare: {name}: two files have the seed {twice[0]}; leave one of them out")
         runs |= own
-    return Side(name, dict(sorted(runs.items(), key=lambda run: run[0] or 0)), [])
+    return runs

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from types import SimpleNamespace
 from typing import NamedTuple
 
 from dcal.report.table import Row, axis_range
@@ -38,36 +39,6 @@ class Series(NamedTuple):
     """Number of the page's colour."""
 
 
-class Tick(NamedTuple):
-    at: float
-    text: str
-
-
-class Line(NamedTuple):
-    """A series in the coordinates of the SVG."""
-
-    name: str
-    colour: int
-    path: str
-    band: str
-    """Least to greatest over seeds; empty for one seed."""
-    dots: list[tuple[float, float]]
-    """Where few values were measured."""
-
-
-class Chart(NamedTuple):
-    """What the template draws."""
-
-    title: str
-    lines: list[Line]
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    numbers: str
-    """JSON for the pointer: position and epoch of each x, and the values of each line."""
-    summary: str
-    """For those who cannot see it."""
-
-
 def over_seeds(curves: Sequence[Mapping[float, float]]) -> list[Point]:
     """Mean, least and greatest where all seeds have a value."""
     shared = set.intersection(*(set(curve) for curve in curves)) if curves else set()
@@ -75,8 +46,11 @@ def over_seeds(curves: Sequence[Mapping[float, float]]) -> list[Point]:
     return [Point(x, mean(ys), min(ys), max(ys)) for x, ys in values.items()]
 
 
-def chart(title: str, series: Sequence[Series], linear: bool = True) -> Chart | None:
-    """A chart over epochs, unless `linear` with a logarithmic axis where values differ much; None without values."""
+def chart(title: str, series: Sequence[Series], linear: bool = True) -> SimpleNamespace | None:
+    """A chart over epochs in the coordinates of the SVG, by the names of the template; None without values.
+
+    Unless `linear`, the axis is logarithmic where values differ much.
+    """
     series = [line for line in series if line.points]
     if not series:
         return None
@@ -94,23 +68,30 @@ def chart(title: str, series: Sequence[Series], linear: bool = True) -> Chart | 
         band = [(x_scale(p.x), y_scale(p.high)) for p in entry.points]
         band += [(x_scale(p.x), y_scale(p.low)) for p in reversed(entry.points)]
         spread = any(p.high > p.low for p in entry.points)
-        few = mid if len(mid) <= 12 else []
-        lines.append(Line(entry.name, entry.colour, path(mid), path(band) + "Z" if spread else "", few))
+        lines.append(
+            SimpleNamespace(
+                name=entry.name,
+                colour=entry.colour,
+                path=path(mid),
+                band=path(band) + "Z" if spread else "",  # least to greatest over seeds; empty for one seed
+                dots=mid if len(mid) <= 12 else [],  # where few values were measured
+            )
+        )
     ends = "; ".join(
         f"{line.name} from {axis_text(line.points[0].y)} to {axis_text(line.points[-1].y)}" for line in series
     )
-    return Chart(
-        title,
-        lines,
-        [Tick(x_scale(x), f"{x:g}") for x in x_values],
-        [Tick(y_scale(y), axis_text(y)) for y in y_values],
-        numbers(series, x_scale),
-        f"{title} by epoch: {ends}",
+    return SimpleNamespace(
+        title=title,
+        lines=lines,
+        x_ticks=[(x_scale(x), f"{x:g}") for x in x_values],
+        y_ticks=[(y_scale(y), axis_text(y)) for y in y_values],
+        numbers=numbers(series, x_scale),
+        summary=f"{title} by epoch: {ends}",  # for those who cannot see it
     )
 
 
 def numbers(series: Sequence[Series], x_scale: Scale) -> str:
-    """What the pointer shows, as JSON."""
+    """What the pointer shows, as JSON: position and epoch of each x, and the values of each line."""
     xs = sorted({point.x for line in series for point in line.points})
     values = {}
     for line in series:
@@ -165,26 +146,16 @@ def axis_text(value: float) -> str:
     return f"{value:.4g}"
 
 
-class Strip(NamedTuple):
-    """A row of a table as a mark on a scale that all rows share, in percent of the width."""
-
-    low: float
-    high: float
-    middle: float
-    seeds: list[float]
-    reference: float | None
-
-
-def strips(rows: Sequence[Row], reference: Row | None) -> list[Strip]:
-    """Interval, mean and seeds of the first metric of each row."""
+def strips(rows: Sequence[Row], reference: Row | None) -> list[SimpleNamespace]:
+    """The first metric of each row as a mark on a scale that all rows share, in percent of the width."""
     scale = Scale(*axis_range(rows), 0.0, 100.0)
     return [
-        Strip(
-            max(0.0, scale(row.interval.low if row.interval else row.primary)),
-            min(100.0, scale(row.interval.high if row.interval else row.primary)),
-            scale(row.primary),
-            [scale(value) for value in next(iter(row.values.values()))],
-            None if reference is None else scale(reference.primary),
+        SimpleNamespace(
+            low=max(0.0, scale(row.interval.low if row.interval else row.primary)),
+            high=min(100.0, scale(row.interval.high if row.interval else row.primary)),
+            middle=scale(row.primary),
+            seeds=[scale(value) for value in next(iter(row.values.values()))],
+            reference=None if reference is None else scale(reference.primary),
         )
         for row in rows
     ]

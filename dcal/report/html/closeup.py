@@ -2,102 +2,67 @@
 
 from __future__ import annotations
 
+import io
+import json
+from base64 import b64encode
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from dcal.metric.classes import class_accuracies, class_title, confusion_matrix, examples_of, most_confused
 from dcal.report.html.experiment import Experiment, Variant
-from dcal.report.html.picture import Matrix, Picture, matrix, picture
 from dcal.report.html.run_files import RunFiles
 from dcal.visualize.gallery import Gallery
 
 EXAMPLES = 24
 PAIRS = 8
 LISTS = 12
+RIGHT_RGB, WRONG_RGB = (66, 105, 208), (214, 69, 65)  # to be seen on light and on dark
 
 
-class Example(NamedTuple):
-    """A picture and what became of it."""
-
-    picture: Picture
-    right: bool
-    lines: list[str]
-
-
-class Pair(NamedTuple):
-    """A class that is taken for another, with a picture of either."""
-
-    truth: str
-    taken_for: str
-    times: int
-    images: int
-    """Of the first class."""
-    mistaken: Picture | None
-    recognised: Picture | None
-
-
-class Found(NamedTuple):
-    picture: Picture
-    mark: str
-
-
-class RankedList(NamedTuple):
-    """A query and what was found for it."""
-
-    query: Picture
-    lines: list[str]
-    found: list[Found]
-
-
-class Closeup(NamedTuple):
-    """One run of a configuration, image by image."""
-
-    label: str
-    seed: int
-    is_open: bool
-    matrix: Matrix | None
-    pairs: list[Pair]
-    examples: list[Example]
-    lists: list[RankedList]
-    top_ratio: float
-    """Where the slider begins: the share of patches that the run selects."""
-    selection: str
-    """How the run itself selects; empty without GLCA."""
-
-
-class Breakdown(NamedTuple):
-    """A table by class or by camera: name, number of items, and a value per configuration."""
-
-    columns: list[str]
-    rows: list[tuple[str, int, list[float | None]]]
-    """Worst first."""
-
-
-def closeup(variant: Variant, task: str, is_open: bool) -> Closeup:
-    """The run of a configuration whose pictures are kept, or its first."""
+def closeup(variant: Variant, task: str, is_open: bool) -> SimpleNamespace:
+    """Image by image what the run did whose pictures are kept, or the first, by the names of the template."""
     run, config = variant.shown, variant.runs[0].record["config"]
-    cells, pairs, shown, lists = class_views(run) if task == "fgvc" else (None, [], [], ranked_lists(run))
-    selection = config["attention.glca.selection"] if config["attention.glca.blocks"] else ""
-    ratio = float(config["attention.glca.top_ratio"])
-    return Closeup(variant.label, run.record["seed"], is_open, cells, pairs, shown, lists, ratio, selection)
+    views = class_views(run) if task == "fgvc" else {"matrix": None, "pairs": [], "examples": []}
+    return SimpleNamespace(
+        label=variant.label,
+        seed=run.record["seed"],
+        is_open=is_open,
+        **views,
+        lists=[] if task == "fgvc" else ranked_lists(run),
+        # where the slider begins: the share of patches that the run selects
+        top_ratio=float(config["attention.glca.top_ratio"]),
+        # how the run itself selects; empty without GLCA
+        selection=config["attention.glca.selection"] if config["attention.glca.blocks"] else "",
+    )
 
 
-def class_views(run: RunFiles) -> tuple[Matrix, list[Pair], list[Example], list[RankedList]]:
-    """Confusion matrix, confused classes and examples of a classifier."""
+def class_views(run: RunFiles) -> dict[str, Any]:
+    """Confusion matrix, confused classes with a picture of either, and examples of a classifier."""
     names, label, prediction = class_names(run), run.items["label"], run.items["prediction"]
     cells = confusion_matrix(label, prediction, len(names))
     pairs = []
     for pair in most_confused(label, prediction, PAIRS):
         rows = zip(examples_of(pair, label, prediction), (pair.truth, pair.taken_for), strict=True)
         pictures = [None if row is None else kept(run, row, names[of]) for row, of in rows]
-        times, images = pair.times, int(cells[pair.truth].sum())
-        pairs.append(Pair(names[pair.truth], names[pair.taken_for], times, images, *pictures))
-    return matrix(cells, names), pairs, examples(run, names), []
+        pairs.append(
+            SimpleNamespace(
+                truth=names[pair.truth],
+                taken_for=names[pair.taken_for],
+                times=pair.times,
+                images=int(cells[pair.truth].sum()),  # of the first class
+                mistaken=pictures[0],
+                recognised=pictures[1],
+            )
+        )
+    return {"matrix": matrix(cells, names), "pairs": pairs, "examples": examples(run, names)}
 
 
-def examples(run: RunFiles, names: Sequence[str]) -> list[Example]:
+def examples(run: RunFiles, names: Sequence[str]) -> list[SimpleNamespace]:
     """The first pictures of the gallery with truth, prediction and confidence."""
     gallery, found = run.gallery, []
     if gallery is None:
@@ -110,11 +75,11 @@ def examples(run: RunFiles, names: Sequence[str]) -> list[Example]:
         right = truth == guess
         lines = [f"{guess}{sure}"] if right else [f"{guess}{sure}", f"is {truth}"]
         alt = f"{truth}, {'recognised' if right else f'taken for {guess}'}"
-        found.append(Example(picture(gallery, position, alt), right, lines))
+        found.append(SimpleNamespace(picture=picture(gallery, position, alt), right=right, lines=lines))
     return found
 
 
-def kept(run: RunFiles, row: int, alt: str) -> Picture | None:
+def kept(run: RunFiles, row: int, alt: str) -> SimpleNamespace | None:
     """The picture of a test item, if the run keeps it."""
     position = run.gallery.position(run.record["split"], int(run.items["index"][row])) if run.gallery else None
     return None if position is None or run.gallery is None else picture(run.gallery, position, alt)
@@ -128,7 +93,7 @@ def class_names(run: RunFiles) -> list[str]:
     return [f"class {number}" for number in range(count)]
 
 
-def ranked_lists(run: RunFiles) -> list[RankedList]:
+def ranked_lists(run: RunFiles) -> list[SimpleNamespace]:
     """Queries with what was found for them, those missed first."""
     gallery, items = run.gallery, run.items
     if gallery is None or not {"nearest_mark", "camera"} <= items.keys():
@@ -140,7 +105,8 @@ def ranked_lists(run: RunFiles) -> list[RankedList]:
     return [ranked_list(run, gallery, position, row, f"{prefix}gallery") for position, row in asked[:LISTS]]
 
 
-def ranked_list(run: RunFiles, gallery: Gallery, position: int, row: int, part: str) -> RankedList:
+def ranked_list(run: RunFiles, gallery: Gallery, position: int, row: int, part: str) -> SimpleNamespace:
+    """A query and what was found for it."""
     from dcal.metric.ranking import MARKS  # torch: a second, for Re-ID only
 
     items, found = run.items, []
@@ -148,14 +114,65 @@ def ranked_list(run: RunFiles, gallery: Gallery, position: int, row: int, part: 
         shown = gallery.position(part, int(number))
         if shown is not None:
             mark = MARKS[code]
-            found.append(Found(picture(gallery, shown, f"rank {rank}: {mark}"), mark))
+            found.append(SimpleNamespace(picture=picture(gallery, shown, f"rank {rank}: {mark}"), mark=mark))
     camera = int(items["camera"][row])
     lines = [f"AP {100 * items['average_precision'][row]:.0f} %", f"first match at {int(items['first_rank'][row])}"]
     lines += [f"camera {camera}"] if camera >= 0 else []
-    return RankedList(picture(gallery, position, f"query, identity {int(items['label'][row])}"), lines, found)
+    query = picture(gallery, position, f"query, identity {int(items['label'][row])}")
+    return SimpleNamespace(query=query, lines=lines, found=found)
 
 
-def by_class(experiment: Experiment) -> Breakdown:
+def picture(gallery: Gallery, position: int, alt: str) -> SimpleNamespace:
+    """A picture of a gallery, and what the page needs to draw the patches of any ratio over it."""
+    attention_hw = gallery.attention[position].astype(np.float64)
+    rank = np.empty(attention_hw.size, dtype="<u2")
+    rank[np.argsort(-attention_hw.ravel(), kind="stable")] = np.arange(rank.size)
+    shades = np.rint(65535 * attention_hw / max(attention_hw.max(), 1e-12)).astype("<u2")
+    width, height = Image.open(io.BytesIO(gallery.jpeg[position])).size
+    return SimpleNamespace(
+        source=data_uri("jpeg", gallery.jpeg[position]),
+        alt=alt,
+        width=width,
+        height=height,
+        rows=attention_hw.shape[0],
+        columns=attention_hw.shape[1],
+        # little-endian uint16, a patch each: 0 for the one with most attention; and as many shades, 65535 for the most
+        rank=b64encode(rank.tobytes()).decode(),
+        attention=b64encode(shades.tobytes()).decode(),
+    )
+
+
+def data_uri(kind: str, code: bytes) -> str:
+    return f"data:image/{kind};base64,{b64encode(code).decode()}"
+
+
+def matrix(cells: NDArray[np.int64], names: Sequence[str]) -> SimpleNamespace:
+    """A confusion matrix as an image of a pixel per cell, and its numbers for the pointer.
+
+    Recognised items are blue, confused ones red, stronger with their share of the class; the ground is transparent.
+    """
+    size = len(cells)
+    share = cells / np.maximum(cells.sum(1, keepdims=True), 1)
+    pixels = np.empty((size, size, 4), dtype=np.uint8)
+    pixels[..., :3] = WRONG_RGB
+    pixels[np.arange(size), np.arange(size), :3] = RIGHT_RGB
+    pixels[..., 3] = np.rint(255 * np.sqrt(share))  # the root: a share of a tenth is to be seen
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
+    listed = [[int(row), int(column), int(cells[row, column])] for row, column in zip(*cells.nonzero(), strict=True)]
+    told = {"names": list(names), "cells": listed, "totals": cells.sum(1).tolist()}
+    perfect = int(((cells.sum(1) == cells.diagonal()) & (cells.sum(1) > 0)).sum())
+    return SimpleNamespace(
+        source=data_uri("png", buffer.getvalue()),
+        size=size,
+        summary=f"{cells.trace()} of {cells.sum()} images are recognised; "
+        f"{perfect} of {size} classes without a mistake.",
+        # names of the classes, [row, column, times] of the cells that are not zero, totals of the rows
+        cells=json.dumps(told, ensure_ascii=False, separators=(",", ":")),
+    )
+
+
+def by_class(experiment: Experiment) -> SimpleNamespace:
     """Accuracy of each class, mean over seeds, for each configuration."""
     names = max((class_names(run) for variant in experiment.variants for run in variant.runs), key=len)
     columns = []
@@ -164,10 +181,10 @@ def by_class(experiment: Experiment) -> Breakdown:
         columns.append(np.mean(shares, axis=0))
     count = np.bincount(experiment.variants[0].runs[0].items["label"], minlength=len(names))
     rows = [(name, int(count[n]), [number(column[n]) for column in columns]) for n, name in enumerate(names)]
-    return Breakdown([variant.label for variant in experiment.variants], worst_first(rows))
+    return breakdown(experiment.variants, rows)
 
 
-def by_camera(experiment: Experiment) -> Breakdown | None:
+def by_camera(experiment: Experiment) -> SimpleNamespace | None:
     """mAP of each camera's queries, mean over seeds, for each configuration; None where no run keeps cameras."""
     variants = [v for v in experiment.variants if all("camera" in run.items for run in v.runs)]
     tables = [[cameras(run.items) for run in variant.runs] for variant in variants]
@@ -177,28 +194,32 @@ def by_camera(experiment: Experiment) -> Breakdown | None:
     for camera, first in tables[0][0].items():
         values = [number(np.mean([table[camera]["mAP"] for table in seeds if camera in table])) for seeds in tables]
         rows.append((f"camera {camera}" if camera >= 0 else "unknown", int(first["queries"]), values))
-    return Breakdown([variant.label for variant in variants], worst_first(rows))
+    return breakdown(variants, rows)
 
 
 def cameras(items: dict[str, Any]) -> dict[int, dict[str, float]]:
     """The metrics of each camera's queries, as `evaluate_retrieval(per_camera=True)` gives them."""
     import torch  # a second, for Re-ID only
 
-    from dcal.metric.ranking import PerQuery, breakdown
+    from dcal.metric import ranking
 
-    results = PerQuery(*(torch.from_numpy(items[key]) for key in PerQuery._fields))
-    return breakdown(results, torch.from_numpy(items["camera"]))
+    results = ranking.PerQuery(*(torch.from_numpy(items[key]) for key in ranking.PerQuery._fields))
+    return ranking.breakdown(results, torch.from_numpy(items["camera"]))
 
 
 def number(value: Any) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def worst_first(rows: list[tuple[str, int, list[float | None]]]) -> list[tuple[str, int, list[float | None]]]:
-    """By the mean over configurations; what was not judged last."""
+def breakdown(variants: Sequence[Variant], rows: list[tuple[str, int, list[float | None]]]) -> SimpleNamespace:
+    """A table by class or by camera: name, number of items, and a value per configuration.
+
+    The worst mean over configurations comes first, what was not judged last, and what has no item not at all.
+    """
 
     def rank(row: tuple[str, int, list[float | None]]) -> tuple[bool, float]:
         values = [value for value in row[2] if value is not None]
         return not values, sum(values) / max(1, len(values))
 
-    return sorted((row for row in rows if row[1]), key=rank)
+    columns = [variant.label for variant in variants]
+    return SimpleNamespace(columns=columns, rows=sorted((row for row in rows if row[1]), key=rank))

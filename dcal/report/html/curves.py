@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from dcal.report.format import BRANCHES, metric_title
-from dcal.report.html.charts import Chart, Point, Series, chart, over_seeds
+from dcal.report.html.charts import Point, Series, chart, over_seeds
 from dcal.report.html.experiment import Experiment, Variant
 from dcal.report.html.run_files import RunFiles
 
@@ -13,15 +14,21 @@ LINES = 8
 """Colours that can be told apart."""
 
 
-def charts(experiment: Experiment) -> list[Chart]:
+def charts(experiment: Experiment) -> list[SimpleNamespace]:
     """Validation, losses, weights and learning rate: by branch for one configuration, else by configuration."""
-    shown = experiment.variants[:LINES]
-    found = by_branch(experiment, shown[0]) if len(shown) == 1 else by_variant(experiment, shown)
+    shown, metric = experiment.variants[:LINES], experiment.primary_metric
+    split = experiment.table.rows[0].records[0]["split"]  # evaluated after each epoch: `test` if nothing is held out
+    key, title = f"{split}/{metric}", f"{metric_title(metric)} on {split}, %"
+    found = by_branch(shown[0], key, title) if len(shown) == 1 else by_variant(shown, key, title)
     return [entry for entry in found if entry is not None]
 
 
-def by_branch(experiment: Experiment, variant: Variant) -> list[Chart | None]:
-    """A line per branch."""
+def by_branch(variant: Variant, metric: str, title: str) -> list[SimpleNamespace | None]:
+    """A line per branch.
+
+    Args:
+        metric: what was evaluated after each epoch, as `test/top1`, and the title of its chart.
+    """
 
     def lines(prefix: str, branches: Sequence[str], factor: float = 1.0) -> list[Series]:
         found = [
@@ -31,23 +38,22 @@ def by_branch(experiment: Experiment, variant: Variant) -> list[Chart | None]:
         ]
         return [line for line in found if line.points]
 
-    primary_metric = f"{split_of(experiment)}/{experiment.primary_metric}"
-    judged = lines(primary_metric, ("sa", "glca"), 100)
+    judged = lines(metric, ("sa", "glca"), 100)
     if len(judged) > 1:
-        judged = lines(primary_metric, ("", "sa", "glca"), 100)
+        judged = lines(metric, ("", "sa", "glca"), 100)
     weights = lines("train/weight", ("sa", "glca", "pwca"))
     return [
-        chart(judged_title(experiment), judged or lines(primary_metric, ("",), 100)),
+        chart(title, judged or lines(metric, ("",), 100)),
         chart("Training loss of each branch", lines("train/loss", ("sa", "glca", "pwca")), linear=False),
         chart("Weight of each loss", weights if len(weights) > 1 else []),
         chart("Learning rate", [Series("learning rate", of(variant.runs, "train/lr"), 0)]),
     ]
 
 
-def by_variant(experiment: Experiment, variants: Sequence[Variant]) -> list[Chart | None]:
-    """A chart per quantity, a line per configuration."""
+def by_variant(variants: Sequence[Variant], metric: str, title: str) -> list[SimpleNamespace | None]:
+    """A chart per quantity, a line per configuration; the arguments are as in `by_branch`."""
 
-    def one(title: str, key: str, factor: float = 1.0, linear: bool = True) -> Chart | None:
+    def one(title: str, key: str, factor: float = 1.0, linear: bool = True) -> SimpleNamespace | None:
         shown = [(n, v) for n, v in enumerate(variants) if weighed(v) or not key.startswith("train/weight")]
         return chart(title, [Series(v.label, of(v.runs, key, factor), n) for n, v in shown], linear)
 
@@ -57,20 +63,11 @@ def by_variant(experiment: Experiment, variants: Sequence[Variant]) -> list[Char
 
     branches = {key: name for key, name in BRANCHES.items() if key}
     return [
-        one(judged_title(experiment), f"{split_of(experiment)}/{experiment.primary_metric}", 100),
+        one(title, metric, 100),
         *(one(f"Training loss, {name}", f"train/loss_{key}", linear=False) for key, name in branches.items()),
         *(one(f"Weight of the loss, {name}", f"train/weight_{key}") for key, name in branches.items()),
         one("Learning rate", "train/lr"),
     ]
-
-
-def split_of(experiment: Experiment) -> str:
-    """The split that was evaluated after each epoch: `val`, or `test` where nothing is held out."""
-    return str(experiment.table.rows[0].records[0]["split"])
-
-
-def judged_title(experiment: Experiment) -> str:
-    return f"{metric_title(experiment.primary_metric)} on {split_of(experiment)}, %"
 
 
 def of(runs: Sequence[RunFiles], key: str, factor: float = 1.0) -> list[Point]:

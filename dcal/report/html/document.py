@@ -25,7 +25,7 @@ from dcal.report.format import (
     split_metric,
 )
 from dcal.report.html.charts import strips
-from dcal.report.html.closeup import Closeup, by_camera, by_class, closeup
+from dcal.report.html.closeup import by_camera, by_class, closeup
 from dcal.report.html.curves import LINES, charts
 from dcal.report.html.experiment import Experiment, Variant, experiments, verdict
 from dcal.report.html.run_files import Folder
@@ -138,7 +138,7 @@ def branch_table(experiment: Experiment) -> tuple[list[str], list[tuple[str, str
     return [metric_title(name) for name in columns], rows
 
 
-def closeups_of(experiment: Experiment) -> list[Closeup]:
+def closeups_of(experiment: Experiment) -> list[SimpleNamespace]:
     """The best configuration and the first others, those with something to show; the best one opened."""
     others = [variant for variant in experiment.variants if variant is not experiment.best]
     chosen = [id(variant) for variant in [experiment.best, *others][:CLOSEUPS]]
@@ -178,8 +178,11 @@ def settings(experiment: Experiment) -> SimpleNamespace:
         labels=[variant.label for variant in experiment.variants],
         differing=[(key, [shown(node.get(key)) for node in nodes]) for key in keys],
         shared=[(key, shown(value)) for key, value in same.items()],
-        # what was typed for the first seed
-        commands=[(variant.label, command(variant)) for variant in experiment.variants if variant.runs[0].overrides],
+        commands=[  # what was typed for the first seed, with the seeds of all runs
+            (v.label, train_command(v.runs[0].overrides, [record["seed"] for record in v.row.records]))
+            for v in experiment.variants
+            if v.runs[0].overrides
+        ],
     )
 
 
@@ -196,11 +199,6 @@ def all_of(variant: Variant) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else show(value)
-
-
-def command(variant: Variant) -> str:
-    """What was typed, with the seeds of all runs in one command."""
-    return train_command(variant.runs[0].overrides, [record["seed"] for record in variant.row.records])
 
 
 def missing(experiment: Experiment) -> list[str]:

@@ -11,7 +11,7 @@ from dcal.report.format import difference_cells, metric_values
 from dcal.report.html.run_files import Folder, RunFiles, is_plain
 from dcal.report.items import outcomes
 from dcal.report.records import RunRecord, merge
-from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, with_shared_ids
+from dcal.report.table import Row, Spec, Table, differing, label_of, make_table, margin_of, with_shared_ids
 from dcal.run.identity import is_idle, recorded_defaults
 
 ATTENTION = ("none", "glca", "pwca", "dcal")
@@ -53,18 +53,13 @@ class Experiment(NamedTuple):
         return max(self.variants, key=lambda variant: variant.row.primary)
 
     @property
-    def leaders(self) -> list[str]:
-        """The configurations that show the largest figure: one, or several where none has a lead."""
-        figures = [metric_values(self.primary_metric, [variant.row.primary]) for variant in self.variants]
-        largest = metric_values(self.primary_metric, [self.best.row.primary])
-        return [variant.label for variant, figure in zip(self.variants, figures, strict=True) if figure == largest]
-
-    @property
     def rank(self) -> str:
-        """Which configuration the best figure is of, and out of how many; empty where there is one."""
-        total, leaders = len(self.variants), self.leaders
+        """Which configurations show the best figure, and out of how many; empty where there is one."""
+        total = len(self.variants)
         if total == 1:
             return ""
+        figures = {own.label: metric_values(self.primary_metric, [own.row.primary]) for own in self.variants}
+        leaders = [label for label, figure in figures.items() if figure == figures[self.best.label]]
         standing = f"all {total} alike" if len(leaders) == total else f"best of {total}"
         return f"{standing}: {'; '.join(leaders)}"
 
@@ -154,17 +149,14 @@ def compared_with(
     for record in records:
         values[label_of(record, by)].append(record["metrics"][primary_metric])
     reference = plain[0] if len(plain) == 1 else max(labels, key=lambda label: mean(values[label]))
-    return {key: labels[reference]["config"].get(key) for key in by}, reference
+    against = {"cfg_id": labels[reference]["cfg_id"], **labels[reference]["config"]}
+    return {key: against.get(key) for key in by}, reference
 
 
 def ordered_labels(records: Sequence[RunRecord], by: Sequence[str]) -> list[str]:
     """Labels of rows in the order of their values: attention as the paper adds it, numbers as numbers."""
-
-    def rank(record: RunRecord) -> list[tuple[int, float, str]]:
-        values = [(key, record["config"].get(key)) for key in by]
-        return [sort_key(key, value) for key, value in values]
-
-    return list(dict.fromkeys(label_of(record, by) for record in sorted(records, key=rank)))
+    ordered = sorted(records, key=lambda record: [sort_key(key, record["config"].get(key)) for key in by])
+    return list(dict.fromkeys(label_of(record, by) for record in ordered))
 
 
 def sort_key(key: str, value: Any) -> tuple[int, float, str]:
@@ -190,12 +182,10 @@ def verdict(found: Experiment) -> Verdict:
 
 def compared_verdict(experiment: Experiment) -> Verdict:
     """The verdict on several configurations."""
-    compared = [variant for variant in experiment.variants if variant.row.difference is not None]
+    compared = [(own, own.row.difference) for own in experiment.variants if own.row.difference is not None]
     if not compared:
         return Verdict("open", "The configurations cannot be compared: they share no seed, or judged other items.", [])
-    groups: dict[str, list[Variant]] = {found: [] for found in SINGLE}
-    for variant in compared:
-        groups[verdict_of(variant)].append(variant)
+    groups = {found: [pair for pair in compared if pair[1].verdict == found] for found in SINGLE}
     reference = experiment.reference
     left = [
         variant.label
@@ -203,42 +193,30 @@ def compared_verdict(experiment: Experiment) -> Verdict:
         if variant.row.difference is None and variant is not reference and not is_plain(variant.row.records[0])
     ]
     name = reference.label if reference else "the plain ViT with the same settings"
-    if reference is not None and reference is experiment.best and not is_plain(reference.row.records[0]):
+    chosen = reference is experiment.best and not is_plain(experiment.best.row.records[0])
+    if chosen:
         kind, head = "open", experiment.rank[0].upper() + experiment.rank[1:]
     elif groups["better"]:
-        best = max(groups["better"], key=lambda variant: variant.row.primary)
+        best, _ = max(groups["better"], key=lambda pair: pair[0].row.primary)
         kind, head = "good", f"{best.label} is better than {name}"
     elif groups["undecided"] or groups["one training only"] or left:
         kind, head = "open", f"No configuration is demonstrably better than {name}"
     else:
         kind, head = "bad", f"Nothing here is better than {name}"
-    details = [f"{found.capitalize()}: {'; '.join(map(told, group))}" for found, group in groups.items() if group]
+    details = []
+    for found, group in groups.items():
+        told = [f"{variant.label} by {difference_cells(difference)[0]} points" for variant, difference in group]
+        details += [f"{found.capitalize()}: {'; '.join(told)}"] if told else []
     if left:
         details.append(f"Not compared, as they share no seed or judged other items: {'; '.join(left)}")
-    return Verdict(kind, head, [*details, *caution(experiment, compared)])
-
-
-def verdict_of(variant: Variant) -> str:
-    assert variant.row.difference is not None
-    return variant.row.difference.verdict
-
-
-def told(variant: Variant) -> str:
-    assert variant.row.difference is not None
-    return f"{variant.label} by {difference_cells(variant.row.difference)[0]} points"
-
-
-def caution(experiment: Experiment, compared: Sequence[Variant]) -> list[str]:
-    """What a reader must know of the comparison."""
-    notes = []
-    seeds = min(variant.row.difference.seeds for variant in compared if variant.row.difference)
+    seeds = min(difference.seeds for _, difference in compared)
     if seeds == 1:
-        notes.append("One seed: how much another training would differ is not in the intervals.")
+        details.append("One seed: how much another training would differ is not in the intervals.")
     elif seeds < FEWEST_SEEDS:
-        notes.append(f"{seeds} seeds: fewer than {FEWEST_SEEDS} decide nothing, however clear their interval.")
-    if experiment.reference is experiment.best and not is_plain(experiment.best.row.records[0]):
-        notes.append("The best row was chosen on the items that judge it: its lead is flattered.")
-    return notes
+        details.append(f"{seeds} seeds: fewer than {FEWEST_SEEDS} decide nothing, however clear their interval.")
+    if chosen:
+        details.append("The best row was chosen on the items that judge it: its lead is flattered.")
+    return Verdict(kind, head, details)
 
 
 def single_verdict(experiment: Experiment) -> Verdict:
@@ -250,8 +228,7 @@ def single_verdict(experiment: Experiment) -> Verdict:
         head = f"{variant.label}: one branch at test time, nothing to compare within the run"
         others = "other settings" if is_plain(records[0]) else "attention=none"
         return Verdict("open", head, [f"Train {others} under the same name to compare."])
-    margin = experiment.table.spec.margin_of(metric)
-    difference = paired_comparison(both.values_SN, sa.values_SN, None if margin is None else margin / 100, both.groups)
+    difference = paired_comparison(both.values_SN, sa.values_SN, margin_of(metric), both.groups)
     kind, head = SINGLE[difference.verdict]
     points, p, _, found = difference_cells(difference)
     details = [f"Combined minus SA: {points} points, p {p if p.startswith('<') else f'= {p}'}, {found}"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcal.report.records import BadRun, RunRecord, parse, read_metrics, read_run, read_yaml
+from dcal.report.records import BadRun, RunRecord, own_place, parse, read_metrics, read_run, read_yaml
 from dcal.report.typed import read_overrides
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
@@ -80,7 +81,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         runs.append(run)
         problems += missing
     started = (file.parent for file in sorted(root.rglob("config_resolved.yaml")))
-    unfinished = [folder for folder in started if not (folder / "result.json").is_file()]
+    unfinished = [f for f in started if not (f / "result.json").is_file() and ".replaced-" not in f.name]
     if not runs:
         found = (
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
@@ -91,9 +92,9 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
 
 def plain_beside(runs: Sequence[RunFiles]) -> list[RunFiles]:
     """The plain ViT's finished runs in the folders of these runs' names, `<name>/<cfg_id>/seed=<seed>`."""
-    known = {run.directory.resolve() for run in runs}
+    known = {run.directory.resolve(): own_place(run.record) for run in runs}
     found = []
-    for folder in sorted({directory.parents[1] for directory in known}):
+    for folder in sorted({directory.parents[1] for directory, own in known.items() if directory.parts[-2:] == own}):
         for directory in finished_runs(folder)[0]:
             with suppress(BadRun):  # whose report it is hears of it
                 if directory not in known and is_plain(read_run(directory)[1]):
@@ -113,32 +114,29 @@ def read_files(directory: Path) -> tuple[RunFiles, list[str]]:
         BadRun: a file that every run has is missing or torn.
     """
     name, record = read_run(directory)
-    problems = []
-    pictures = None
-    try:
-        if (directory / gallery.FILE).is_file():
-            pictures = gallery.load_gallery(directory / gallery.FILE)
-    except (UserError, OSError) as error:
-        problems.append(str(error))
+    problems: list[str] = []
+
+    def optional(file: str, reader: Callable[[Path], Any]) -> Any:
+        try:
+            return reader(directory / file) if (directory / file).is_file() else None
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+            return None
+
     config = dict(flatten(parse(directory / "config_resolved.yaml", read_yaml)))
     lines = read_metrics(directory, record["split"])
     with np.load(directory / "items.npz", allow_pickle=False) as arrays:  # read_run has seen that it can be read
         items = dict(arrays)
-    card = optional(directory / "model.json")
-    names = [str(entry) for entry in card.get("class_names", [])] if isinstance(card, dict) else []
-    overrides = read_overrides(directory)
-    found, elsewhere = (optional(directory / file) for file in (RELIABILITY, CROSS_DOMAIN))
-    reliability = found if isinstance(found, dict) else {}
+    found = (optional(file, partial(parse, parser=json.loads)) for file in ("model.json", RELIABILITY, CROSS_DOMAIN))
+    card, reliability, elsewhere = (content if isinstance(content, dict) else {} for content in found)
+    names = [str(entry) for entry in card.get("class_names", [])]
     end, metrics = f"/{record['primary_metric']}", record["metrics"]
     cells = {key.removesuffix(end): {"value": value} for key, value in metrics.items() if key.endswith(end)}
-    cells |= elsewhere.get("cells", {}) if isinstance(elsewhere, dict) else {}
+    cells |= elsewhere.get("cells", {})
+    pictures = optional(gallery.FILE, gallery.load_gallery)
+    overrides = read_overrides(directory)
     run = RunFiles(directory, name, record, config, lines, items, names, pictures, overrides, reliability, cells)
     return run, problems
-
-
-def optional(path: Path) -> Any:
-    """The content of a JSON file that older runs lack, or None."""
-    return parse(path, json.loads) if path.is_file() else None
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

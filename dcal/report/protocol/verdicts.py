@@ -18,11 +18,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcal.metric.statistics import PairedComparison, holm_verdicts, paired_comparison
+from dcal.metric.statistics import PairedComparison, holm_verdicts
 from dcal.report.format import difference_cells
 from dcal.report.grid import markdown_rows
 from dcal.report.items import outcomes
 from dcal.report.records import Results, RunRecord
+from dcal.report.table import minus
 from dcal.run.queue import read_queue
 from dcal.utils.errors import UserError, choose
 
@@ -80,7 +81,7 @@ def read_protocol(path: Path) -> dict[str, Any]:
     """The file as plain data.
 
     Raises:
-        UserError: it is no list of experiments, or lacks a key of a protocol.
+        UserError: it is no list of experiments, lacks a key of a protocol, or predicts what is no verdict.
     """
     protocol = read_queue(path)
     for key, kind in (("contrasts", dict), ("predictions", list)):
@@ -88,6 +89,15 @@ def read_protocol(path: Path) -> dict[str, Any]:
             raise UserError(f"verdicts={path}: has no {key}; a list of experiments without them has no verdicts")
     if lacking := {"primary", "exploratory"} - set(protocol["contrasts"]):
         raise UserError(f"verdicts={path}: contrasts has no {' and no '.join(sorted(lacking))}; an empty list is fine")
+    for keys, entries in (
+        (("of", "against", "asks"), (*protocol["contrasts"]["primary"], *protocol["contrasts"]["exploratory"])),
+        (("cells", "of", "against", "verdict", "reason"), protocol["predictions"]),
+    ):
+        for entry in entries:
+            if missing := [key for key in keys if key not in entry]:
+                raise UserError(f"verdicts={path}: {entry} does not say {' and '.join(missing)}")
+            if "verdict" in keys:
+                choose(f"verdicts={path}: a verdict of predictions", entry["verdict"], COLOURS)
     for name, cell in protocol["cells"].items():
         if "metric" not in cell:
             raise UserError(f"verdicts={path}: cells.{name} does not say its metric")
@@ -182,8 +192,7 @@ def compare(
     """The first arm minus the second, over the seeds that both have; None without any.
 
     Args:
-        first: its runs by seed.
-        second: the same.
+        first, second: their runs by seed.
         metric: of all branches that a run combines.
         read: branch that is read instead, where the run has several.
         margin: in points.
@@ -197,9 +206,7 @@ def compare(
     one, other = sides
     if one is None or other is None or not one.same_items(other):
         raise UserError(f"{metric}: the runs of two arms judged other items, or do not say which: collect them anew")
-    if not (seeds := sorted(set(one.seeds) & set(other.seeds))):
-        return None
-    return paired_comparison(one.of(seeds), other.of(seeds), None if margin is None else margin / 100, one.groups)
+    return minus(one, other, None if margin is None else margin / 100)
 
 
 def state_text(protocol: Mapping[str, Any], finished: Finished) -> str:
@@ -278,12 +285,10 @@ def draw_map(protocol: Mapping[str, Any], found: Sequence[Contrast], path: Path)
             height, margin = cells.index(one.cell), protocol["cells"][one.cell].get("margin")
             if margin:
                 panel.plot([-margin, margin], [height] * 2, color="#dddddd", lw=9, solid_capstyle="butt", zorder=0)
-            if one.difference is None:
+            if (difference := one.difference) is None:
                 continue
             colour = COLOURS.get(one.verdict or "", "#888888")
-            low, high, middle = (
-                100 * value for value in (one.difference.low, one.difference.high, one.difference.mean)
-            )
+            low, high, middle = (100 * end for end in (difference.low, difference.high, difference.mean))
             panel.plot([low, high], [height] * 2, color=colour, lw=1.5)
             panel.plot(middle, height, "o", color=colour, mfc=colour if one.verdict else "white", ms=6)
         asks = next(one.asks for one in primary if one.label == label)

@@ -77,10 +77,8 @@ def versions() -> dict[str, str]:
         "hydra-core",
         "wandb",
     ):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

@@ -13,7 +13,7 @@ from dcal.dataset.data import Loader
 from dcal.distributed.collectives import gather_items
 from dcal.model import DCAL
 from dcal.output import join_features
-from dcal.run.progress import work
+from dcal.run.progress import Work
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.utils.rng import preserved_torch_state
@@ -104,7 +104,7 @@ def infer_batches(
 
 def watched(batches: Iterable[Inferred], total: int) -> Iterator[Inferred]:
     """The batches of an evaluation, counted for who watches."""
-    with work("evaluation", total, "batch") as piece:
+    with Work("evaluation", total, "batch") as piece:
         for batch in batches:
             yield batch
             piece.advance(1)

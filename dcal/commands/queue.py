@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,15 +133,11 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
     return queued
 
 
-def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:
-    """The state of each run."""
-    return ((job, state_of(run.directory)) for job, run in queued)
-
-
 def report(queue: Mapping[str, Any], queued: Sequence[Queued]) -> str:
     """The table of states, and below it a line for each run that has failed: its error and where its log is."""
-    failed = [f"{one.job}: {outcome(one)}" for one in queued if state_of(one.run.directory) == "failed"]
-    return "\n".join([state_table(queue, states(queued)), *(["", *failed] if failed else [])])
+    states = [(job, state_of(run.directory)) for job, run in queued]
+    failed = [f"{one.job}: {outcome(one)}" for one, (_, state) in zip(queued, states, strict=True) if state == "failed"]
+    return "\n".join([state_table(queue, states), *(["", *failed] if failed else [])])
 
 
 def outcome(one: Queued) -> str:

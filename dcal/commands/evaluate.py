@@ -11,10 +11,10 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.opened import open_run
+from dcal.commands.opened import open_run, with_folder
 from dcal.commands.words.keys import config_folders, group_options
 from dcal.commands.words.members import JOINT
-from dcal.commands.words.overrides import typed_overrides
+from dcal.commands.words.overrides import words_of
 from dcal.dataset.image_files import find_images
 from dcal.inference.cross_domain import evaluate_on, keep_cells
 from dcal.inference.images import (
@@ -34,6 +34,7 @@ from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_json
 from dcal.run.find import find_run
+from dcal.run.label import typed_overrides
 from dcal.run.listing import finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
@@ -149,10 +150,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
 
 def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
     """Root by name of data sets that are written NAME or NAME:ROOT."""
-    words = [str(word) for word in (datasets if isinstance(datasets, ListConfig) else [datasets])]
     options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
     found: dict[str, str | None] = {}
-    for word in words:
+    for word in words_of(datasets):
         name, _, root = word.partition(":")
         choose("datasets", name, options)
         if name in found:
@@ -187,13 +187,6 @@ def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: s
     content = {"weights": sha256(restored.weights), "split": split, **found}
     write_json(restored.directory / FILE, content)
     print(f"kept  {restored.directory / FILE}")
-
-
-def with_folder(file: str) -> Path:
-    """The path of a file to write, its folder made."""
-    path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def metric_lines(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:

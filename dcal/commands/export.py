@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from dcal.bench.measure import interleaved_medians
 from dcal.commands.opened import open_run
+from dcal.commands.words.overrides import words_of
 from dcal.dataset.record import DataError
 from dcal.inference.export_formats import FORMATS
 from dcal.inference.export_graph import Graph, Parity, Runner, compare, parts
@@ -58,7 +59,7 @@ def export(config: DictConfig) -> list[Path]:
 
     Then prints what each takes and costs, one beside the other.
     """
-    names = [str(name) for name in config.format] if isinstance(config.format, ListConfig) else [str(config.format)]
+    names = words_of(config.format)
     if isinstance(config.batch_sizes, int):
         config.batch_sizes = [config.batch_sizes]
     check(config, names)

@@ -59,6 +59,13 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
     return restore(find_run(config.run, config.root), config.weights, device, asked, trust)
 
 
+def with_folder(file: str) -> Path:
+    """The path of a file to write, its folder made."""
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def printable(path: Path | str) -> str:
     """A path as text that can be written everywhere: bytes that are no UTF-8 as `\\xff`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dcal.commands.opened import end_incomplete, open_model, printable
+from dcal.commands.opened import end_incomplete, open_model, printable, with_folder
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
 from dcal.inference.images import embed_images
@@ -64,7 +64,7 @@ def query(config: DictConfig) -> None:
         print("\n".join(["what the answers promise:", *promises(thresholds_of(opened) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
     if config.picture:
-        draw(found[:PICTURED], index, opened, Path(config.picture).expanduser())
+        draw(found[:PICTURED], index, opened, with_folder(config.picture))
         print(f"picture  {config.picture}")
     end_incomplete(range(len(paths) - len(found)), len(paths))
 
@@ -175,5 +175,4 @@ def draw(found: Sequence[Found], index: Index, opened: Opened, path: Path) -> No
         seen = [pictures[Path(index.columns.path[row])] for row in one.rows]
         marks = [mark or f"{value:.3f}" for mark, value in zip(one.marks, one.similarity, strict=True)]
         rows.append(RankedList(pictures[one.query.path], seen, marks))
-    path.parent.mkdir(parents=True, exist_ok=True)
     draw_ranked_lists(rows, path)

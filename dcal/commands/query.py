@@ -92,7 +92,7 @@ def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Recor
         if isinstance(given, int):
             columns.append([given] * len(paths))
         elif given is not None:
-            columns.append(numbers_in(paths, given, key))
+            columns.append(numbers_in(paths, str(given), key))
         else:
             columns.append(numbers_in(paths, pattern, key, required=False) if pattern else [UNKNOWN] * len(paths))
     return [Record(path, label, camera) for path, label, camera in zip(paths, *columns, strict=True)]

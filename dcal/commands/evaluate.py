@@ -11,7 +11,7 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.opened import open_run, with_folder
+from dcal.commands.opened import check_picture, open_run, with_folder
 from dcal.commands.words.keys import config_folders, group_options
 from dcal.commands.words.members import JOINT
 from dcal.commands.words.overrides import words_of
@@ -120,6 +120,8 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     typed = [word for word, key in typed_overrides() if key in ONE_DATA_SET or key.startswith("dataset.")]
     if typed:
         raise UserError(f"{typed[0]}: is for one data set, and datasets=[...] names several; leave one of them out")
+    if config.picture is not None:
+        check_picture(config.picture)
     nodes = {name: dataset_node(name, root) for name, root in named_sets(config.datasets).items()}
     folder, rows, metric = Path(config.run).expanduser(), [], ""
     several = folder.is_dir() and not (folder / CONFIG_FILE).is_file()

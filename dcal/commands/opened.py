@@ -59,6 +59,20 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
     return restore(find_run(config.run, config.root), config.weights, device, asked, trust)
 
 
+def check_picture(file: str) -> None:
+    """Refuses, before anything is computed for it, a picture that cannot be written.
+
+    Raises:
+        UserError: its suffix is none that matplotlib knows.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase  # half a second: only where a picture is asked for
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    suffix = Path(file).suffix.removeprefix(".").lower()
+    if suffix and suffix not in kinds:
+        raise UserError(f"picture={file}: its suffix must be one of .{', .'.join(kinds)}")
+
+
 def with_folder(file: str) -> Path:
     """The path of a file to write, its folder made."""
     path = Path(file).expanduser()

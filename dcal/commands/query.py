@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dcal.commands.opened import end_incomplete, open_model, printable, with_folder
+from dcal.commands.opened import check_picture, end_incomplete, open_model, printable, with_folder
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
 from dcal.inference.images import embed_images
@@ -49,6 +49,8 @@ def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
     check_number("top", config.top, ge=1)
     choose("same_camera", config.same_camera, ("mark", "drop"))
+    if config.picture:
+        check_picture(config.picture)
     paths = find_images(config.image, "image")
     file = Path(config.index).expanduser()
     index = read_index(file, "index")

@@ -33,9 +33,8 @@ from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_json
-from dcal.run.find import find_run
 from dcal.run.label import typed_overrides
-from dcal.run.listing import finished_runs
+from dcal.run.listing import find_run, finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
 from dcal.utils.errors import UserError, choose

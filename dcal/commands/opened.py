@@ -14,7 +14,7 @@ from dcal.commands.words.keys import config_folders
 from dcal.inference.plain_backbone import open_backbone
 from dcal.inference.restore import Opened, Restored, drop_none, restore
 from dcal.inference.trust import Trust
-from dcal.run.find import find_run
+from dcal.run.listing import find_run
 from dcal.utils.errors import UserError
 
 INCOMPLETE = 3

@@ -121,7 +121,7 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
         raise UserError(f"{typed[0]}: is for one data set, and datasets=[...] names several; leave one of them out")
     if config.picture is not None:
         check_picture(config.picture)
-    nodes = {name: dataset_node(name, root) for name, root in named_sets(config.datasets).items()}
+    nodes = named_sets(config.datasets)
     folder, rows, metric = Path(config.run).expanduser(), [], ""
     several = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
     runs, copies = finished_runs(folder) if several else ([find_run(config.run, config.root)], [])
@@ -149,27 +149,20 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
 
 
-def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
-    """Root by name of data sets that are written NAME or NAME:ROOT."""
+def named_sets(datasets: ListConfig | str) -> dict[str, DictConfig]:
+    """The configurations, by name, of data sets of `conf/dataset` that are written NAME or NAME:ROOT."""
     options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
-    found: dict[str, str | None] = {}
+    found: dict[str, DictConfig] = {}
     for word in words_of(datasets):
         name, _, root = word.partition(":")
         choose("datasets", name, options)
         if name in found:
             raise UserError(f"datasets: names {name} twice")
-        found[name] = root or None
+        found[name] = compose("evaluate", [f"dataset={name}"]).dataset
+        found[name].root = str(Path(root).expanduser()) if root else None
     if not found:
         raise UserError("datasets=[]: name at least one data set")
     return found
-
-
-def dataset_node(name: str, root: str | None) -> DictConfig:
-    """The configuration of a data set of `conf/dataset`."""
-    composed = compose("evaluate", [f"dataset={name}"])
-    composed.dataset.root = None if root is None else str(Path(root).expanduser())
-    node: DictConfig = composed.dataset
-    return node
 
 
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:

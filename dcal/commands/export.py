@@ -65,7 +65,8 @@ def export(config: DictConfig) -> list[Path]:
     check(config, names)
     restored = open_run(config)
     model = of_run(restored, config.license)
-    targets = [target_of(config, name, restored, len(names) > 1) for name in names]
+    out = Path(config.out).expanduser() if config.out else restored.directory / "export"
+    targets = [out if config.out and len(names) == 1 else out / name for name in names]
     for target in targets:
         check_free(target)
     written = [export_one(config, name, restored, model, target) for name, target in zip(names, targets, strict=True)]
@@ -76,14 +77,6 @@ def export(config: DictConfig) -> list[Path]:
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
             raise UserError(f"repo={config.repo}: could not be pushed ({first_line(error)})") from error
     return targets
-
-
-def target_of(config: DictConfig, name: str, restored: Restored, several: bool) -> Path:
-    """The folder of an export."""
-    if not config.out:
-        return restored.directory / "export" / name
-    out = Path(config.out).expanduser()
-    return out / name if several else out
 
 
 def export_one(config: DictConfig, name: str, restored: Restored, model: TrainedDCAL, target: Path) -> Written:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dcal.run.files import write_json
+from dcal.run.files import read_if_whole, write_json
 from dcal.utils.errors import UserError
 from dcal.utils.paths import cache_home
 
@@ -46,9 +46,7 @@ def file_digest(path: Path) -> str:
     found = path.stat()
     version = [found.st_size, found.st_mtime_ns]
     memory = cache_home() / "digests.json"
-    known: dict[str, list[object]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+    known = read_if_whole(memory)
     entry = known.get(str(path))
     if entry is not None and entry[:2] == version:
         return str(entry[2])
@@ -71,8 +69,8 @@ def check_digest(file: Path) -> None:
     """
     known = None
     for keeper in (file.with_name("result.json"), file.with_name("manifest.json")):
-        with suppress(OSError, ValueError, AttributeError):
-            known = known or json.loads(keeper.read_text(encoding="utf-8")).get("sha256", {}).get(file.name)
+        with suppress(AttributeError):  # another program's file of that name
+            known = known or read_if_whole(keeper).get("sha256", {}).get(file.name)
     if known is not None and sha256(file) != known:
         raise UserError(
             f"{file} is damaged: its checksum is not the one that the run kept. Take a copy from elsewhere, or repeat "

@@ -60,11 +60,7 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
 
 
 def check_picture(file: str) -> None:
-    """Refuses, before anything is computed for it, a picture that cannot be written.
-
-    Raises:
-        UserError: its suffix is none that matplotlib knows.
-    """
+    """Raises a UserError, before anything is computed for it, if matplotlib writes no file with this suffix."""
     from matplotlib.backend_bases import FigureCanvasBase  # half a second: only where a picture is asked for
 
     kinds = sorted(FigureCanvasBase.get_supported_filetypes())

@@ -69,7 +69,12 @@ def check(config: DictConfig) -> None:
 def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Writes a figure for each image that can be read, streaming; returns all images, and why some have none."""
     paths = find_images(config.images)
-    distractor = None if config.pair is None else one_image(opened, config.pair)
+    distractor = None
+    if config.pair is not None:
+        named = find_images(config.pair, "pair")
+        if len(named) > 1:
+            raise UserError(f"pair={config.pair}: names {len(named)} images; give one")
+        distractor = next(iter(open_images(opened, named)))["image"][0]
     loader = open_images(opened, paths, BATCH)
     names = figure_names(paths)
     with tqdm(total=len(paths), desc="explain", unit="image", disable=None) as bar:
@@ -98,19 +103,6 @@ def figure_names(paths: Sequence[Path]) -> list[str]:
     absolute = [os.path.abspath(path) for path in paths]
     base = os.path.commonpath([os.path.dirname(path) for path in absolute])
     return [f"{os.path.relpath(path, base)}.png" for path in absolute]
-
-
-def one_image(opened: Opened, spec: str) -> Tensor:
-    """The distractor, uint8 (3, H, W).
-
-    Raises:
-        UserError: it is not one image.
-    """
-    paths = find_images(spec, "pair")
-    if len(paths) > 1:
-        raise UserError(f"pair={spec}: names {len(paths)} images; give one")
-    image: Tensor = next(iter(open_images(opened, paths)))["image"][0]
-    return image
 
 
 def predictions(opened: Opened, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:

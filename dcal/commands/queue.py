@@ -199,8 +199,9 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         ended = [process for process in running if process.poll() is not None]
         for process in ended:
             one = running.pop(process)
-            if process.returncode and not stop:
-                note_failed_start(one)
+            # dcal-train leaves nothing behind of a start that a wrong option ends: such a run would count as not begun
+            if process.returncode and not stop and state_of(one.run.directory) == "not yet":
+                write_atomically(one.run.failure_file, f"{last_line(log_of(one))}\n")
             print(f"{time.strftime('%H:%M:%S')} {one.job}: {outcome(one)}", flush=True)
             failed += state_of(one.run.directory) != "finished" and not stop
         if ended:
@@ -208,15 +209,6 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         elif not stop:
             time.sleep(POLL_SECONDS)
     return failed
-
-
-def note_failed_start(one: Queued) -> None:
-    """Makes a run that ended before it could begin a failed one, by the last line of its output.
-
-    `dcal-train` leaves nothing behind of a start that a wrong option ends, so the list would call it not yet begun.
-    """
-    if state_of(one.run.directory) == "not yet":
-        write_atomically(one.run.failure_file, f"{last_line(log_of(one))}\n")
 
 
 def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:

@@ -43,7 +43,8 @@ def git_state() -> dict[str, Any]:
     named = os.environ.get("DCAL_COMMIT")
     if named:
         return {"commit": named, "dirty": False}
-    commit = _git("rev-parse", "HEAD")
+    tracked = _git("ls-files", "__init__.py")  # else the repository is another one, around the environment of packages
+    commit = _git("rev-parse", "HEAD") if tracked else None
     return {
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,

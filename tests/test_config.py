@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compose import composed
+from compose import composed, settings_id
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,7 +18,6 @@ from dcal.commands.words.keys import check_words, group_options
 from dcal.commands.words.members import JOINT
 from dcal.config import Config, register
 from dcal.inference.trust import Trust
-from dcal.run.identity import config_id
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir, experiments_dir
 
@@ -93,10 +92,10 @@ def test_wandb_is_told_on_the_command_line_then_by_its_environment(monkeypatch: 
 
 
 def test_identity_is_the_configuration_not_what_was_typed() -> None:
-    default = config_id(composed())
-    assert config_id(composed("attention=dcal", "optimizer.opt=adamw")) == default
-    assert config_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
-    assert config_id(composed("attention=glca")) != default != config_id(composed("train.epochs=7"))
+    default = settings_id(composed())
+    assert settings_id(composed("attention=dcal", "optimizer.opt=adamw")) == default
+    assert settings_id(composed("seed=3", "dataset.root=/elsewhere", "train.workers=0", "name=other")) == default
+    assert settings_id(composed("attention=glca")) != default != settings_id(composed("train.epochs=7"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compose import settings_id
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,6 @@ from run_command import run_command
 
 from dcal.commands.words.keys import check_words, group_options
 from dcal.config import register
-from dcal.run.identity import config_id
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir, experiments_dir
 
@@ -146,7 +146,7 @@ def test_ablations(ablation: str) -> None:
             if not group_options(override.key_or_group):
                 OmegaConf.update(config, override.key_or_group, override.value())
         check_signatures(config)
-        ids.add((config_id(config), config.seed))
+        ids.add((settings_id(config), config.seed))
     assert len(ids) == 1 + sum(len(values) - 1 for values in params.values())
 
 

@@ -7,17 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dcal.commands.app import one_sentence
-from dcal.commands.words.keys import check_complete, check_words
-from dcal.commands.words.members import with_members
-from dcal.commands.words.overrides import follow_image_size, prepare
+from dcal.commands.words.keys import check_complete
+from dcal.commands.words.overrides import composed_train, is_sweep, prepare
 from dcal.config import register
 from dcal.run.directory import Run
 from dcal.training.execute import execute
@@ -78,18 +76,11 @@ def composed(overrides: Sequence[str]) -> Iterator[DictConfig]:
     before = HydraConfig.instance().cfg
     try:
         words = prepare(overrides, "train")
-        check_words(words)
-        sweeps = [
-            override.input_line
-            for override in OverridesParser.create().parse_overrides(words)
-            if override.is_sweep_override()
-        ]
+        sweeps = [word for word in words if is_sweep(word)]
         if sweeps:
-            raise UserError(f"{' '.join(map(str, sweeps))}: {ONE_RUN}")
-        words = follow_image_size(words, "train")
+            raise UserError(f"{' '.join(sweeps)}: {ONE_RUN}")
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = compose("train", words, return_hydra_config=True)
-            config = with_members(config)
+            config = composed_train(overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
             raise UserError(f"{' '.join(words)}: {ONE_RUN}")

@@ -5,6 +5,7 @@ Whatever goes wrong for a reason that the user can change is one sentence; of a 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import importlib
@@ -31,7 +32,6 @@ from dcal import config as schema
 from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
 from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
-from dcal.commands.words.parser import late_help_texts
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
@@ -51,7 +51,7 @@ def run(name: str) -> None:
     """Runs a command on the words of the command line.
 
     What needs no torch is done here: help, version, completion, a check of the words, the configuration. Only then is
-    the command's module loaded, with all that it imports.
+    the command's module loaded, with all that it imports. What the user can correct, and a Ctrl-C, is one sentence.
     """
     words = sys.argv[1:]
     if {"-h", "--help"} & set(words) or (name == "queue" and not words):
@@ -59,13 +59,19 @@ def run(name: str) -> None:
     elif "--version" in words:
         print(f"dcal {__version__}")
     else:
-        with errors_in_a_sentence():
+        try:
             if name == "queue":
                 command_function(name)(words)
             elif name == "doctor":
                 examine(words)
             else:
-                hydra_command(lambda config: command_function(name)(config), name)
+                hydra_command(name, name)
+        except KeyboardInterrupt:
+            raise_stopped()
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            if full_errors():
+                raise
+            refuse(str(error) if isinstance(error, UserError) else one_sentence(error))
 
 
 train, evaluate, calibrate, predict, extract, query, explain, export, results, bench, queue, doctor = (
@@ -93,28 +99,15 @@ def examine(words: Sequence[str]) -> None:
         return
     # a check leaves no folder behind, and of an ablation it looks at what the points have in common
     sys.argv[1:] = [*words, "hydra.run.dir=.", *(() if {"-m", "--multirun"} & set(words) else ["hydra.mode=RUN"])]
-    hydra_command(lambda config: command_function("doctor")(config), "train")
+    hydra_command("doctor", "train")
 
 
-@contextmanager
-def errors_in_a_sentence() -> Iterator[None]:
-    """Ends the process with one sentence for what the user can correct, and for a Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise_stopped()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if full_errors():
-            raise
-        refuse(str(error) if isinstance(error, UserError) else one_sentence(error))
-
-
-def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Runs `job` as a Hydra application over `conf/` and `experiments/`, from any directory.
+def hydra_command(name: str, config_name: str) -> None:
+    """Runs a command as a Hydra application over `conf/` and `experiments/`, from any directory.
 
     Args:
-        job: what to do with the composed configuration.
-        config_name: of the command, see `config_file`.
+        name: of the command, whose function gets the composed configuration.
+        config_name: of that configuration, see `config_file`.
 
     Raises:
         UserError, HydraException, OmegaConfBaseException: a word of the command line is wrong.
@@ -136,7 +129,7 @@ def hydra_command(job: Callable[[DictConfig], Any], config_name: str) -> None:
         check_words(sys.argv[1:], config_name)
         sys.argv[1:] = follow_image_size(sys.argv[1:], config_name)
     with modules_of_current_folder() if may_name_code(config_name) else nullcontext():
-        run_hydra(job, config_name)
+        run_hydra(name, config_name)
 
 
 class Experiments(SearchPathPlugin):
@@ -146,8 +139,8 @@ class Experiments(SearchPathPlugin):
         search_path.append("dcal", f"file://{experiments_dir()}")
 
 
-def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Lets Hydra compose the configuration and call `job`, in a sweep once for each point.
+def run_hydra(name: str, config_name: str) -> None:
+    """Lets Hydra compose the configuration and call the command's function, in a sweep once for each point.
 
     Raises:
         HydraException, OmegaConfBaseException: the configuration cannot be composed. Hydra alone would print them
@@ -162,7 +155,7 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
             if config_name == "train":
                 config = with_members(config)
             check_complete(config)
-            return job(config)
+            return command_function(name)(config)
         except (Interrupted, KeyboardInterrupt) as stopped:
             raise_stopped(stopped)
         except Exception as error:
@@ -180,6 +173,31 @@ def run_hydra(job: Callable[[DictConfig], Any], config_name: str) -> None:
     finally:
         if not asked:
             os.environ.pop(FULL_ERROR, None)
+
+
+@contextmanager
+def late_help_texts() -> Iterator[None]:
+    """Lets Hydra build its parser where `add_argument` reads a help text at once, as it does since Python 3.14.
+
+    Hydra 1.3 gives `--shell-completion` an object that writes its text only when it is printed, and Python says
+    `ValueError: badly formed help string`. Inside this context such an object is attached after the argument was added;
+    for texts that are strings nothing changes.
+    """
+    add_argument = argparse.ArgumentParser.add_argument
+
+    def add(parser: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
+        late = options.pop("help") if not isinstance(options.get("help", ""), str) else None
+        action = add_argument(parser, *names, **options)
+        if late is not None:
+            action.help = late
+        return action
+
+    argparse.ArgumentParser.add_argument = add  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        # the method is inherited: a copy of it would stay in the class
+        del argparse.ArgumentParser.add_argument
 
 
 def full_errors() -> bool:

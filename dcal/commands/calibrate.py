@@ -7,13 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dcal.commands.opened import open_run
-from dcal.commands.words.overrides import typed_overrides
-from dcal.dataset.data import Data
 from dcal.inference.images import check_sides, data_title, member_of, open_data
 from dcal.inference.restore import Restored
 from dcal.inference.thresholds import promises, read_thresholds, write_thresholds
 from dcal.metric.decision.promise import Threshold, confidence_threshold, pair_thresholds
 from dcal.run.data_digest import data_digest
+from dcal.run.label import typed_overrides
 from dcal.task.inference import Inferred, combined_features, combined_scores, infer
 from dcal.utils.errors import UserError, check_number, choose
 
@@ -38,8 +37,13 @@ def calibrate(config: DictConfig) -> dict[str, Any]:
     parts = restored.task.splits(split)
     for part in parts:
         check_sides(restored, data.records(part))
-    seen = [inferred(restored, data, part) for part in parts]
-    found = pairs(restored, seen, rates) if restored.task.name == "reid" else classes(restored, seen[0], rates)
+    train, task = restored.config.train, restored.task
+    loaders = (data.eval_loader(part, train.eval_batch_size, train.workers) for part in parts)
+    seen = [
+        infer(restored.model, loader, restored.device, task.flip_test, features_only=task.name == "reid")
+        for loader in loaders
+    ]
+    found = thresholds(restored, seen, rates)
     images = sum(len(side.labels) for side in seen)
     file = write_thresholds(restored, split, data_digest(data.catalog).sha256, images, found)
     print("\n".join(promises(read_thresholds(restored) or {})))
@@ -64,27 +68,15 @@ def promised(config: DictConfig, task: str) -> dict[str, float]:
     return {key: float(config[key]) for key in RATES[task]}
 
 
-def inferred(restored: Restored, data: Data, part: str) -> Inferred:
-    """The answers of the model for a split."""
-
-    train, task = restored.config.train, restored.task
-    loader = data.eval_loader(part, train.eval_batch_size, train.workers)
-    return infer(restored.model, loader, restored.device, task.flip_test, features_only=task.name == "reid")
-
-
-def pairs(restored: Restored, seen: list[Inferred], rates: dict[str, float]) -> dict[str, Any]:
-    """The thresholds of re-identification."""
-
+def thresholds(restored: Restored, seen: list[Inferred], rates: dict[str, float]) -> dict[str, Any]:
+    """The thresholds of re-identification, from queries and gallery, or the one of classification."""
+    branches = restored.task.inference
+    if restored.task.name == "fgvc":
+        scores = combined_scores(seen[0].logits, branches)
+        return {"class": confidence_threshold(scores.exp().amax(1).numpy(), **rates)._asdict()}
     query, gallery = (
-        (combined_features(side.features, restored.task.inference).to(restored.device.torch), side.labels, side.cameras)
+        (combined_features(side.features, branches).to(restored.device.torch), side.labels, side.cameras)
         for side in seen
     )
     found = pair_thresholds(query, gallery, **rates)._asdict()
     return {key: value._asdict() if isinstance(value, Threshold) else value for key, value in found.items()}
-
-
-def classes(restored: Restored, seen: Inferred, rates: dict[str, float]) -> dict[str, Any]:
-    """The threshold of classification."""
-
-    scores = combined_scores(seen.logits, restored.task.inference)
-    return {"class": confidence_threshold(scores.exp().amax(1).numpy(), **rates)._asdict()}

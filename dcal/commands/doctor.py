@@ -30,7 +30,7 @@ from packaging.requirements import Requirement
 
 from dcal.inference.run_status import FAIL, OK, WARN, Finding, state, weights
 from dcal.run.directory import Run
-from dcal.run.find import find_run
+from dcal.run.listing import find_run
 from dcal.run.provenance import git_state
 from dcal.utils.errors import is_for_user
 from dcal.utils.streams import quiet

@@ -11,10 +11,10 @@ import torch
 from hydra import compose
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dcal.commands.opened import open_run
+from dcal.commands.opened import check_picture, open_run, with_folder
 from dcal.commands.words.keys import config_folders, group_options
 from dcal.commands.words.members import JOINT
-from dcal.commands.words.overrides import typed_overrides
+from dcal.commands.words.overrides import words_of
 from dcal.dataset.image_files import find_images
 from dcal.inference.cross_domain import evaluate_on, keep_cells
 from dcal.inference.images import (
@@ -33,8 +33,8 @@ from dcal.report.compare.predictions import write_predictions
 from dcal.run.digest import sha256
 from dcal.run.directory import CONFIG_FILE
 from dcal.run.files import write_json
-from dcal.run.find import find_run
-from dcal.run.listing import finished_runs
+from dcal.run.label import typed_overrides
+from dcal.run.listing import find_run, finished_runs
 from dcal.run.result import read_result
 from dcal.task.evaluation import Evaluation
 from dcal.utils.errors import UserError, choose
@@ -119,7 +119,9 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     typed = [word for word, key in typed_overrides() if key in ONE_DATA_SET or key.startswith("dataset.")]
     if typed:
         raise UserError(f"{typed[0]}: is for one data set, and datasets=[...] names several; leave one of them out")
-    nodes = {name: dataset_node(name, root) for name, root in named_sets(config.datasets).items()}
+    if config.picture is not None:
+        check_picture(config.picture)
+    nodes = named_sets(config.datasets)
     folder, rows, metric = Path(config.run).expanduser(), [], ""
     several = folder.is_dir() and not (folder / CONFIG_FILE).is_file()
     runs, copies = finished_runs(folder) if several else ([find_run(config.run, config.root)], [])
@@ -147,28 +149,20 @@ def cross_domain(config: DictConfig) -> dict[str, float]:
     return {f"{label} on {name}": cell["value"] for label, cells in rows for name, cell in cells.items()}
 
 
-def named_sets(datasets: ListConfig | str) -> dict[str, str | None]:
-    """Root by name of data sets that are written NAME or NAME:ROOT."""
-    words = [str(word) for word in (datasets if isinstance(datasets, ListConfig) else [datasets])]
+def named_sets(datasets: ListConfig | str) -> dict[str, DictConfig]:
+    """The configurations, by name, of data sets of `conf/dataset` that are written NAME or NAME:ROOT."""
     options = [option for option in group_options("dataset", config_folders(sys.argv[1:])) if option != JOINT]
-    found: dict[str, str | None] = {}
-    for word in words:
+    found: dict[str, DictConfig] = {}
+    for word in words_of(datasets):
         name, _, root = word.partition(":")
         choose("datasets", name, options)
         if name in found:
             raise UserError(f"datasets: names {name} twice")
-        found[name] = root or None
+        found[name] = compose("evaluate", [f"dataset={name}"]).dataset
+        found[name].root = str(Path(root).expanduser()) if root else None
     if not found:
         raise UserError("datasets=[]: name at least one data set")
     return found
-
-
-def dataset_node(name: str, root: str | None) -> DictConfig:
-    """The configuration of a data set of `conf/dataset`."""
-    composed = compose("evaluate", [f"dataset={name}"])
-    composed.dataset.root = None if root is None else str(Path(root).expanduser())
-    node: DictConfig = composed.dataset
-    return node
 
 
 def unknown_images(config: DictConfig, restored: Restored, evaluation: Evaluation) -> dict[str, Any]:
@@ -187,13 +181,6 @@ def keep(found: dict[str, Any], config: DictConfig, restored: Restored, split: s
     content = {"weights": sha256(restored.weights), "split": split, **found}
     write_json(restored.directory / FILE, content)
     print(f"kept  {restored.directory / FILE}")
-
-
-def with_folder(file: str) -> Path:
-    """The path of a file to write, its folder made."""
-    path = Path(file).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def metric_lines(metrics: Mapping[str, float], before: Mapping[str, float] | None) -> str:

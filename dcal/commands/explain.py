@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dcal.commands.opened import end_incomplete, open_model, printable
-from dcal.commands.words.overrides import typed_overrides
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import chosen, open_images, refuse_data_keys
 from dcal.inference.restore import Opened, Restored
 from dcal.metric.faithfulness import Curves, curves, summarize
 from dcal.run.files import write_json
+from dcal.run.label import typed_overrides
 from dcal.task.fgvc import short
 from dcal.utils.errors import UserError, check_number
 from dcal.visualize.attention_maps import attention_maps, distraction
@@ -63,13 +63,18 @@ def check(config: DictConfig) -> None:
             if key in ("split", "steps"):
                 raise UserError(f"{word}: is for faithfulness=N; leave it out")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
-        check_number(key, config[key], ge=least)
+        check_number(key, config[key], ge=least, whole=True)
 
 
 def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Writes a figure for each image that can be read, streaming; returns all images, and why some have none."""
     paths = find_images(config.images)
-    distractor = None if config.pair is None else one_image(opened, config.pair)
+    distractor = None
+    if config.pair is not None:
+        named = find_images(config.pair, "pair")
+        if len(named) > 1:
+            raise UserError(f"pair={config.pair}: names {len(named)} images; give one")
+        distractor = next(iter(open_images(opened, named)))["image"][0]
     loader = open_images(opened, paths, BATCH)
     names = figure_names(paths)
     with tqdm(total=len(paths), desc="explain", unit="image", disable=None) as bar:
@@ -100,25 +105,11 @@ def figure_names(paths: Sequence[Path]) -> list[str]:
     return [f"{os.path.relpath(path, base)}.png" for path in absolute]
 
 
-def one_image(opened: Opened, spec: str) -> Tensor:
-    """The distractor, uint8 (3, H, W).
-
-    Raises:
-        UserError: it is not one image.
-    """
-    paths = find_images(spec, "pair")
-    if len(paths) > 1:
-        raise UserError(f"pair={spec}: names {len(paths)} images; give one")
-    image: Tensor = next(iter(open_images(opened, paths)))["image"][0]
-    return image
-
-
 def predictions(opened: Opened, images: Tensor, top: int) -> list[dict[str, list[tuple[str, float]]]]:
     """For each image the `top` classes with probabilities, by branch and (`both`) combined as in evaluation."""
-    if opened.task.name != "fgvc":
-        return [{} for _ in images]
     found: list[dict[str, list[tuple[str, float]]]] = [{} for _ in images]
-    for branch, scores_BC in log_probabilities(opened, opened.device.normalise(images)).items():
+    scores = log_probabilities(opened, opened.device.normalise(images)) if opened.task.name == "fgvc" else {}
+    for branch, scores_BC in scores.items():
         for row, guesses in enumerate(opened.predictor.guesses(scores_BC, top)):
             found[row][branch] = [(short(name, 30), value) for name, value in guesses]
     return found
@@ -162,22 +153,25 @@ def measure(restored: Restored, config: DictConfig, out: Path) -> None:
 
 def faithfulness(opened: Opened, records: Sequence[Any], steps: int) -> Iterator[dict[str, Curves]]:
     """The curves of each map for each image: the probability of the class that the run sees in the whole image."""
+
+    def combined(normalised: Tensor) -> Tensor:
+        return next(iter(log_probabilities(opened, normalised).values()))
+
     with tqdm(total=len(records), desc="faithfulness", unit="image", disable=None) as bar:
         for batch in open_images(opened, records, BATCH):
             maps = attention_maps(opened.model, batch["image"], opened.device)
             normalised = opened.device.normalise(batch["image"])
             for row, index in enumerate(batch["index"].tolist()):
-                first = next(iter(log_probabilities(opened, normalised[row : row + 1]).values()))
-                label = int(first.argmax())
+                label = int(combined(normalised[row : row + 1]).argmax())
 
                 def score(hidden: Tensor, label: int = label) -> Tensor:
-                    return next(iter(log_probabilities(opened, hidden).values()))[:, label].exp()
+                    return combined(hidden)[:, label].exp()
 
-                chance = torch.rand(maps.rollout.shape[1:], generator=torch.Generator().manual_seed(index))
                 orders = {"rollout": maps.rollout[row]}
                 if maps.glca is not None:
                     orders["glca"] = maps.glca[row]
-                orders["random"] = chance
+                chance = torch.Generator().manual_seed(index)
+                orders["random"] = torch.rand(maps.rollout.shape[1:], generator=chance)
                 yield {name: curves(normalised[row], order, score, steps) for name, order in orders.items()}
                 bar.update()
 

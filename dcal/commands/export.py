@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from dcal.bench.measure import interleaved_medians
 from dcal.commands.opened import open_run
+from dcal.commands.words.overrides import words_of
 from dcal.dataset.record import DataError
 from dcal.inference.export_formats import FORMATS
 from dcal.inference.export_graph import Graph, Parity, Runner, compare, parts
@@ -58,13 +59,14 @@ def export(config: DictConfig) -> list[Path]:
 
     Then prints what each takes and costs, one beside the other.
     """
-    names = [str(name) for name in config.format] if isinstance(config.format, ListConfig) else [str(config.format)]
+    names = words_of(config.format)
     if isinstance(config.batch_sizes, int):
         config.batch_sizes = [config.batch_sizes]
     check(config, names)
     restored = open_run(config)
     model = of_run(restored, config.license)
-    targets = [target_of(config, name, restored, len(names) > 1) for name in names]
+    out = Path(config.out).expanduser() if config.out else restored.directory / "export"
+    targets = [out if config.out and len(names) == 1 else out / name for name in names]
     for target in targets:
         check_free(target)
     written = [export_one(config, name, restored, model, target) for name, target in zip(names, targets, strict=True)]
@@ -75,14 +77,6 @@ def export(config: DictConfig) -> list[Path]:
         except Exception as error:  # what a failed upload raises depends on the hub client and its HTTP library
             raise UserError(f"repo={config.repo}: could not be pushed ({first_line(error)})") from error
     return targets
-
-
-def target_of(config: DictConfig, name: str, restored: Restored, several: bool) -> Path:
-    """The folder of an export."""
-    if not config.out:
-        return restored.directory / "export" / name
-    out = Path(config.out).expanduser()
-    return out / name if several else out
 
 
 def export_one(config: DictConfig, name: str, restored: Restored, model: TrainedDCAL, target: Path) -> Written:
@@ -128,8 +122,8 @@ def check(config: DictConfig, names: Sequence[str]) -> None:
     if not config.batch_sizes:
         raise UserError("batch_sizes=[]: give one or more sizes of at least 1")
     for size in config.batch_sizes:
-        check_number("batch_sizes", size, ge=1)
-    check_number("limit", config.limit, ge=1)
+        check_number("batch_sizes", size, ge=1, whole=True)
+    check_number("limit", config.limit, ge=1, whole=True)
     check_number("tolerance", config.tolerance, ge=0)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -26,9 +24,10 @@ from dcal.inference.images import chosen, embed_images
 from dcal.inference.index import Columns, Index, check_suffix, file_stamp, read_index, write_index
 from dcal.inference.index_parts import drop_parts, open_parts, read_part, setting_differences, write_part
 from dcal.inference.restore import Opened
+from dcal.run.digest import json_digest
 from dcal.run.files import remove_partial
 from dcal.run.lock import acquire_lock
-from dcal.run.progress import work
+from dcal.run.progress import Work
 from dcal.utils.errors import UserError
 from dcal.utils.signals import Interrupted, stop_requests
 
@@ -58,7 +57,10 @@ def extract(config: DictConfig) -> None:
             begun = unchanged(folder, open_parts(folder, settings), stamps)
             parts = compute(opened, records, stamps, folder, begun, settings["dtype"])
             remove_partial(out.parent, glob.escape(out.name))
-            skipped = join(records, stamps, folder, parts, out, settings)
+            present = [int(row) for number in range(parts) for row in read_part(folder, number)["index"]]
+            features = (read_part(folder, number)["features"] for number in range(parts))
+            skipped = write(records, stamps, present, features, out, settings)
+            print(f"{out}: {len(present)} embeddings")
             shutil.rmtree(folder)
     print(f"of {origin}")
     end_incomplete(skipped, len(records))
@@ -85,12 +87,12 @@ def chosen_records(config: DictConfig, opened: Opened) -> tuple[Sequence[Record]
 
 def all_settings(config: DictConfig, opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     """Everything that the bytes of the file depend on."""
-    listing = json.dumps([[printable(record.path.absolute()), record.label, record.camera] for record in records])
+    listing = [[printable(record.path.absolute()), record.label, record.camera] for record in records]
     return {
         **opened.provenance(),
         "dtype": "float16" if config.fp16 else "float32",
         "images": len(records),
-        "images_sha256": hashlib.sha256(listing.encode()).hexdigest(),
+        "images_sha256": json_digest(listing),
         "split": config.split,
         "camera": config.camera,
         "label": config.label,
@@ -173,10 +175,7 @@ def compute(
     pending: list[tuple[Tensor, Tensor]] = []
     written = time.monotonic()
     try:
-        with (
-            stop_requests() as stop,
-            work("extract", len(records), "image", start) as piece,
-        ):
+        with stop_requests() as stop, Work("extract", len(records), "image", start) as piece:
             for index, features in embed_images(opened, records[start:], first=start) if start < len(records) else ():
                 pending.append((index + start, features.to(getattr(torch, dtype))))
                 piece.advance(int(index[-1]) + 1 + start - piece.count)
@@ -199,17 +198,6 @@ def joined(pending: Sequence[tuple[Tensor, Tensor]], stamps: Sequence[str]) -> d
     """The arrays of a part: positions in the records, features, and the stamps of the images' files."""
     index, features = (torch.cat(column).numpy() for column in zip(*pending, strict=True))
     return {"index": index, "features": features, "stamp": np.array([stamps[row] for row in index], dtype=np.str_)}
-
-
-def join(
-    records: Sequence[Record], stamps: Sequence[str], folder: Path, parts: int, out: Path, settings: dict[str, Any]
-) -> list[str]:
-    """Writes the file from its parts; returns the paths of images that are not in it."""
-    present = [int(row) for number in range(parts) for row in read_part(folder, number)["index"]]
-    features = (read_part(folder, number)["features"] for number in range(parts))
-    skipped = write(records, stamps, present, features, out, settings)
-    print(f"{out}: {len(present)} embeddings")
-    return skipped
 
 
 def write(

@@ -14,7 +14,7 @@ from dcal.commands.words.keys import config_folders
 from dcal.inference.plain_backbone import open_backbone
 from dcal.inference.restore import Opened, Restored, drop_none, restore
 from dcal.inference.trust import Trust
-from dcal.run.find import find_run
+from dcal.run.listing import find_run
 from dcal.utils.errors import UserError
 
 INCOMPLETE = 3
@@ -57,6 +57,23 @@ def open_run(config: DictConfig, **changes: Any) -> Restored:
     trust = Trust(config.trust is True, tuple(config_folders(sys.argv[1:])))
     device = config.get("device", "cpu")
     return restore(find_run(config.run, config.root), config.weights, device, asked, trust)
+
+
+def check_picture(file: str) -> None:
+    """Raises a UserError, before anything is computed for it, if matplotlib writes no file with this suffix."""
+    from matplotlib.backend_bases import FigureCanvasBase  # half a second: only where a picture is asked for
+
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    suffix = Path(file).suffix.removeprefix(".").lower()
+    if suffix and suffix not in kinds:
+        raise UserError(f"picture={file}: its suffix must be one of .{', .'.join(kinds)}")
+
+
+def with_folder(file: str) -> Path:
+    """The path of a file to write, its folder made."""
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def printable(path: Path | str) -> str:

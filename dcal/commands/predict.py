@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from dcal.commands.opened import end_incomplete, open_run, printable
+from dcal.commands.opened import end_incomplete, open_run, printable, with_folder
 from dcal.dataset.image_files import find_images
 from dcal.inference.images import open_images
 from dcal.inference.predictor import Guess
@@ -31,7 +31,7 @@ FORMATS = ("table", "csv", "jsonl")
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
     kind = chosen_format(config.format, config.out)
-    check_number("top", config.top, ge=1)
+    check_number("top", config.top, ge=1, whole=True)
     paths = find_images(config.images)
     restored = open_run(config)
     if restored.task.name != "fgvc":
@@ -81,7 +81,6 @@ def chosen_format(name: str | None, out: str | None) -> str:
     Raises:
         UserError: neither says which of `FORMATS`.
     """
-
     if name is None and out is None:
         return "table"
     if name is None:
@@ -102,9 +101,7 @@ def opened(out: str | None) -> Iterator[TextIO]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(128 + signal.SIGPIPE) from None
         return
-    path = Path(out).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(with_folder(out)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

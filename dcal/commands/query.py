@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from dcal.commands.opened import end_incomplete, open_model, printable
+from dcal.commands.opened import check_picture, end_incomplete, open_model, printable, with_folder
 from dcal.dataset.image_files import UNKNOWN, find_images, image_loader, numbers_in
 from dcal.dataset.record import Record
 from dcal.inference.images import embed_images
@@ -47,8 +47,10 @@ class Found(NamedTuple):
 
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
-    check_number("top", config.top, ge=1)
+    check_number("top", config.top, ge=1, whole=True)
     choose("same_camera", config.same_camera, ("mark", "drop"))
+    if config.picture:
+        check_picture(config.picture)
     paths = find_images(config.image, "image")
     file = Path(config.index).expanduser()
     index = read_index(file, "index")
@@ -64,7 +66,7 @@ def query(config: DictConfig) -> None:
         print("\n".join(["what the answers promise:", *promises(thresholds_of(opened) or {})]))
     print(f"{len(found)} of {len(paths)} images looked up among {len(index.columns.path)} in {taken:.2f} s")
     if config.picture:
-        draw(found[:PICTURED], index, opened, Path(config.picture).expanduser())
+        draw(found[:PICTURED], index, opened, with_folder(config.picture))
         print(f"picture  {config.picture}")
     end_incomplete(range(len(paths) - len(found)), len(paths))
 
@@ -92,7 +94,7 @@ def asked(config: DictConfig, index: Index, paths: Sequence[Path]) -> list[Recor
         if isinstance(given, int):
             columns.append([given] * len(paths))
         elif given is not None:
-            columns.append(numbers_in(paths, given, key))
+            columns.append(numbers_in(paths, str(given), key))
         else:
             columns.append(numbers_in(paths, pattern, key, required=False) if pattern else [UNKNOWN] * len(paths))
     return [Record(path, label, camera) for path, label, camera in zip(paths, *columns, strict=True)]
@@ -175,5 +177,4 @@ def draw(found: Sequence[Found], index: Index, opened: Opened, path: Path) -> No
         seen = [pictures[Path(index.columns.path[row])] for row in one.rows]
         marks = [mark or f"{value:.3f}" for mark, value in zip(one.marks, one.similarity, strict=True)]
         rows.append(RankedList(pictures[one.query.path], seen, marks))
-    path.parent.mkdir(parents=True, exist_ok=True)
     draw_ranked_lists(rows, path)

@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,15 +133,11 @@ def locate(jobs: Sequence[Job]) -> list[Queued]:
     return queued
 
 
-def states(queued: Sequence[Queued]) -> Iterator[tuple[Job, str]]:
-    """The state of each run."""
-    return ((job, state_of(run.directory)) for job, run in queued)
-
-
 def report(queue: Mapping[str, Any], queued: Sequence[Queued]) -> str:
     """The table of states, and below it a line for each run that has failed: its error and where its log is."""
-    failed = [f"{one.job}: {outcome(one)}" for one in queued if state_of(one.run.directory) == "failed"]
-    return "\n".join([state_table(queue, states(queued)), *(["", *failed] if failed else [])])
+    states = [(job, state_of(run.directory)) for job, run in queued]
+    failed = [f"{one.job}: {outcome(one)}" for one, (_, state) in zip(queued, states, strict=True) if state == "failed"]
+    return "\n".join([state_table(queue, states), *(["", *failed] if failed else [])])
 
 
 def outcome(one: Queued) -> str:
@@ -203,8 +199,9 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         ended = [process for process in running if process.poll() is not None]
         for process in ended:
             one = running.pop(process)
-            if process.returncode and not stop:
-                note_failed_start(one)
+            # dcal-train leaves nothing behind of a start that a wrong option ends: such a run would count as not begun
+            if process.returncode and not stop and state_of(one.run.directory) == "not yet":
+                write_atomically(one.run.failure_file, f"{last_line(log_of(one))}\n")
             print(f"{time.strftime('%H:%M:%S')} {one.job}: {outcome(one)}", flush=True)
             failed += state_of(one.run.directory) != "finished" and not stop
         if ended:
@@ -212,15 +209,6 @@ def work(queued: Sequence[Queued], at_a_time: int, stop: Stop, changed: Callable
         elif not stop:
             time.sleep(POLL_SECONDS)
     return failed
-
-
-def note_failed_start(one: Queued) -> None:
-    """Makes a run that ended before it could begin a failed one, by the last line of its output.
-
-    `dcal-train` leaves nothing behind of a start that a wrong option ends, so the list would call it not yet begun.
-    """
-    if state_of(one.run.directory) == "not yet":
-        write_atomically(one.run.failure_file, f"{last_line(log_of(one))}\n")
 
 
 def start(one: Queued, at_a_time: int) -> subprocess.Popen[bytes]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from dcal.commands.words.overrides import composed_train, typed_overrides
+from dcal.commands.words.overrides import composed_train, words_of
 from dcal.report import best, listing, records
 from dcal.report.compare import text
 from dcal.report.compare.pair import compare_sides
@@ -31,9 +31,10 @@ from dcal.report.protocol.rates import rates_text
 from dcal.report.records import Results, RunRecord
 from dcal.report.table import Spec, Table, make_table, matches, specs
 from dcal.run.files import explain_write_errors, write_atomically
+from dcal.run.label import typed_overrides
 from dcal.run.lock import acquire_lock
 from dcal.run.queue import is_open, jobs_of
-from dcal.utils.errors import UserError, choose
+from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.paths import experiments_dir
 
 TABLE_KEYS = ("runs", "out", "device", "tables", "format", "wandb", "write", "pages", "figures", "html")
@@ -71,11 +72,11 @@ def results(config: DictConfig) -> None:
         write_report(Path(config.report).expanduser(), config)
     elif config.list is not None:
         root = Path(config.list).expanduser()
-        print(render(listing.listing(root, words(config.where), config.sort, config.metric), kind))
+        print(render(listing.listing(root, words_of(config.where), config.sort, config.metric), kind))
     elif config.compare is not None:
-        compare(words(config.compare), config, kind)
+        compare(words_of(config.compare), config, kind)
     elif config.best is not None:
-        choice = best.choose_best(Path(config.best).expanduser(), config.metric, words(config.where))
+        choice = best.choose_best(Path(config.best).expanduser(), config.metric, words_of(config.where))
         print(best.text_of(choice) if kind == "markdown" else render(best.grid_of(choice), kind))
     elif not config.write:
         tabulate(config)
@@ -86,30 +87,15 @@ def results(config: DictConfig) -> None:
             tabulate(config)
 
 
-def words(value: Any) -> list[str]:
-    """A key that holds one word or a list of words."""
-    return [] if value is None else [str(word) for word in (value if isinstance(value, ListConfig) else [value])]
-
-
 def compare(names: list[str], config: DictConfig, kind: str) -> None:
     """Prints the comparison of two sides."""
     if len(names) != 2:
         raise UserError(f"compare=[{','.join(names)}]: give two, compare=[A,B]")
-    margin, power = (points(key, config[key]) for key in ("margin", "power"))
+    for key in ("margin", "power"):
+        check_number(key, config[key], gt=0, note="in points")
     first, second = map(read_side, names)
-    pair = compare_sides(first, second, config.metric, margin)
-    print(text.text_of(pair, power) if kind == "markdown" else render(text.grid_of(pair, power), kind))
-
-
-def points(key: str, value: Any) -> float | None:
-    """The value of a key in points.
-
-    Raises:
-        UserError: it is no number above 0.
-    """
-    if value is not None and not (isinstance(value, (int, float)) and value > 0):
-        raise UserError(f"{key}={value}: points, a number above 0")
-    return value
+    pair = compare_sides(first, second, config.metric, config.margin)
+    print(text.text_of(pair, config.power) if kind == "markdown" else render(text.grid_of(pair, config.power), kind))
 
 
 def tabulate(config: DictConfig) -> None:

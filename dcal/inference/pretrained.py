@@ -33,7 +33,7 @@ from dcal.inference.restore import Restored, restore
 from dcal.inference.trust import DCAL_TARGET, TIMM_VIT, RunError, Trust, without_weights
 from dcal.model import DCAL
 from dcal.output import Output, combined_probabilities, join_features
-from dcal.run.find import find_run
+from dcal.run.listing import find_run
 from dcal.task.inference import NotFinite, Scores, finite
 from dcal.utils.device import Device, choose_device
 from dcal.utils.errors import UserError, first_line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from dcal.dataset.files import common_folder
 from dcal.dataset.fingerprint import catalog_digest
 from dcal.dataset.record import Catalog
+from dcal.run.digest import json_digest
 
 SAMPLED = 256
 """Images of a data set whose content counts for its digest."""
@@ -57,7 +57,7 @@ def joint_digest(catalogs: Mapping[str, Catalog | None]) -> DataDigest | None:
     if not known:
         return None
     return DataDigest(
-        _sha256_of({name: None if digest is None else digest.sha256 for name, digest in digests.items()}),
+        json_digest({name: None if digest is None else digest.sha256 for name, digest in digests.items()}),
         ", ".join(digest.folder for digest in known.values()),
         [f"{name}/{one}" for name, digest in known.items() for one in digest.class_names],
         {f"{name}/{split}": count for name, digest in known.items() for split, count in digest.images.items()},
@@ -79,11 +79,7 @@ def judged_digest(catalog: Catalog, splits: Iterable[str]) -> str:
 
 def joint_judged_digest(catalogs: Mapping[str, Catalog], splits: Sequence[str]) -> str:
     """`judged_digest` of runs on several data sets, by their names."""
-    return _sha256_of({name: judged_digest(catalog, splits) for name, catalog in catalogs.items()})[:16]
-
-
-def _sha256_of(digests: Mapping[str, str | None]) -> str:
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return json_digest({name: judged_digest(catalog, splits) for name, catalog in catalogs.items()})[:16]
 
 
 def _content(path: Path) -> bytes:

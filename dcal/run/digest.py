@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from dcal.run.files import write_json
+from dcal.run.files import read_if_whole, write_json
 from dcal.utils.errors import UserError
 from dcal.utils.paths import cache_home
 
@@ -30,6 +31,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def json_digest(content: Any) -> str:
+    """SHA-256 of plain data as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """`sha256` of a large file that rarely changes, remembered by its path, size and time of change.
 
@@ -40,9 +46,7 @@ def file_digest(path: Path) -> str:
     found = path.stat()
     version = [found.st_size, found.st_mtime_ns]
     memory = cache_home() / "digests.json"
-    known: dict[str, list[object]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
+    known = read_if_whole(memory)
     entry = known.get(str(path))
     if entry is not None and entry[:2] == version:
         return str(entry[2])
@@ -65,8 +69,8 @@ def check_digest(file: Path) -> None:
     """
     known = None
     for keeper in (file.with_name("result.json"), file.with_name("manifest.json")):
-        with suppress(OSError, ValueError, AttributeError):
-            known = known or json.loads(keeper.read_text(encoding="utf-8")).get("sha256", {}).get(file.name)
+        with suppress(AttributeError):  # another program's file of that name
+            known = known or read_if_whole(keeper).get("sha256", {}).get(file.name)
     if known is not None and sha256(file) != known:
         raise UserError(
             f"{file} is damaged: its checksum is not the one that the run kept. Take a copy from elsewhere, or repeat "

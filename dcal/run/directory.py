@@ -24,6 +24,7 @@ from dcal.run.files import (
     explain_write_errors,
     first_missing,
     fsync,
+    read_if_whole,
     remove_made,
     remove_partial,
     write_atomically,
@@ -104,7 +105,7 @@ class Run:
             alike = [
                 file.parent
                 for file in folder.glob(f"*/{seed}/{IDENTITY_FILE}")
-                if _read(file).get("settings_id") == self.identity.settings_id
+                if read_if_whole(file).get("settings_id") == self.identity.settings_id
             ]
             finished = [directory for directory in alike if (directory / RESULT_FILE).is_file()]
             if len(finished) == 1:
@@ -118,7 +119,7 @@ class Run:
             return False
         if self.identity.data is None and self.identity.weights is None:
             return True
-        names = _read(directory / "model.json").get("class_names")
+        names = read_if_whole(directory / "model.json").get("class_names")
         if self.identity.data is not None and names is not None and names != self.identity.data.class_names:
             return False
         self.notes.append(
@@ -289,11 +290,3 @@ class Run:
         with explain_write_errors(self.result_file):
             self.prepared_file.replace(self.result_file)
             fsync(self.directory)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """A JSON file of a run, empty if it is missing or torn."""
-    with suppress(OSError, ValueError):
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return content
-    return {}

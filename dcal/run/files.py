@@ -107,6 +107,14 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty if the file is missing, torn or holds something else."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 

@@ -8,8 +8,6 @@ the table of what counts.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -23,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from dcal.config import Config
 from dcal.dataset.record import Catalog
 from dcal.run.data_digest import DataDigest, data_digest, joint_digest
-from dcal.run.digest import file_digest
+from dcal.run.digest import file_digest, json_digest
 from dcal.utils.arguments import typed_arguments
 from dcal.utils.errors import UserError
 from dcal.utils.streams import quiet
@@ -122,15 +120,6 @@ def identify(config: DictConfig) -> Identity:
     return Identity(settings(config), weights_digest(config), data, readable)
 
 
-def config_id(config: DictConfig) -> str:
-    """The id over settings and weights alone, which is the run's where the data need no digest.
-
-    Raises:
-        UserError: `backbone.checkpoint` is not there; the message names the key.
-    """
-    return Identity(settings(config), weights_digest(config), None).settings_id
-
-
 def settings(config: DictConfig) -> dict[str, Any]:
     """What decides the numbers, in dotted keys: no defaults of the schema, no idle keys, no paths."""
     kept = copy.deepcopy(config)
@@ -225,7 +214,7 @@ def weights_digest(config: DictConfig) -> str | None:
     folder = Path(name.removeprefix("local-dir:")).expanduser()
     if name.startswith("local-dir:") and folder.is_dir():
         files = sorted(file for file in folder.iterdir() if file.is_file())
-        return _sha256([(file.name, file_digest(file)) for file in files])
+        return json_digest([(file.name, file_digest(file)) for file in files])
     return None
 
 
@@ -289,9 +278,5 @@ def _placeless(member: Mapping[str, Any]) -> dict[str, Any]:
     return {**member, "root": ROOT, "reader": reader}
 
 
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _short(content: Any) -> str:
-    return _sha256(content)[:8]
+    return json_digest(content)[:8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -40,17 +41,18 @@ def label(config: DictConfig) -> str:
     Only keys that decide the numbers count, by the values that they have got.
     """
     chosen = choices(config)
-    keys = [key for key in typed_keys() if decides(key) and OmegaConf.select(config, key) is not None]
+    typed = dict.fromkeys(key for word, key in typed_overrides() if not word.startswith("~"))
+    keys = [key for key in typed if decides(key) and OmegaConf.select(config, key) is not None]
     last = [key.rpartition(".")[2] for key in keys]
     names = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
     values = [f"{name}={compact(OmegaConf.select(config, key))}" for name, key in zip(names, keys, strict=True)]
     return " ".join([chosen["attention"], chosen["backbone"], *values])
 
 
-def typed_keys() -> list[str]:
-    """The keys on the command line, groups included, each once and in their order; of a sweep those of its point."""
-    words = (word for word in typed_words() if not word.startswith("~"))
-    return list(dict.fromkeys(word.lstrip("+~").partition("=")[0] for word in words))
+def typed_overrides() -> Iterator[tuple[str, str]]:
+    """The overrides of `typed_words`: each as it was typed, and its key."""
+    for word in typed_words():
+        yield word, word.lstrip("+~").partition("=")[0]
 
 
 def typed_words() -> list[str]:

@@ -6,14 +6,13 @@ nothing of the data. Such a directory is still found, returned, resumed and open
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dcal.run.digest import json_digest
 from dcal.run.identity import NOT_IDENTITY as LEFT_OUT_TODAY
 from dcal.run.identity import schema_defaults
 
@@ -97,8 +96,7 @@ def legacy_id(config: DictConfig) -> str | None:
     if checkpoint:
         identity["backbone"]["checkpoint"] = PurePath(checkpoint).name
     backwards = {new: old for old, new in MOVED.items()}
-    text = json.dumps(_with_targets(identity, backwards), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return json_digest(_with_targets(identity, backwards))[:8]
 
 
 def move_targets(config: Any) -> DictConfig:

@@ -48,15 +48,13 @@ def lock_holder(directory: Path) -> str | None:
     path = directory / LOCK
     if not path.is_file():
         return None
-    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        lock.acquire()
+        with FileLock(path, timeout=0, thread_local=False):
+            return None
     except Timeout:
         return _holder(path)
     except (OSError, NotImplementedError):
         return None
-    lock.release()
-    return None
 
 
 def _holder(path: Path) -> str:

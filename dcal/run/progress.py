@@ -53,15 +53,28 @@ def say(text: str, terminal: bool = True) -> None:
 
 
 class Work:
-    """A piece of work of known size; see `work`."""
+    """Shows how far a piece of work is: what is done in `with Work(...) as piece:` tells it by `advance`.
 
-    def __init__(self, title: str, total: int, unit: str, initial: int) -> None:
+    Args:
+        title: what is done, e.g. `evaluation`.
+        total: number of units.
+        unit: name of one.
+        initial: units that were done before.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, initial: int = 0) -> None:
         self.title, self.total, self.unit, self.initial = title, total, unit, initial
         self.count = initial
         self.started = self.said = time.monotonic()
         self.bar = tqdm(
             total=total, initial=initial, desc=title, unit=unit, leave=False, disable=not bars_shown()
         )  # fmt: skip
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
 
     def advance(self, count: int) -> None:
         """Adds `count` units to what is done."""
@@ -72,20 +85,3 @@ class Work:
             self.said = now
             speed = (self.count - self.initial) / (now - self.started)
             say(f"{self.title}: {self.unit} {self.count} of {self.total}, {speed:.1f} per second")
-
-
-@contextmanager
-def work(title: str, total: int, unit: str = "image", initial: int = 0) -> Iterator[Work]:
-    """Shows how far a piece of work is: what is done inside tells it by `advance`.
-
-    Args:
-        title: what is done, e.g. `evaluation`.
-        total: number of units.
-        unit: name of one.
-        initial: units that were done before.
-    """
-    piece = Work(title, total, unit, initial)
-    try:
-        yield piece
-    finally:
-        piece.bar.close()

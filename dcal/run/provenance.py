@@ -43,7 +43,8 @@ def git_state() -> dict[str, Any]:
     named = os.environ.get("DCAL_COMMIT")
     if named:
         return {"commit": named, "dirty": False}
-    commit = _git("rev-parse", "HEAD")
+    tracked = _git("ls-files", "__init__.py")  # else the repository is another one, around the environment of packages
+    commit = _git("rev-parse", "HEAD") if tracked else None
     return {
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
@@ -77,10 +78,8 @@ def versions() -> dict[str, str]:
         "hydra-core",
         "wandb",
     ):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 

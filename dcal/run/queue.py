@@ -23,13 +23,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dcal.run.listing import STATES
+from dcal.utils.arguments import typed_arguments
 from dcal.utils.errors import UserError, choose, first_line
 
 
@@ -53,11 +54,23 @@ class Job(NamedTuple):
         return " ".join(filter(None, (self.cell, self.arm, self.point, f"seed {self.seed}")))
 
 
+class Entry(TypedDict):
+    """What the keys of a cell hold; an arm has the first two."""
+
+    title: str
+    overrides: list[str]
+    seeds: list[int]
+    arms: dict[str, list[str]]
+    grid: dict[str, list[Any]] | None
+    chosen: dict[str, list[str]] | None
+
+
 def read_queue(path: Path) -> dict[str, Any]:
     """The file as plain data.
 
     Raises:
-        UserError: it cannot be read, lacks a key, or names a cell or an arm that it does not have.
+        UserError: it cannot be read, lacks a key, has a value of another type, or names a cell or an arm that it does
+            not have.
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -71,9 +84,10 @@ def read_queue(path: Path) -> dict[str, Any]:
         choose(f"{path}: order", cell, queue["cells"])
     for kind, keys in (("cells", ("title", "seeds", "overrides", "arms")), ("arms", ("title", "overrides"))):
         for name, node in queue[kind].items():
-            lacking = [key for key in keys if key not in (node or {})]
+            lacking = [key for key in keys if not isinstance(node, dict) or key not in node]
             if lacking:
                 raise UserError(f"{path}: {kind}.{name} has no {', '.join(lacking)}")
+            queue[kind][name] = typed_arguments(Entry, node, f"{path}: {kind}.{name}")
     for name, cell in queue["cells"].items():
         for arm in (*cell["arms"], *(cell.get("chosen") or ())):
             choose(f"{path}: cells.{name}", arm, queue["arms"])

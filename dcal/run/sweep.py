@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -115,7 +116,9 @@ def planned(config: DictConfig) -> int | None:
     if not str(sweeper._target_).endswith(".BasicSweeper"):
         return sweeper.get("n_trials")
     words = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
-    overrides = OverridesParser.create().parse_overrides(words)
+    running = GlobalHydra.instance().hydra
+    loader = None if running is None else running.config_loader  # which knows the options that a glob(...) stands for
+    overrides = OverridesParser.create(loader).parse_overrides(words)
     return math.prod(len(list(entry.sweep_iterator())) for entry in overrides if entry.is_sweep_override())
 
 

@@ -14,7 +14,7 @@ from dcal.dataset.data import Loader
 from dcal.distributed.collectives import gather_items
 from dcal.model import DCAL
 from dcal.output import join_features
-from dcal.run.progress import work
+from dcal.run.progress import Work
 from dcal.utils.device import Device
 from dcal.utils.errors import UserError
 from dcal.utils.rng import preserved_torch_state
@@ -111,7 +111,7 @@ def infer(model: DCAL, batches: Loader, device: Device, flip: bool, features_onl
         NotFinite: an image has a feature or score that is no finite number; the message counts them.
     """
     columns: dict[str, list[Tensor]] = {}
-    with work("evaluation", len(batches), "batch") as piece:
+    with Work("evaluation", len(batches), "batch") as piece:
         for seen in infer_batches(model, batches, device, flip, features_only):
             row = {"label": seen.labels, "camera": seen.cameras, "index": seen.index}
             row |= {f"logits/{branch}": value for branch, value in seen.logits.items()}

@@ -55,8 +55,8 @@ def _as_field(hint: Any) -> Any:
         return Optional[kinds.pop() if len(kinds) == 1 else Any]  # noqa: UP045  # built from values
     if hint is Path:
         return str
-    if origin in (Sequence, list) and inner[0] in (int, float, str):
+    if origin in (Sequence, list) and inner[0] in (int, float, str, Any):
         return list[inner[0]]  # type: ignore[valid-type]
-    if origin in (Mapping, dict) and inner[1] in (int, float, str):
-        return dict[str, inner[1]]  # type: ignore[valid-type]
+    if origin in (Mapping, dict):
+        return dict[str, _as_field(inner[1])]  # type: ignore[misc]
     return hint if hint in (int, float, str, bool) else Any

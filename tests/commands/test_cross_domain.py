@@ -81,6 +81,7 @@ def test_mistakes_are_one_sentence(reid_run: Path, tmp_path: Path, capfd: pytest
     assert "datasets: names msmt17 twice" in said("datasets=[msmt17:a,msmt17:b]")
     assert "split=val: is for one data set" in said("datasets=[msmt17]", "split=val")
     assert "picture: draws the table of datasets" in said(f"picture={tmp_path / 'x.png'}")
+    assert "picture=x.xyz: its suffix must be" in said("datasets=[msmt17]", "picture=x.xyz")
     assert "dataset.root is not set" in said("datasets=[msmt17]")
     (tmp_path / "empty").mkdir()
     none = refused("evaluate", f"run={tmp_path / 'empty'}", "datasets=[msmt17]", capfd=capfd)

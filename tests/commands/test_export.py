@@ -203,6 +203,7 @@ def test_mistakes_are_one_sentence(fgvc_run: Path, tmp_path: Path, capfd: pytest
         return refused("export", f"run={fgvc_run}", *words, capfd=capfd)
 
     assert "choose one of onnx, onnx_int8" in told("format=tflite")
+    assert "limit=2.5: must be a whole number" in told("format=onnx", "limit=2.5")
     assert "under format=hub only" in told("format=onnx", "repo=me/birds")
     assert "no split 'val'" in told("format=safetensors", "split=val", f"out={tmp_path / 'x'}")
     assert "dataset.root=B: has no effect on noise" in told("format=safetensors", "dataset.root=B")

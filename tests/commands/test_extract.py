@@ -212,6 +212,8 @@ def test_an_index_of_another_model_is_refused(
     assert "no index of dcal-extract" in said(reid_run, tmp_path / "other.npz")
     assert "same_camera='dorp': did you mean drop?" in said(reid_run, splits["gallery"], "same_camera=dorp")
     assert "top=0: must be" in said(reid_run, splits["gallery"], "top=0")
+    assert "picture=x.xyz: its suffix must be" in said(reid_run, splits["gallery"], "picture=x.xyz")
+    assert "camera='1.5': needs one group" in said(reid_run, splits["gallery"], "camera=1.5")
 
 
 def test_a_model_with_camera_embedding_wants_cameras() -> None:

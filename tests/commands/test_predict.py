@@ -120,6 +120,7 @@ def test_mistakes_are_one_sentence(
     assert "its suffix must be .csv or .jsonl" in said(image, "out=labels")
     assert "format='xml': choose one of" in said(image, "format=xml")
     assert "top=0: must be" in said(image, "top=0")
+    assert "top=2.5: must be a whole number" in said(image, "top=2.5")
     assert "train.eval_batch_size=0: must be" in said(image, "train.eval_batch_size=0")
     assert "task.inference=['pwca']: choose from" in said(image, "task.inference=[pwca]")
     assert "did you mean images" in said("image=x")

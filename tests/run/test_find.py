@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dcal.run.directory import CONFIG_FILE, LABEL_FILE
-from dcal.run.find import find_run
+from dcal.run.listing import find_run
 from dcal.utils.errors import UserError
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compose import settings_id
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -25,7 +26,7 @@ from dcal.config import register
 from dcal.report.records import load_all
 from dcal.report.table import make_table, specs
 from dcal.run.directory import Run
-from dcal.run.identity import attention_name, config_id, flatten, identify, settings
+from dcal.run.identity import attention_name, flatten, identify, settings
 from dcal.run.legacy import legacy_id
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir, experiments_dir
@@ -135,36 +136,36 @@ def test_what_changes_the_id() -> None:
 )
 def test_options_of_a_branch_that_is_off_leave_the_id(attention: str, words: list[str]) -> None:
     chosen = f"attention={attention}"
-    assert config_id(composed(chosen, *words)) == config_id(composed(chosen))
+    assert settings_id(composed(chosen, *words)) == settings_id(composed(chosen))
     assert attention_name(dict(flatten({"attention": composed(chosen).attention}))) == attention
-    assert config_id(composed(*words)) != config_id(composed()), "with both branches on they count"
+    assert settings_id(composed(*words)) != settings_id(composed()), "with both branches on they count"
 
 
 def test_a_new_key_at_its_default_leaves_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.create(OmegaConf.to_container(composed(), resolve=True))  # without the schema's types
-    before = config_id(config)
+    before = settings_id(config)
     config.task.new_option = 0.0
-    assert config_id(config) != before, "a key without a default in the schema counts"
+    assert settings_id(config) != before, "a key without a default in the schema counts"
     defaults = {**identity.schema_defaults(), "task.new_option": 0.0}
     monkeypatch.setattr(identity, "schema_defaults", lambda: defaults)
-    assert config_id(config) == before
+    assert settings_id(config) == before
     config.task.new_option = 0.5
-    assert config_id(config) != before
+    assert settings_id(config) != before
 
 
 def test_a_moved_module_leaves_the_id() -> None:
     config = composed()
-    before = config_id(config)
+    before = settings_id(config)
     config.task._target_ = "dcal.elsewhere.classification.FGVC"
-    assert config_id(config) == before
+    assert settings_id(config) == before
     config.task._target_ = "mine.FGVC"
-    assert config_id(config) != before, "one's own class of the same name is another one"
+    assert settings_id(config) != before, "one's own class of the same name is another one"
 
 
 def test_ids_of_today_stay() -> None:
     """If this fails, every run of a user gets a new directory. A new key needs its neutral value in the schema."""
     kept = json.loads((OLD_RUN / "ids_today.json").read_text())
-    assert {words: config_id(composed(*words.split())) for words in kept} == kept
+    assert {words: settings_id(composed(*words.split())) for words in kept} == kept
 
 
 def test_ids_of_older_runs_are_known() -> None:
@@ -177,15 +178,15 @@ def test_weights_count_by_their_content(tmp_path: Path) -> None:
     for name, value in (("a", 0.0), ("b", 1.0), ("c", 0.0)):
         (tmp_path / name).mkdir()
         save_file({"weight": np.full(3, value)}, tmp_path / name / "last.safetensors")
-    ids = [config_id(composed(f"backbone.checkpoint='{tmp_path}/{name}/last.safetensors'")) for name in "abc"]
-    assert ids[0] == ids[2] != ids[1] != config_id(composed())
+    ids = [settings_id(composed(f"backbone.checkpoint='{tmp_path}/{name}/last.safetensors'")) for name in "abc"]
+    assert ids[0] == ids[2] != ids[1] != settings_id(composed())
     save_file({"weight": np.full(3, 2.0)}, tmp_path / "a" / "last.safetensors")  # same path, same size
-    assert config_id(composed(f"backbone.checkpoint='{tmp_path}/a/last.safetensors'")) not in ids
+    assert settings_id(composed(f"backbone.checkpoint='{tmp_path}/a/last.safetensors'")) not in ids
 
 
 def test_weights_that_are_not_there_are_refused_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"^backbone.checkpoint=.*: no such file"):
-        config_id(composed(f"backbone.checkpoint='{tmp_path}/none.pth'"))
+        settings_id(composed(f"backbone.checkpoint='{tmp_path}/none.pth'"))
     said = refused(
         "train", *OLD_WORDS, f"backbone.checkpoint='{tmp_path}/none.pth'", f"run.root={tmp_path}", capfd=capfd
     )

@@ -351,3 +351,20 @@ def test_a_model_is_loaded_where_there_is_no_fcntl(fgvc_run: Path) -> None:
     code = f"{hidden} import dcal; print(type(dcal.load({str(fgvc_run)!r})).__name__)"
     done = subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "TrainedDCAL", done.stderr
+
+
+def test_a_package_inside_another_repository_has_no_commit_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where `pip install` puts it into the environment that lies in somebody's project."""
+    monkeypatch.delenv("DCAL_COMMIT", raising=False)
+    installed = tmp_path / ".venv" / "dcal"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    monkeypatch.setattr(provenance, "PACKAGE", installed)
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "mine"], check=True)
+    assert provenance.git_state() == {"commit": None, "dirty": None}
+    subprocess.run([*git, "add", "."], check=True)
+    assert provenance.git_state() == {"commit": provenance._git("rev-parse", "HEAD"), "dirty": True}

@@ -70,6 +70,11 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def changed(**keys: Any) -> dict[str, Any]:
+    """A list of one cell, some of whose keys are others."""
+    return {"cells": {"few": {**LIST["cells"]["few"], **keys}}, "order": ["few"]}
+
+
 def test_whole_seeds_come_first_and_the_later_override_counts(tmp_path: Path) -> None:
     jobs = jobs_of(read_queue(written(tmp_path)), common=["device=cpu"])
     assert [str(job) for job in jobs] == [
@@ -135,6 +140,12 @@ def test_arms_are_chosen_by_name(tmp_path: Path) -> None:
         ({"order": None}, "has the keys name, order, arms and cells"),
         ({"cells": {"few": {"title": "few", "arms": {}}}, "order": ["few"]}, "cells.few has no seeds, overrides"),
         ({"arms": {"plain": {}, "both": LIST["arms"]["both"]}}, "arms.plain has no title, overrides"),
+        (changed(seeds=5), "cells.few.seeds=5: must be a list, each a whole number"),
+        (changed(overrides=None), "cells.few.overrides=None: must be a list, each text"),
+        (changed(arms=["plain"]), r"cells.few.arms=\['plain'\]: must be values by their names"),
+        (changed(arms={"plain": None}), "cells.few.arms={'plain': None}: must be values by their names"),
+        (changed(grid={"optimizer.lr": 0.1}), "cells.few.grid={'optimizer.lr': 0.1}: must be values by their names"),
+        ({"cells": {"few": 5}, "order": ["few"]}, "cells.few has no title"),
     ],
 )
 def test_faults_of_a_list_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -168,6 +168,8 @@ def test_an_interrupted_sweep_shows_its_table(
     fgvc_run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dcal.training.execute.execute", lambda run: os.kill(os.getpid(), signal.SIGINT))
+    assert sweep(fgvc_run.parents[3], "attention=glob([d*,g*])", "seed=0,1") == 128 + signal.SIGINT
+    assert capfd.readouterr().out.strip().splitlines()[-1].startswith("2 of 4 points: "), "a glob stands for options"
     assert sweep(fgvc_run.parents[3], "seed=0,1", "train.epochs=1,2") == 128 + signal.SIGINT
     said = capfd.readouterr().out.strip().splitlines()
     assert said[-1] == "2 of 4 points: 1 finished before, 1 interrupted: repeat the command to run the others"

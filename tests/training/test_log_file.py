@@ -105,7 +105,7 @@ def test_without_logging_set_up_the_file_has_everything(tmp_path: Path, monkeypa
 def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    with progress.work("evaluation", 100, "batch", initial=20) as piece:
+    with progress.Work("evaluation", 100, "batch", initial=20) as piece:
         for _ in range(8):
             clock[0] += 10.0
             piece.advance(10)

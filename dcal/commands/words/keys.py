@@ -49,11 +49,6 @@ def config_file(config_name: str) -> Path:
     return own if own.is_file() else config_dir() / own.name
 
 
-def has_groups(config_name: str) -> bool:
-    """Whether words such as `attention=glca` choose an option of a group in this command."""
-    return config_file(config_name).parent == config_dir()
-
-
 def config_folders(arguments: Sequence[str]) -> list[Path]:
     """The user's own folder of YAML files, which `--config-dir DIR` puts beside `conf/`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -168,8 +163,9 @@ def check_words(arguments: Sequence[str], config_name: str = "train") -> None:
     required = required_keys(config_name)
     overrides = [_parse(word) for word in arguments if is_override(word)]
     keys = known_keys(config_name)
+    has_groups = config_file(config_name).parent == config_dir()  # so that `attention=glca` chooses a file
     for override in overrides:
-        options = group_options(override.key_or_group, folders) if has_groups(config_name) else []
+        options = group_options(override.key_or_group, folders) if has_groups else []
         _check_value(override, override.key_or_group in required)
         if override.key_or_group in switches(config_name) and not isinstance(override.value(), bool):
             raise UserError(f"{override.input_line}: must be true or false")

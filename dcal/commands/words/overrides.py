@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from dcal.commands.words.keys import check_words, config_file, is_override, list_keys, search_path, text_keys
 from dcal.commands.words.members import with_members
@@ -48,12 +48,6 @@ def prepare(arguments: Sequence[str], config_name: str) -> list[str]:
     return [f"++{word}" if MEMBER.match(word) else word for word in words]
 
 
-def typed_overrides() -> Iterator[tuple[str, str]]:
-    """The overrides of the command line: each as it was typed, and its key."""
-    for word in HydraConfig.get().overrides.task:
-        yield word, word.lstrip("+~").partition("=")[0]
-
-
 def expand_home(argument: str) -> str:
     """The override with its `~/` expanded, which shells do not do behind `key=`."""
     return re.sub(r"^([^=]+=)~(?=/|$)", lambda match: match[1] + str(Path.home()), argument)
@@ -65,13 +59,13 @@ def quoted(argument: str) -> str:
     As in `run=outputs/x/seed=0`, `camera=_c(\\d+)`, `image=photo(1).jpg` or a list of such.
     """
     key, equals, value = argument.partition("=")
-    if not TEXT.search(value) or _parses(argument):
+    if not TEXT.search(value) or _parsed(argument):
         return argument
     if value[0] == "[" and value[-1] == "]":
         changed = f"{key}=[{','.join(_text(word.strip()) for word in value[1:-1].split(','))}]"
     else:
         changed = f"{key}{equals}{_text(value)}"
-    return changed if _parses(changed) else argument
+    return changed if _parsed(changed) else argument
 
 
 def keep_text(argument: str, keys: Iterable[str]) -> str:
@@ -96,7 +90,7 @@ def as_list(argument: str, keys: Iterable[str]) -> str:
     """
     key, equals, value = argument.partition("=")
     name = key.lstrip("+")
-    if name not in keys or not _parses(argument):
+    if name not in keys or not _parsed(argument):
         return argument
     given = _value(value)
     if name in ("dataset.image_size", "dataset.resize"):
@@ -121,13 +115,13 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
     if config_name != "train" or own is None or "dataset.resize" in values:
         return list(arguments)
     size = _value(own.partition("=")[2])
-    sweeping = [word for key, word in values.items() if key in ("dataset", "experiment", "variant") and _sweeps(word)]
-    if sweeping or _sweeps(own):
+    sweeping = [word for key, word in values.items() if key in ("dataset", "experiment", "variant") and is_sweep(word)]
+    if sweeping or is_sweep(own):
         raise UserError(f"{' '.join([*sweeping, own])}: a sweep over image sizes needs dataset.resize, too")
     if not (isinstance(size, list) and len(size) == 2 and _are_integers(size)):
         return list(arguments)  # Hydra and the data set say what is wrong with it
     searched = values.get("hydra.searchpath", search_path(arguments))
-    others = [word for key, word in values.items() if not key.startswith("hydra") and not _sweeps(word)]
+    others = [word for key, word in values.items() if not key.startswith("hydra") and not is_sweep(word)]
     folder = str(config_file(config_name).parent)
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(folder, version_base="1.3"):
@@ -140,8 +134,17 @@ def follow_image_size(arguments: Sequence[str], config_name: str) -> list[str]:
     return [*arguments, word]
 
 
-def composed_train(overrides: Sequence[str]) -> DictConfig:
+def words_of(value: Any) -> list[str]:
+    """A key that holds one word or a list of words; null is none."""
+    return [] if value is None else [str(word) for word in (value if isinstance(value, ListConfig) else [value])]
+
+
+def composed_train(overrides: Sequence[str], return_hydra_config: bool = False) -> DictConfig:
     """The configuration that `dcal-train` makes of these words, composed by the Hydra that is running.
+
+    Args:
+        overrides: as the user has typed them.
+        return_hydra_config: whether Hydra's own configuration is in it, too.
 
     Raises:
         UserError: there is no such key or option, or a value that cannot be meant.
@@ -149,36 +152,37 @@ def composed_train(overrides: Sequence[str]) -> DictConfig:
     """
     words = prepare(overrides, "train")
     check_words(words)
-    return with_members(compose("train", follow_image_size(words, "train")))
+    words = follow_image_size(words, "train")
+    return with_members(compose("train", words, return_hydra_config=return_hydra_config))
 
 
 def _are_integers(values: Iterable[Any]) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) for value in values)
 
 
-def _sweeps(word: str) -> bool:
-    return _parses(word) and OverridesParser.create().parse_override(word).is_sweep_override()
+def is_sweep(word: str) -> bool:
+    """Whether an override gives several values, one after the other."""
+    override = _parsed(word)
+    return override is not None and override.is_sweep_override()
 
 
 def _text(word: str) -> str:
     """A word of Hydra's grammar as it is, anything else in quotes."""
-    if _parses(f"key={word}"):
+    if _parsed(f"key={word}"):
         return word
     # in the grammar a backslash escapes only where a quote follows
     return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), word) + "'"
 
 
-def _parses(argument: str) -> bool:
+def _parsed(argument: str) -> Override | None:
+    """The override; None if it is none of Hydra's grammar."""
     try:
-        OverridesParser.create().parse_override(argument)
+        return OverridesParser.create().parse_override(argument)
     except HydraException:
-        return False
-    return True
+        return None
 
 
 def _value(word: str) -> Any:
     """What Hydra's grammar makes of a value; None where it is none."""
-    try:
-        return OverridesParser.create().parse_override(f"key={word}").value()
-    except HydraException:
-        return None
+    override = _parsed(f"key={word}")
+    return None if override is None else override.value()

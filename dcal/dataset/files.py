@@ -89,10 +89,10 @@ def images_below(folder: Path, passed: Counter[str] | None = None, seen: set[Ino
             path = Path(entry.path)
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 passed[f"of no image type ({path.suffix or 'no suffix'})"] += 1
-            elif entry.is_file():
+            elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
                 found.append(path)
             else:
-                passed["dangling link" if entry.is_symlink() and not path.exists() else "no regular file"] += 1
+                passed["dangling link" if entry.is_symlink() and not os.path.exists(path) else "no regular file"] += 1
     return sorted(found)
 
 
@@ -137,7 +137,8 @@ def _walk(folder: Path, passed: Counter[str], seen: set[Inode]) -> Iterator[tupl
         for entry in entries:
             if entry.name.startswith("."):
                 passed["hidden"] += 1
-            elif not entry.is_dir():
+            # a link is asked for by os.path, to which one that leads to itself is no folder; an entry would raise
+            elif not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                 files.append(entry)
             elif inode(Path(entry.path)) in seen:
                 passed["link to a folder that was read before"] += 1

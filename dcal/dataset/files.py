@@ -151,15 +151,20 @@ def _walk(folder: Path, passed: Counter[str], seen: set[Inode]) -> Iterator[tupl
 def common_folder(paths: Iterable[Path]) -> Path:
     """The deepest folder that holds all of these files, `..` resolved by name alone.
 
+    It is absolute if one of them is: the table of a data set may name images below its own folder and others.
+
     Raises:
-        ValueError: there is no path, or some are absolute and some relative.
+        ValueError: there is no path.
     """
-    return Path(os.path.commonpath({os.path.dirname(os.path.normpath(path)) for path in paths}))
+    every = list(paths)
+    named = os.path.abspath if any(path.is_absolute() for path in every) else os.path.normpath
+    return Path(os.path.commonpath({os.path.dirname(named(path)) for path in every}))
 
 
 def name_below(folder: Path, path: Path) -> str:
     """The path of a file in this folder as `common_folder` gives it, relative to it and with slashes."""
-    return os.path.normpath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
+    named = os.path.abspath(path) if folder.is_absolute() else os.path.normpath(path)
+    return named.removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
 
 
 def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer]:

@@ -10,7 +10,6 @@ Shape suffixes: K pictures, h and w patches.
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,7 +71,7 @@ def load_gallery(path: Path) -> Gallery:
     """Reads what `save` wrote.
 
     Raises:
-        UserError: the file is torn or lacks an array; the message names it.
+        UserError: the file is torn or damaged, or lacks an array; the message names it.
         OSError: it cannot be opened.
     """
     try:
@@ -86,7 +85,9 @@ def load_gallery(path: Path) -> Gallery:
                 arrays["attention"].astype(np.float32),
                 arrays["selected"].astype(bool),
             )
-    except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise whatever they meet in damaged bytes
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 

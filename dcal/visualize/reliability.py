@@ -60,7 +60,7 @@ def plots(found: Mapping[str, Any]) -> list[Plot]:
     """ROC curve; or reliability diagram and risk-coverage curve."""
     drawn = []
     if found.get("roc"):
-        decades = math.ceil(-math.log10(found["roc"][0][0]))
+        decades = max(1, math.ceil(-math.log10(found["roc"][0][0])))  # of a single impostor the curve is one point
         points = [(1 + math.log10(rate) / decades, hits) for rate, hits in found["roc"]]
         ticks = [(1 - decade / decades, f"1e-{decade}" if decade else "1") for decade in range(decades, -1, -1)]
         last = ", ".join(

@@ -167,26 +167,30 @@ def name_below(folder: Path, path: Path) -> str:
     return named.removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
 
 
-def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer]:
-    """The answer for each path, in order; with a progress bar if there are many."""
+def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer | None]:
+    """The answer for each path, in order, None where the file system refuses; with a progress bar if there are many."""
+
+    def answer(path: Path) -> Answer | None:
+        try:
+            return ask(path)
+        except (OSError, ValueError):  # a ValueError for a name with a null byte, which no file has
+            return None
+
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    answers: list[Answer] = []
+    answers: list[Answer | None] = []
     quiet = None if len(paths) >= _SHOWN_FROM else True  # None: where there is no terminal
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(desc=title, total=len(paths), unit="img", leave=False, disable=quiet) as bar,
     ):
-        for found in pool.map(lambda chunk: [ask(path) for path in chunk], chunks):
+        for found in pool.map(lambda chunk: [answer(path) for path in chunk], chunks):
             answers += found
             bar.update(len(found))
     return answers
 
 
-def _facts(path: Path) -> FileFacts | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # a ValueError for a name with a null byte, which no file has
-        return None
+def _facts(path: Path) -> FileFacts:
+    found = os.stat(path)
     return FileFacts(found.st_size, stat.S_ISREG(found.st_mode), (found.st_dev, found.st_ino))
 
 
@@ -196,17 +200,11 @@ def _shared(keys: Mapping[int, Hashable]) -> list[int]:
     return [index for index, key in keys.items() if count[key] > 1]
 
 
-def _end_of(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
-            return file.read(_END)
-    except OSError:
-        return None
+def _end_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        return file.read(_END)
 
 
-def _digest_of(path: Path) -> bytes | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return None
+def _digest_of(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()

@@ -10,7 +10,6 @@ Shape suffixes: K pictures, h and w patches.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,12 +75,10 @@ def load_gallery(path: Path) -> Gallery:
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            ends = np.cumsum(arrays["sizes"]).tolist()
-            code = arrays["jpeg"].tobytes()
             return Gallery(
                 arrays["part"].tolist(),
                 arrays["number"].tolist(),
-                cut(code, ends),
+                [code.tobytes() for code in np.split(arrays["jpeg"], np.cumsum(arrays["sizes"]))[:-1]],
                 arrays["attention"].astype(np.float32),
                 arrays["selected"].astype(bool),
             )
@@ -89,8 +86,3 @@ def load_gallery(path: Path) -> Gallery:
         raise
     except Exception as error:  # zipfile, zlib and NumPy raise whatever they meet in damaged bytes
         raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def cut(code: bytes, ends: Sequence[int]) -> list[bytes]:
-    """The pieces of a byte string that end where `ends` says."""
-    return [code[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -13,10 +13,9 @@ import torch
 from torch.utils.data import Sampler
 
 from dcal.dataset.cache import CACHES, check_room
-from dcal.dataset.checks import Pictures, check_catalog
+from dcal.dataset.checks import Pictures, check_catalog, describe
 from dcal.dataset.decode import DECODES
 from dcal.dataset.files import common_folder, name_below
-from dcal.dataset.fingerprint import describe
 from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record

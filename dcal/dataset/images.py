@@ -103,7 +103,7 @@ class ImageDataset(Dataset[Item]):
         pixels = self._cache.get(index) if self._cache else None
         if pixels is None:
             pixels = read_image(record.path, self._cover)
-        # the resize at the pipeline's start returns an image of the right size, as a cached one is, as it is
+        # a cached image has the right size already: the resize at the pipeline's start returns it as it is
         transformed: Pixels = self.transform(image=pixels)["image"]
         return {
             # split and stack: three times faster than a transposed copy

@@ -23,7 +23,7 @@ from dcal.run.label import typed_overrides
 from dcal.task.fgvc import short
 from dcal.utils.errors import UserError, check_number
 from dcal.visualize.attention_maps import attention_maps, distraction
-from dcal.visualize.explain_figure import Sheet, draw_faithfulness, draw_sheet
+from dcal.visualize.explain_figure import draw_faithfulness, draw_sheet
 
 BATCH = 16
 """Images at once: their attention maps are kept for a moment."""
@@ -83,12 +83,11 @@ def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[
             maps = attention_maps(opened.model, images, opened.device)
             guesses = predictions(opened, images, config.top)
             for row, index in enumerate(batch["index"].tolist()):
-                glca, selected = (None if part is None else part[row] for part in maps[1:])
-                sheet = Sheet(images[row], maps.rollout[row], glca, selected, guesses[row])
                 pair = None
                 if distractor is not None:
-                    pair = distraction(opened.model, images[row], distractor, opened.device)
-                draw_sheet(sheet, printable(paths[index].name), out / names[index], distractor, pair)
+                    pair = distractor, distraction(opened.model, images[row], distractor, opened.device)
+                title = printable(paths[index].name)
+                draw_sheet(images[row], maps.of(row), guesses[row], title, out / names[index], pair)
             bar.update(len(images))
     print(f"{len(paths) - len(loader.skipped)} figures in {out}")
     return paths, loader.skipped

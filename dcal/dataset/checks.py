@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dcal.dataset.files import FileFacts, file_facts, first_alike
+from dcal.dataset.files import FileFacts, common_folder, file_facts, first_alike
 from dcal.dataset.record import Catalog, DataError, Record
 
 Pictures = Mapping[Path, int]
@@ -47,6 +47,28 @@ def check_catalog(
     notes += _files(catalog, paths, facts, root, skip_missing, allow_mismatch)
     pictures = dict(zip(paths, first_alike(paths, facts), strict=True))
     return notes + list(_overlaps(catalog, pictures)), pictures
+
+
+def describe(catalog: Catalog, root: str | Path | None = None) -> str:
+    """One line that says what was read: name, folder, classes, and images per split.
+
+    It ends with how many of the images that the set's authors list are here, or, for a set without an official list,
+    how many of those that its own lists name; for example `543 of 11 788 listed images are here`.
+
+    Args:
+        catalog: what a reader returned, or `Data.catalog`.
+        root: folder to name; None for the one that all images share.
+    """
+    records = [record for split in catalog.splits.values() for record in split]
+    folder = root if root is not None else common_folder(record.path for record in records)
+    counts = ", ".join(f"{split} {_thousands(len(images))}" for split, images in catalog.splits.items())
+    things = "identities to learn" if "query" in catalog.splits else "classes"
+    here = sum(found is not None for found in file_facts([record.path for record in records]))
+    listed = sum(catalog.protocol.get("official_images", {}).values()) or len(records)
+    return (
+        f"{catalog.name} in {folder}: {_thousands(catalog.num_classes)} {things}; images: {counts}; "
+        f"{_thousands(here)} of {_thousands(listed)} listed images are here"
+    )
 
 
 def claims_official(catalog: Catalog) -> bool:
@@ -179,3 +201,8 @@ def _own_matches(catalog: Catalog, picture: Mapping[str, Sequence[int]]) -> Iter
 
 def _named(catalog: Catalog, record: Record) -> str:
     return f"'{catalog.class_names[record.label]}'" if "query" not in catalog.splits else f"identity {record.label}"
+
+
+def _thousands(number: int) -> str:
+    """Digits in groups of three, as in 11 788."""
+    return f"{number:,}".replace(",", " ")

@@ -13,10 +13,9 @@ import torch
 from torch.utils.data import Sampler
 
 from dcal.dataset.cache import CACHES, check_room
-from dcal.dataset.checks import Pictures, check_catalog
+from dcal.dataset.checks import Pictures, check_catalog, describe
 from dcal.dataset.decode import DECODES
 from dcal.dataset.files import common_folder, name_below
-from dcal.dataset.fingerprint import describe
 from dcal.dataset.images import POLICIES, ImageDataset, Loader
 from dcal.dataset.keypoints import Landmarks, locate
 from dcal.dataset.record import Catalog, Record
@@ -109,9 +108,7 @@ class Data:
         if label_noise:
             reader = relabel(reader, label_noise)
         self.catalog = reader
-        self._decode = decode
-        self._cache = cache
-        self._on_bad_image = on_bad_image
+        self._reading: dict[str, Any] = {"decode": decode, "cache": cache, "on_bad_image": on_bad_image}
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
         self._landmarks: dict[str, dict[int, Landmarks]] = {}
         self._eval_loaders: dict[tuple[Any, ...], Loader] = {}
@@ -247,7 +244,7 @@ class Data:
 
         Only the first process of a machine asks: the others' memory is not free any more when they have begun.
         """
-        if self._cache == "ram" and local_rank() == 0 and not self._datasets:
+        if self._reading["cache"] == "ram" and local_rank() == 0 and not self._datasets:
             resize = self._transforms[False][0]
             images = sum(len(records) for records in self.catalog.splits.values())
             need = images * 3 * int(resize.height) * int(resize.width)
@@ -257,11 +254,6 @@ class Data:
     def _dataset(self, split: str, training: bool) -> ImageDataset:
         """Made at first use, since it may fill a cache."""
         if (split, training) not in self._datasets:
-            self._datasets[split, training] = ImageDataset(
-                self.records(split),
-                self._transforms[training],
-                decode=self._decode,
-                cache=self._cache,
-                on_bad_image=self._on_bad_image,
-            )
+            transform = self._transforms[training]
+            self._datasets[split, training] = ImageDataset(self.records(split), transform, **self._reading)
         return self._datasets[split, training]

@@ -89,10 +89,10 @@ def images_below(folder: Path, passed: Counter[str] | None = None, seen: set[Ino
             path = Path(entry.path)
             if path.suffix.lower() not in IMAGE_SUFFIXES:
                 passed[f"of no image type ({path.suffix or 'no suffix'})"] += 1
-            elif entry.is_file():
+            elif os.path.isfile(path) if entry.is_symlink() else entry.is_file():
                 found.append(path)
             else:
-                passed["dangling link" if entry.is_symlink() and not path.exists() else "no regular file"] += 1
+                passed["dangling link" if entry.is_symlink() and not os.path.exists(path) else "no regular file"] += 1
     return sorted(found)
 
 
@@ -137,7 +137,8 @@ def _walk(folder: Path, passed: Counter[str], seen: set[Inode]) -> Iterator[tupl
         for entry in entries:
             if entry.name.startswith("."):
                 passed["hidden"] += 1
-            elif not entry.is_dir():
+            # a link is asked for by os.path, to which one that leads to itself is no folder; an entry would raise
+            elif not (os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()):
                 files.append(entry)
             elif inode(Path(entry.path)) in seen:
                 passed["link to a folder that was read before"] += 1
@@ -150,37 +151,46 @@ def _walk(folder: Path, passed: Counter[str], seen: set[Inode]) -> Iterator[tupl
 def common_folder(paths: Iterable[Path]) -> Path:
     """The deepest folder that holds all of these files, `..` resolved by name alone.
 
+    It is absolute if one of them is: the table of a data set may name images below its own folder and others.
+
     Raises:
-        ValueError: there is no path, or some are absolute and some relative.
+        ValueError: there is no path.
     """
-    return Path(os.path.commonpath({os.path.dirname(os.path.normpath(path)) for path in paths}))
+    every = list(paths)
+    named = os.path.abspath if any(path.is_absolute() for path in every) else os.path.normpath
+    return Path(os.path.commonpath({os.path.dirname(named(path)) for path in every}))
 
 
 def name_below(folder: Path, path: Path) -> str:
     """The path of a file in this folder as `common_folder` gives it, relative to it and with slashes."""
-    return os.path.normpath(path).removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
+    named = os.path.abspath(path) if folder.is_absolute() else os.path.normpath(path)
+    return named.removeprefix(f"{folder}{os.sep}").replace(os.sep, "/")
 
 
-def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer]:
-    """The answer for each path, in order; with a progress bar if there are many."""
+def _in_threads(ask: Callable[[Path], Answer], paths: Sequence[Path], title: str) -> list[Answer | None]:
+    """The answer for each path, in order, None where the file system refuses; with a progress bar if there are many."""
+
+    def answer(path: Path) -> Answer | None:
+        try:
+            return ask(path)
+        except (OSError, ValueError):  # a ValueError for a name with a null byte, which no file has
+            return None
+
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    answers: list[Answer] = []
+    answers: list[Answer | None] = []
     quiet = None if len(paths) >= _SHOWN_FROM else True  # None: where there is no terminal
     with (
         ThreadPoolExecutor(_THREADS) as pool,
         tqdm(desc=title, total=len(paths), unit="img", leave=False, disable=quiet) as bar,
     ):
-        for found in pool.map(lambda chunk: [ask(path) for path in chunk], chunks):
+        for found in pool.map(lambda chunk: [answer(path) for path in chunk], chunks):
             answers += found
             bar.update(len(found))
     return answers
 
 
-def _facts(path: Path) -> FileFacts | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # a ValueError for a name with a null byte, which no file has
-        return None
+def _facts(path: Path) -> FileFacts:
+    found = os.stat(path)
     return FileFacts(found.st_size, stat.S_ISREG(found.st_mode), (found.st_dev, found.st_ino))
 
 
@@ -190,17 +200,11 @@ def _shared(keys: Mapping[int, Hashable]) -> list[int]:
     return [index for index, key in keys.items() if count[key] > 1]
 
 
-def _end_of(path: Path) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
-            return file.read(_END)
-    except OSError:
-        return None
+def _end_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        return file.read(_END)
 
 
-def _digest_of(path: Path) -> bytes | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
-    except OSError:
-        return None
+def _digest_of(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()

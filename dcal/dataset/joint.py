@@ -8,7 +8,7 @@ member is read, checked and evaluated by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Joint(Data):
             takes them.
         batches: `proportional`: an image is as probable as any other, whatever its member; `balanced`: each batch has
             as many images (or identities) of one member as of another.
-        image_size, resize, augment, decode, cache, on_bad_image: of all members, see `Data`.
+        shared: `image_size`, `resize`, `augment`, `decode`, `cache` and `on_bad_image` of all members, see `Data`.
 
     Raises:
         UserError: the members do not go together, or one of them has an option without a valid value; the message names
@@ -42,20 +42,10 @@ class Joint(Data):
         DataError: a member cannot be read.
     """
 
-    def __init__(
-        self,
-        members: Mapping[str, Mapping[str, Any]],
-        batches: str = "proportional",
-        *,
-        image_size: Sequence[int],
-        resize: Sequence[int],
-        augment: Mapping[str, Any],
-        **shared: Any,
-    ) -> None:
+    def __init__(self, members: Mapping[str, Mapping[str, Any]], batches: str = "proportional", **shared: Any) -> None:
         self.batches = choose("dataset.batches", batches, BATCHES)
-        options: dict[str, Any] = {"image_size": image_size, "resize": resize, "augment": augment}
         # what belongs to a member has been refused where it was typed
-        options |= {key: value for key, value in shared.items() if key not in OF_MEMBERS}
+        options = {key: value for key, value in shared.items() if key not in OF_MEMBERS}
         self.members = {name: _member(name, own, options) for name, own in sorted(members.items())}
         check_alike({name: member.catalog for name, member in self.members.items()})
         catalogs = merged_apart({name: member.catalog for name, member in self.members.items()})

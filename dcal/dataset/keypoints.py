@@ -45,7 +45,7 @@ def locate(records: Sequence[Record], transform: A.Compose) -> dict[int, Landmar
                 by_size[size].append(index)
     found: dict[int, Landmarks] = {}
     for size, indices in by_size.items():
-        found |= _map_all({index: records[index] for index in indices}, size, transform)
+        found |= _mapped({index: records[index] for index in indices}, size, transform)
     return dict(sorted(found.items()))
 
 
@@ -58,25 +58,19 @@ def _size(record: Record) -> tuple[int, int] | None:
         return None  # reported, by name, when the image is drawn
 
 
-def _map_all(records: Mapping[int, Record], size: tuple[int, int], transform: A.Compose) -> dict[int, Landmarks]:
+def _mapped(records: Mapping[int, Record], size: tuple[int, int], transform: A.Compose) -> dict[int, Landmarks]:
+    """The landmarks of images of `size` (height, width) after the pipeline."""
     points: list[tuple[float, float]] = []
     for record in records.values():
         points += [(part.x, part.y) for part in record.parts]
         if record.box:
             left, top, width, height = record.box
             points += [(left, top), (left + width, top + height)]
-    mapped = iter(_map(points, size, transform))
+    pipeline = A.Compose(transform.transforms, keypoint_params=A.KeypointParams("xy", remove_invisible=False))
+    blank = np.zeros((*size, 1), np.uint8)
+    mapped = iter(np.asarray(pipeline(image=blank, keypoints=np.array(points))["keypoints"], np.float64).reshape(-1, 2))
     found = {}
     for index, record in records.items():
         parts = np.array([next(mapped) for _ in record.parts]).reshape(-1, 2)
         found[index] = Landmarks(parts, (*next(mapped), *next(mapped))) if record.box else Landmarks(parts)
     return found
-
-
-def _map(points: Sequence[tuple[float, float]], size: tuple[int, int], transform: A.Compose) -> Points:
-    """Points of images of `size` (height, width) after the pipeline: (n, 2)."""
-    keep_all = A.KeypointParams("xy", remove_invisible=False)
-    pipeline = A.Compose(transform.transforms, keypoint_params=keep_all)
-    blank = np.zeros((*size, 1), np.uint8)
-    mapped: Points = np.asarray(pipeline(image=blank, keypoints=np.array(points))["keypoints"], np.float64)
-    return mapped.reshape(-1, 2)

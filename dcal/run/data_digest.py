@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dcal.dataset.files import common_folder
-from dcal.dataset.fingerprint import catalog_digest
+from dcal.dataset.files import common_folder, file_facts, name_below
 from dcal.dataset.record import Catalog
 from dcal.run.digest import json_digest
 
@@ -41,6 +40,37 @@ def data_digest(catalog: Catalog) -> DataDigest:
     images = {split: len(records) for split, records in catalog.splits.items()}
     folder = str(common_folder(paths)) if paths else ""
     return DataDigest(digest.hexdigest(), folder, catalog.class_names, images)
+
+
+def catalog_digest(catalog: Catalog) -> str:
+    """SHA-256 of a data set: the class names and, of each split, the images in their order.
+
+    It belongs to the data and not to the place: a copy on another machine has the same one.
+
+    Of an image enter its label, camera, view, size in bytes, and its path relative to the folder that all images of the
+    set share; where tracks are ranked, their numbers, too. What that folder is called, file times, and boxes and parts
+    (of which no training reads any) do not enter, nor are images opened. For synthetic sets the recipe stands for the
+    sizes: a PNG of the same pixels has another size under another version of the library that wrote it.
+
+    Args:
+        catalog: what a reader returned, or `Data.catalog`: a validation split, a fraction or noisy labels make another
+            digest.
+
+    Returns:
+        64 hexadecimal digits. A file that is missing counts as size -1.
+    """
+    splits = sorted(catalog.splits.items())
+    paths = [record.path for _, records in splits for record in records]
+    recipe = catalog.protocol.get("recipe")
+    sizes = iter([0] * len(paths) if recipe else [-1 if facts is None else facts.size for facts in file_facts(paths)])
+    folder = common_folder(paths) if paths else Path()
+    tracks = [catalog.protocol["tracks"]] if catalog.protocol.get("tracks") else []
+    digest = hashlib.sha256(json.dumps([catalog.class_names, recipe, *tracks]).encode())
+    for split, records in splits:
+        digest.update(f"\n{json.dumps(split)} {len(records)}\n".encode())
+        lines = (f"{r.label} {r.camera} {r.view} {next(sizes)} {name_below(folder, r.path)}" for r in records)
+        digest.update("\0".join(lines).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def joint_digest(catalogs: Mapping[str, Catalog | None]) -> DataDigest | None:

@@ -21,7 +21,7 @@ from dcal.visualize.examples import rollout_and_selection
 
 
 class Maps(NamedTuple):
-    """Where a batch was looked at, on the CPU."""
+    """Where a batch was looked at, on the CPU; of a single image without the first axis."""
 
     rollout: Tensor
     """The self-attention rollout of the class token or pooled feature over the blocks before GLCA, (B, h, w)."""
@@ -29,6 +29,11 @@ class Maps(NamedTuple):
     """Attention of the rows that GLCA's readout reads, (B, h, w); None without GLCA."""
     selected: Tensor | None
     """The patches that GLCA selected, bool (B, h, w)."""
+
+    def of(self, row: int) -> Maps:
+        """Those of one image of the batch."""
+        glca, selected = (None if part is None else part[row] for part in self[1:])
+        return Maps(self.rollout[row], glca, selected)
 
 
 class Distraction(NamedTuple):

@@ -197,13 +197,12 @@ def log_classes(tracker: Any, names: Sequence[str], label: Tensor, prediction: T
     truth, guess = label.numpy(), prediction.numpy()
     cells = confusion_matrix(truth, guess, len(names))
     accuracy = class_accuracies(truth, guess, len(names))
-    classes = wandb.Table(columns=["class", "images", "accuracy"])
-    for name, row, share in zip(names, cells, accuracy, strict=True):
-        classes.add_data(name, int(row.sum()), float(share))
-    confused = wandb.Table(columns=["truth", "prediction", "images"])
-    for row, column in zip(*cells.nonzero(), strict=True):
-        confused.add_data(names[row], names[column], int(cells[row, column]))
-    found: dict[str, Any] = {"classes": classes, "confused": confused}
+    judged = [[name, int(row.sum()), float(share)] for name, row, share in zip(names, cells, accuracy, strict=True)]
+    confused = [[names[row], names[at], int(cells[row, at])] for row, at in zip(*cells.nonzero(), strict=True)]
+    found: dict[str, Any] = {
+        "classes": wandb.Table(["class", "images", "accuracy"], judged),
+        "confused": wandb.Table(["truth", "prediction", "images"], confused),
+    }
     if len(names) <= CHARTED_CLASSES:
         found["confusion"] = wandb.plot.confusion_matrix(
             y_true=truth.tolist(), preds=guess.tolist(), class_names=list(names), title="Confusion matrix"
@@ -215,10 +214,8 @@ def log_cameras(tracker: Any, cameras: Mapping[int, Mapping[str, float]]) -> Non
     """The metrics of each camera's queries as a W&B table."""
     import wandb
 
-    table = wandb.Table(columns=["camera", *next(iter(cameras.values()))])
-    for camera, values in cameras.items():
-        table.add_data(camera, *values.values())
-    tracker.log({"cameras": table})
+    rows = [[camera, *values.values()] for camera, values in cameras.items()]
+    tracker.log({"cameras": wandb.Table(["camera", *next(iter(cameras.values()))], rows)})
 
 
 def upsample(grid: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dcal.visualize.attention_maps import Distraction
+from dcal.visualize.attention_maps import Distraction, Maps
 from dcal.visualize.examples import shaded, upsample
 
 PANEL = 2.5
@@ -24,41 +24,34 @@ BRANCH_NAMES = {"both": "combined", "sa": "SA", "glca": "GLCA"}
 MAP_STYLES = {"rollout": ("#4c78a8", "-"), "glca": ("#e07b39", "-"), "random": ("#8a8f98", "--")}
 MAP_NAMES = {"rollout": "SA rollout", "glca": "GLCA attention", "random": "random order"}
 PERCENT_OF_WIDTH = 0.02
+Guesses = Mapping[str, Sequence[tuple[str, float]]]
+"""Classes and probabilities by branch (`both`, `sa`, `glca`), most probable first; empty in Re-ID."""
 
 
-class Sheet(NamedTuple):
-    """What is drawn of one image."""
-
-    image: Tensor
-    """uint8 (3, H, W)."""
-    rollout: Tensor
-    """(h, w)."""
-    glca: Tensor | None
-    selected: Tensor | None
-    guesses: Mapping[str, Sequence[tuple[str, float]]]
-    """Classes and probabilities by branch (`both`, `sa`, `glca`), most probable first; empty in Re-ID."""
-
-
-def draw_sheet(sheet: Sheet, title: str, path: Path, distractor: Tensor | None, pair: Distraction | None) -> None:
+def draw_sheet(
+    image: Tensor, maps: Maps, guesses: Guesses, title: str, path: Path, pair: tuple[Tensor, Distraction] | None
+) -> None:
     """One row: image, rollout, GLCA attention, selected patches, predictions; under it the distractor, if any.
 
     Args:
-        distractor: uint8 (3, H, W), with `pair`.
+        image: uint8 (3, H, W).
+        maps: of this image.
         path: the PNG to write.
+        pair: the distractor, uint8 (3, H, W), and the attention that the image pays to it.
     """
-    pixels = sheet.image.permute(1, 2, 0).numpy()
+    pixels = image.permute(1, 2, 0).numpy()
     height, width = pixels.shape[:2]
     tall, wide = PANEL * min(1.0, height / width), PANEL * min(1.0, width / height)
     if height > width:  # a narrow picture has room to be taller
         tall, wide = 1.3 * tall, 1.3 * wide
-    pictures = [("image", pixels, None), ("SA rollout", pixels, sheet.rollout)]
-    if sheet.glca is not None and sheet.selected is not None:
-        chosen = f"selected, {int(sheet.selected.sum())} of {sheet.selected.numel()}"
-        pictures += [("GLCA attention", pixels, sheet.glca), (chosen, shaded(pixels, sheet.selected), None)]
+    pictures = [("image", pixels, None), ("SA rollout", pixels, maps.rollout)]
+    if maps.glca is not None and maps.selected is not None:
+        chosen = f"selected, {int(maps.selected.sum())} of {maps.selected.numel()}"
+        pictures += [("GLCA attention", pixels, maps.glca), (chosen, shaded(pixels, maps.selected), None)]
     ratios = [wide] * len(pictures)
-    if sheet.guesses or (pair is not None and len(pictures) == 2):
+    if guesses or (pair is not None and len(pictures) == 2):
         ratios.append(BESIDE)
-    rows = [max(tall, LINE * sum(map(len, sheet.guesses.values()))), *([] if pair is None else [tall])]
+    rows = [max(tall, LINE * sum(map(len, guesses.values()))), *([] if pair is None else [tall])]
     size = (sum(ratios) + 0.1 * len(ratios), sum(rows) + 0.35 * len(rows) + 0.3)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     room = int(13 * size[0])
@@ -67,13 +60,14 @@ def draw_sheet(sheet: Sheet, title: str, path: Path, distractor: Tensor | None, 
     grid = figure.add_gridspec(len(rows), len(ratios), width_ratios=ratios, height_ratios=rows)
     for column, picture in enumerate(pictures):
         _picture(figure.add_subplot(grid[0, column]), *picture)
-    if sheet.guesses:
-        _predictions(figure.add_subplot(grid[0, -1]), sheet.guesses)
-    if pair is not None and distractor is not None:
+    if guesses:
+        _predictions(figure.add_subplot(grid[0, -1]), guesses)
+    if pair is not None:
+        distractor, attention = pair
         other = distractor.permute(1, 2, 0).numpy()
         _picture(figure.add_subplot(grid[1, 0]), "distractor", other, None)
-        _picture(figure.add_subplot(grid[1, 1]), "PWCA attention to it", other, pair.where)
-        _shares(figure.add_subplot(grid[1, 2:]), pair)
+        _picture(figure.add_subplot(grid[1, 1]), "PWCA attention to it", other, attention.where)
+        _shares(figure.add_subplot(grid[1, 2:]), attention)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -114,7 +108,7 @@ def _picture(axis: Any, title: str, pixels: Any, heat: Tensor | None) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _predictions(axis: Any, guesses: Mapping[str, Sequence[tuple[str, float]]]) -> None:
+def _predictions(axis: Any, guesses: Guesses) -> None:
     """Bars of probability, the classes' names on them, branch by branch."""
     row, ticks, names = 0.0, [], []
     for branch, pairs in guesses.items():

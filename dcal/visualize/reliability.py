@@ -28,13 +28,13 @@ class Plot(NamedTuple):
     title: str
     x_axis: str
     y_axis: str
-    path: str
-    bars: list[tuple[float, float, float, float]]
-    """x, y, width, height."""
-    diagonal: bool
     x_ticks: list[tuple[float, str]]
     summary: str
     """For those who cannot see it."""
+    path: str = ""
+    bars: Sequence[tuple[float, float, float, float]] = ()
+    """x, y, width, height."""
+    diagonal: bool = False
 
 
 def reliability_rows(found: Mapping[str, Any]) -> list[Row]:
@@ -60,27 +60,28 @@ def plots(found: Mapping[str, Any]) -> list[Plot]:
     """ROC curve; or reliability diagram and risk-coverage curve."""
     drawn = []
     if found.get("roc"):
-        decades = math.ceil(-math.log10(found["roc"][0][0]))
+        decades = max(1, math.ceil(-math.log10(found["roc"][0][0])))  # of a single impostor the curve is one point
         points = [(1 + math.log10(rate) / decades, hits) for rate, hits in found["roc"]]
         ticks = [(1 - decade / decades, f"1e-{decade}" if decade else "1") for decade in range(decades, -1, -1)]
         last = ", ".join(
             f"{100 * hits:.1f} % at {rate:.0e}" for rate, hits in found["roc"][:: len(found["roc"]) // 3 or 1]
         )
-        drawn.append(
-            Plot("Verification", "false match rate", "true positive rate", _path(points), [], False, ticks, last)
-        )
+        drawn.append(Plot("Verification", "false match rate", "true positive rate", ticks, last, _path(points)))
     tenths = [(number / 4, f"{25 * number} %") for number in range(5)]
     if "calibration" in found:
         rows = found["calibration"]["bins"]
-        bars = [_bar(row["low"], row["high"], row["accuracy"]) for row in rows]
+        bars = [
+            (SIDE * row["low"], SIDE * (1 - row["accuracy"]), SIDE * (row["high"] - row["low"]), SIDE * row["accuracy"])
+            for row in rows
+        ]
         said = ", ".join(f"{100 * row['accuracy']:.0f} % right at {100 * row['confidence']:.0f} %" for row in rows)
-        drawn.append(Plot("Reliability diagram", "confidence", "accuracy", "", bars, True, tenths, said))
+        drawn.append(Plot("Reliability diagram", "confidence", "accuracy", tenths, said, bars=bars, diagonal=True))
     if "selective" in found:
         points = [(coverage, 1 - risk) for coverage, risk in found["selective"]["curve"]]
         said = ", ".join(
             f"{100 * right:.1f} % of the {100 * part:.0f} % surest" for part, right in points[:: len(points) // 4 or 1]
         )
-        drawn.append(Plot("Selective accuracy", "share answered", "accuracy", _path(points), [], False, tenths, said))
+        drawn.append(Plot("Selective accuracy", "share answered", "accuracy", tenths, said, _path(points)))
     return drawn
 
 
@@ -101,23 +102,17 @@ def _verification(found: Mapping[str, Any]) -> Iterator[Row]:
 def _calibration(found: Mapping[str, Any]) -> Iterator[Row]:
     if "calibration" in found:
         own = found["calibration"]
-        yield Row(
-            "calibration error (ECE)", _percent(own["ece"]), "", "of 15 bins; the mean gap of confidence and accuracy"
-        )
+        words = "of 15 bins; the mean gap of confidence and accuracy"
+        yield Row("calibration error (ECE)", _percent(own["ece"]), "", words)
         if "scaled" in own:
             name = f"... at temperature {own['temperature']:.3f}"
-            yield Row(
-                name,
-                _percent(own["scaled"]["ece"]),
-                "",
-                f"fitted on val; NLL {own['nll']:.4f} -> {own['scaled']['nll']:.4f}",
-            )
+            words = f"fitted on val; NLL {own['nll']:.4f} -> {own['scaled']['nll']:.4f}"
+            yield Row(name, _percent(own["scaled"]["ece"]), "", words)
     if "selective" in found:
         for entry in found["selective"]["accuracy"]:
             yield _row(f"accuracy of the {100 * entry['coverage']:g} % surest", entry, "the others are not answered")
-        yield Row(
-            "area under risk-coverage", _percent(found["selective"]["aurc"]), "", "mean error over all such shares"
-        )
+        words = "mean error over all such shares"
+        yield Row("area under risk-coverage", _percent(found["selective"]["aurc"]), "", words)
 
 
 def _unknown(found: Mapping[str, Any]) -> Iterator[Row]:
@@ -145,7 +140,3 @@ def _percent(share: float) -> str:
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{SIDE * x:.1f} {SIDE * (1 - y):.1f}" for x, y in points)
-
-
-def _bar(low: float, high: float, value: float) -> tuple[float, float, float, float]:
-    return SIDE * low, SIDE * (1 - value), SIDE * (high - low), SIDE * value

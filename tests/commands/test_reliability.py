@@ -13,6 +13,7 @@ from run_command import refused, run_command
 
 from dcal.report.html.document import document
 from dcal.report.html.run_files import read_folder
+from dcal.visualize.reliability import plots
 
 
 def copied(run: Path, tmp_path: Path) -> Path:
@@ -44,6 +45,11 @@ def test_pairs_of_a_run(reid_run: Path, tmp_path: Path, capfd: pytest.CaptureFix
     shown = section(document(read_folder(run)))
     assert f"{100 * found['auc']['value']:.2f} %" in shown and "query camera" in shown
     assert "DIR at a false alarm rate of 0.01" in shown
+
+
+def test_the_curve_of_a_single_impostor_is_a_point() -> None:
+    (plot,) = plots({"roc": [[1.0, 0.5]]})
+    assert plot.path == "M200.0 100.0" and plot.x_ticks == [(0.0, "1e-1"), (1.0, "1")]
 
 
 def test_settings_that_are_not_the_run_s_are_not_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,9 +91,14 @@ def test_pictures_survive_their_file(tmp_path: Path) -> None:
     assert again.position("gallery", 5) == 1 and again.position("gallery", 4) is None
     assert all(code.startswith(b"\xff\xd8") and len(code) < 20_000 for code in again.jpeg) and LONGEST_SIDE <= 256
 
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-40])
-    with pytest.raises(UserError, match=rf"{FILE}: cannot be read"):
-        load_gallery(tmp_path / FILE)
+    whole = (tmp_path / FILE).read_bytes()
+    with zipfile.ZipFile(tmp_path / FILE) as archive:
+        first = archive.getinfo("attention.npy").header_offset + 70  # of its compressed bytes
+    damaged = [whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :] for at in range(first, first + 20)]
+    for code in (whole[:-40], *damaged):
+        (tmp_path / FILE).write_bytes(code)
+        with pytest.raises(UserError, match=rf"{FILE}: cannot be read"):
+            load_gallery(tmp_path / FILE)
 
 
 def test_the_attention_that_is_kept_is_what_glca_selects_by() -> None:

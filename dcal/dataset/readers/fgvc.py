@@ -143,9 +143,9 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
         return _split_folder(folder, test_fraction)
     entries, passed = [], []
     for split in given:
-        listed = list_folders(folder / split)
-        passed += listed.passed_over
-        entries += [Entry(split, path, name) for name, paths in listed.images.items() for path in paths]
+        images, sentences = list_folders(folder / split)
+        passed += sentences
+        entries += [Entry(split, path, name) for name, paths in images.items() for path in paths]
     found = {entry.split for entry in entries}
     if "train" not in found or len(found) < 2:
         there = sorted(printable(path.name) for path in folder.iterdir())
@@ -163,18 +163,17 @@ def read_image_folder(root: str | Path | None, test_fraction: float | None = Non
 def _split_folder(folder: Path, fraction: float) -> Catalog:
     """One folder of class folders, of which `fraction` of each class becomes the test."""
     check_number("dataset.test_fraction", fraction, gt=0, lt=1)
-    listed = list_folders(folder)
-    single = [name for name, paths in listed.images.items() if len(paths) < 2]
+    images, passed = list_folders(folder)
+    single = [name for name, paths in images.items() if len(paths) < 2]
     if single:
         raise DataError(f"{folder / single[0]}: one image cannot be split into training and test")
-    if not listed.images:
+    if not images:
         raise DataError(f"dataset.root={folder}: no folder with images in it; give one with a folder per class")
-    entries = [Entry("train", path, name) for name, paths in listed.images.items() for path in paths]
-    protocol = {"passed_over": listed.passed_over, "test_fraction": fraction}
-    catalog = make_catalog(printable(folder.name), entries, None, None)
-    split = hold_out_fraction(catalog, fraction, "test")
-    counts = {name: len(records) for name, records in split.splits.items()}
-    return replace(split, protocol={**catalog.protocol, **protocol, "images": counts})
+    entries = [Entry("train", path, name) for name, paths in images.items() for path in paths]
+    protocol = {"passed_over": passed, "test_fraction": fraction}
+    catalog = hold_out_fraction(make_catalog(printable(folder.name), entries, None, None, protocol), fraction, "test")
+    counts = {name: len(records) for name, records in catalog.splits.items()}
+    return replace(catalog, protocol={**catalog.protocol, "images": counts})
 
 
 def read_csv(root: str | Path | None) -> Catalog:

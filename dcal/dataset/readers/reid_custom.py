@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
-from dcal.dataset.readers.tables import Listed, list_folders, read_rows, whole
+from dcal.dataset.readers.tables import find_table, list_folders, numbered, read_rows, whole
 from dcal.dataset.record import Catalog, DataError
 from dcal.utils.errors import UserError, check_number
 
@@ -54,8 +54,14 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
     given = [split for split in SPLITS if (folder / split).is_dir()]
     if given and len(given) < len(SPLITS):
         raise DataError(f"dataset.root={folder}: has {', '.join(given)}, expected all of {', '.join(SPLITS)} or none")
-    listed = {split: identity_folders(folder / split) for split in given} or {"all": identity_folders(folder)}
-    files = {split: found.images for split, found in listed.items()}
+    files: dict[str, dict[str, list[Path]]] = {}
+    passed: list[str] = []
+    for split in given or ["all"]:
+        below = folder / split if given else folder
+        files[split], sentences = list_folders(below)
+        if not files[split]:
+            raise DataError(f"{below}: no folder with images in it; dataset.root must hold one folder per identity")
+        passed += sentences
     number = numbers(name for identities in files.values() for name in identities)
     paths = [path for identities in files.values() for images in identities.values() for path in images]
     cameras = numbers(camera_of(path, pattern) for path in paths)
@@ -75,7 +81,7 @@ def read_identity_folder(root: str | Path | None, camera: str | None = None, tes
         protocol={
             "split": "folders" if given else f"by name, test_fraction={test_fraction}",
             "camera": camera,
-            "passed_over": [sentence for found in listed.values() for sentence in found.passed_over],
+            "passed_over": passed,
         },
         identity_names={n: name for name, n in number.items()},
     )
@@ -110,20 +116,7 @@ def numbers(names: Iterable[str]) -> Mapping[str, int]:
     as_read = {name: int(name) for name in distinct if re.fullmatch(r"-1|\d+", name)}
     if len(as_read) == len(distinct) == len(set(as_read.values())):
         return as_read
-    ordered = sorted(distinct - {"-1"}, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
-    return {**{name: place for place, name in enumerate(ordered)}, **({"-1": -1} if "-1" in distinct else {})}
-
-
-def identity_folders(folder: Path) -> Listed:
-    """Sorted images by identity, from deeper folders, too.
-
-    Raises:
-        DataError: there are none.
-    """
-    listed = list_folders(folder)
-    if not listed.images:
-        raise DataError(f"{folder}: no folder with images in it; dataset.root must hold one folder per identity")
-    return listed
+    return {**numbered(distinct - {"-1"}), **({"-1": -1} if "-1" in distinct else {})}
 
 
 def held_out(names: Iterable[str], fraction: float) -> list[str]:
@@ -166,17 +159,7 @@ def read_identity_csv(root: str | Path | None, file: str = "images.csv") -> Cata
     Raises:
         DataError: no table, a missing column, an unknown split, a missing image, or an empty split.
     """
-    if root is None:
-        raise DataError(f"dataset.root is not set: give the folder that holds {file} and the images")
-    folder = Path(root).expanduser()
-    table = folder / file
-    if folder.is_file():
-        folder, table = folder.parent, folder
-    if not table.is_file():
-        raise DataError(
-            f"{table}: no such file; dataset.root must hold the table dataset.reader.file={file} "
-            f"with the columns {', '.join(COLUMNS)}"
-        )
+    folder, table = find_table(root, file, f" with the columns {', '.join(COLUMNS)}")
     rows = []
     for line, row in read_rows(table, COLUMNS):
         if row["split"] not in SPLITS or not row["path"] or not row["id"]:

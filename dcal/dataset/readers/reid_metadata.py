@@ -9,13 +9,12 @@ import datetime
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcal.dataset.readers.reid_custom import held_out, numbers
 from dcal.dataset.readers.reid_protocol import Sighting, build_catalog, require_images
-from dcal.dataset.readers.tables import read_rows, whole
+from dcal.dataset.readers.tables import find_table, read_rows, whole
 from dcal.dataset.record import Catalog, DataError
 from dcal.utils.errors import check_number, choose
 
@@ -82,14 +81,7 @@ def read_metadata(
     choose("dataset.reader.split", split, SPLITS)
     choose("dataset.reader.flanks", flanks, FLANKS)
     check_number("dataset.reader.test_fraction", test_fraction, gt=0, lt=1)
-    if root is None:
-        raise DataError(f"dataset.root is not set: give the folder that holds {file} and the images")
-    folder = Path(root).expanduser()
-    table = folder / file
-    if folder.is_file():
-        folder, table = folder.parent, folder
-    if not table.is_file():
-        raise DataError(f"{table}: no such file; dataset.root must hold the table dataset.reader.file={file}")
+    folder, table = find_table(root, file)
     rows, unknown = _rows(table, folder, split, flanks, camera, where or {})
     require_images(
         folder,
@@ -105,12 +97,13 @@ def read_metadata(
     }[split](rows, table)
     number, cameras = numbers(row.identity for row in rows), numbers(row.camera for row in rows)
     views = numbers(row.orientation or "-1" for row in rows)
-    catalog = build_catalog(
+
+    def sighting(row: Row) -> Sighting:
+        return Sighting(row.path, number[row.identity], cameras[row.camera], views[row.orientation or "-1"])
+
+    return build_catalog(
         "metadata",
-        *(
-            [Sighting(row.path, number[row.identity], cameras[row.camera]) for row in parts[part]]
-            for part in ("train", "query", "gallery")
-        ),
+        *([sighting(row) for row in parts[part]] for part in ("train", "query", "gallery")),
         protocol={
             "file": table.name,
             "split": split if split == "given" else f"{split}, test_fraction={test_fraction}",
@@ -121,12 +114,6 @@ def read_metadata(
         },
         identity_names={n: name for name, n in number.items()},
     )
-    view_of = {row.path: views[row.orientation or "-1"] for row in rows}
-    seen = {
-        part: [replace(record, view=view_of[record.path]) for record in records]
-        for part, records in catalog.splits.items()
-    }
-    return replace(catalog, splits=seen)
 
 
 def _rows(
@@ -218,9 +205,8 @@ def _open(rows: Sequence[Row], tested: set[str]) -> dict[str, list[Row]]:
         "query": [],
         "gallery": [],
     }
-    images = Counter(row.identity for row in rows)
     begun: set[tuple[str, str, str]] = set()
-    left = Counter(images)
+    left = Counter(row.identity for row in rows)
     for row in rows:
         if row.animal not in tested:
             continue

@@ -24,11 +24,12 @@ CAMERA_POLICY = "gallery images of the query's identity and camera are ignored"
 
 
 class Sighting(NamedTuple):
-    """One annotated image: identity as annotated (-1 is junk), camera as annotated (-1 is unknown)."""
+    """One annotated image: identity as annotated (-1 is junk), camera and view as annotated (-1 is unknown)."""
 
     path: Path
     identity: int
     camera: int = -1
+    view: int = -1
 
 
 class Counts(NamedTuple):
@@ -172,9 +173,9 @@ def build_catalog(
     return Catalog(
         name=name,
         splits={
-            "train": [Record(s.path, label[s.identity], s.camera) for s in train],
-            "query": [Record(s.path, s.identity, s.camera) for s in query],
-            "gallery": [Record(s.path, s.identity, s.camera) for s in gallery],
+            "train": [Record(s.path, label[s.identity], s.camera, s.view) for s in train],
+            "query": [Record(*s) for s in query],
+            "gallery": [Record(*s) for s in gallery],
         },
         class_names=[(identity_names or {}).get(identity, str(identity)) for identity in identities],
         protocol=fingerprint,

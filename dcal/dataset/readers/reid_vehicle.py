@@ -11,14 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from dcal.dataset.readers.reid_protocol import (
-    Counts,
-    Sighting,
-    build_catalog,
-    complete_root,
-    parse_all,
-    require_images,
-)
+from dcal.dataset.readers.reid_protocol import Counts, Sighting, build_catalog, complete_root, parse_all, require_images
 from dcal.dataset.readers.tables import read_lines
 from dcal.dataset.record import Catalog, DataError
 from dcal.utils.errors import choose
@@ -29,11 +22,7 @@ VERI_EVALUATIONS = ("image_to_image", "image_to_track")
 VEHICLEID_TEST_SIZES = (800, 1600, 2400, 3200, 6000, 13164)
 
 
-def read_veri(
-    root: str | Path | None,
-    evaluation: str = "image_to_image",
-    check_images: bool = True,
-) -> Catalog:
+def read_veri(root: str | Path | None, evaluation: str = "image_to_image", check_images: bool = True) -> Catalog:
     """VeRi-776 (Liu et al., ECCV 2016): name_ and image_{train,query,test}, train_label.xml.
 
     Names are like 0002_c002_00030600_0.jpg, the camera has three digits. Every query is in image_test too,
@@ -84,7 +73,7 @@ def check_labels(file: Path, sightings: list[Sighting]) -> None:
         labels = {i.get("imageName"): (int(i.get("vehicleID", -1)), int(i.get("cameraID", "c-1")[1:])) for i in items}
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{file}: no list of VeRi-776 ({error}); is this copy complete?") from None
-    for path, *label in sightings:
+    for path, *label, _ in sightings:
         if labels.get(path.name) != tuple(label):
             raise DataError(
                 f"{file}: says (vehicle, camera) {labels.get(path.name)} of {path.name}, the name says "

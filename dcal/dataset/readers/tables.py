@@ -16,15 +16,6 @@ from dcal.dataset.files import images_below, in_words, inode, printable
 from dcal.dataset.record import IMAGE_SUFFIXES, Catalog, DataError, Part, Record
 
 
-class Listed(NamedTuple):
-    """What was found below a folder of folders."""
-
-    images: dict[str, list[Path]]
-    """Sorted images by the name of the folder, in the order of the names."""
-    passed_over: list[str]
-    """Sentences on what was not read, for the user."""
-
-
 class Entry(NamedTuple):
     """An image as a list names it, before classes are numbered."""
 
@@ -56,7 +47,7 @@ def make_catalog(
         DataError: a class has no name, or images but none to train on; or there is one class only.
     """
     entries = list(entries)
-    labels = _numbered(entry.key for entry in entries)
+    labels = numbered(entry.key for entry in entries)
     unseen = sorted(set(labels) - {entry.key for entry in entries if entry.split == "train"})
     if unseen:
         raise DataError(f"{name}: class '{unseen[0]}' has images in other splits, but none in 'train'")
@@ -75,10 +66,13 @@ def make_catalog(
     return Catalog(name, splits, [key if names is None else names[key] for key in labels], read)
 
 
-def list_folders(folder: Path) -> Listed:
+def list_folders(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """The images in each of the folders in `folder`, deeper ones included; hidden folders are no classes.
 
     Folders whose names are the same text in two Unicode forms are one.
+
+    Returns:
+        Sorted images by the name of their folder, in the order of the names; sentences on what was not read.
     """
     passed: Counter[str] = Counter()
     folders = []
@@ -106,7 +100,7 @@ def list_folders(folder: Path) -> Listed:
     if empty:
         shown = ", ".join(empty[:5]) + (", ..." if empty[5:] else "")
         sentences.append(f"{len(empty)} folders in {printable(str(folder))} hold no image that can be read: {shown}")
-    return Listed(images, sentences)
+    return images, sentences
 
 
 def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> Path:
@@ -124,6 +118,24 @@ def find_root(root: str | Path | None, name: str, marker: str, folder: str) -> P
         if (candidate / marker).exists():
             return candidate
     raise DataError(f"dataset.root={root}: holds no {marker}, so it is no complete copy of {name}")
+
+
+def find_table(root: str | Path | None, file: str, content: str = "") -> tuple[Path, Path]:
+    """The folder that a table's paths count from, and the table: `root` and `root/file`, or `root` is the table itself.
+
+    Args:
+        content: what the table has, for the message.
+
+    Raises:
+        DataError: `root` is unset, or there is no table.
+    """
+    if root is None:
+        raise DataError(f"dataset.root is not set: give the folder that holds {file} and the images")
+    folder = Path(root).expanduser()
+    folder, table = (folder.parent, folder) if folder.is_file() else (folder, folder / file)
+    if not table.is_file():
+        raise DataError(f"{table}: no such file; dataset.root must hold the table dataset.reader.file={file}{content}")
+    return folder, table
 
 
 def read_lines(file: Path, name: str) -> list[str]:
@@ -177,24 +189,18 @@ def read_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) 
         raise DataError(f"{file}: is no UTF-8 text ({error}); save the table as UTF-8") from None
     table = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     try:
-        yield from _cells(table, file, columns, optional)
+        table.fieldnames = [name.strip() for name in table.fieldnames or ()]
+        missing = [column for column in columns if column not in table.fieldnames]
+        if missing:
+            raise DataError(
+                f"{file}: column {', '.join(missing)} is missing; the first line must name the columns "
+                f"{', '.join(columns)}, separated by commas"
+            )
+        read = [*columns, *(column for column in optional if column in table.fieldnames)]
+        for row in table:
+            yield table.line_num, {column: (row[column] or "").strip() for column in read}
     except csv.Error as error:
         raise DataError(f"{file}: line {table.line_num}: {error}; is a quote left open?") from None
-
-
-def _cells(
-    table: csv.DictReader[str], file: Path, columns: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    table.fieldnames = [name.strip() for name in table.fieldnames or ()]
-    missing = [column for column in columns if column not in table.fieldnames]
-    if missing:
-        raise DataError(
-            f"{file}: column {', '.join(missing)} is missing; the first line must name the columns "
-            f"{', '.join(columns)}, separated by commas"
-        )
-    read = [*columns, *(column for column in optional if column in table.fieldnames)]
-    for row in table:
-        yield table.line_num, {column: (row[column] or "").strip() for column in read}
 
 
 def whole(number: str) -> str:
@@ -210,10 +216,8 @@ def look_up(table: dict[str, str], key: str, file: Path, what: str) -> str:
         raise DataError(f"{file}: has no entry for {what}; the files of this copy do not belong together") from None
 
 
-def _numbered(keys: Iterable[str]) -> dict[str, int]:
-    """Contiguous labels from 0 for the distinct `keys`, numbers in numeric order before names in
-    alphabetical.
-    """
+def numbered(keys: Iterable[str]) -> dict[str, int]:
+    """Contiguous labels from 0 for the distinct `keys`, numbers in numeric order before names in alphabetical."""
     ordered = sorted(set(keys), key=lambda key: (0, int(key), key) if key.isdecimal() else (1, 0, key))
     return {key: label for label, key in enumerate(ordered)}
 
@@ -225,9 +229,8 @@ def read_mat(file: Path, name: str) -> dict[str, Any]:
         DataError: the file is missing or damaged.
     """
     try:
-        variables: dict[str, Any] = loadmat(file, simplify_cells=True)
+        return dict(loadmat(file, simplify_cells=True))
     except Exception as error:  # scipy raises whatever it meets in a damaged file
         raise DataError(
             f"{file}: cannot be read as a MATLAB file ({error}); is this copy of {name} complete?"
         ) from error
-    return variables

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,12 +122,12 @@ def _load(folder: Path) -> list[Record] | None:
         entries = json.loads((folder / _INDEX).read_text())
         records = []
         for entry in entries:
-            size, relative = entry.pop("bytes"), entry.pop("path")
-            if (folder / relative).stat().st_size != size:
+            size, path = entry.pop("bytes"), folder / entry.pop("path")
+            if path.stat().st_size != size:
                 return None
             parts, box = entry.pop("parts"), entry.pop("box")
-            record = Record(path=folder / relative, **entry)
-            records.append(replace(record, parts=tuple(Part(**p) for p in parts), box=tuple(box) if box else None))
+            box = tuple(box) if box else None
+            records.append(Record(path, **entry, box=box, parts=tuple(Part(**part) for part in parts)))
         return records
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from dcal.config import register
+from dcal.dataset.files import common_folder, name_below
 from dcal.dataset.readers import fgvc, fgvc_mat
 from dcal.dataset.record import Catalog, DataError, Part
 from dcal.utils.errors import UserError
@@ -272,6 +273,17 @@ def test_csv(tmp_path: Path) -> None:
     write_csv(tmp_path / "second.csv", *table)
     with pytest.raises(DataError, match="exactly one"):
         fgvc.read_csv(tmp_path)
+
+
+def test_a_csv_may_name_images_below_its_folder_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [("path", "label", "split"), ("i/1.jpg", "a", "train"), ("i/2.jpg", "b", "train")]
+    (tmp_path / "set").mkdir()
+    write_csv(tmp_path / "set" / "my.csv", *rows, (str(tmp_path / "other" / "3.jpg"), "a", "test"))
+    paths = [record.path for records in fgvc.read_csv("set").splits.values() for record in records]
+    folder = common_folder(paths)
+    assert folder == tmp_path
+    assert [name_below(folder, path) for path in paths] == ["set/i/1.jpg", "set/i/2.jpg", "other/3.jpg"]
 
 
 @pytest.mark.parametrize(

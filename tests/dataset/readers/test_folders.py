@@ -61,11 +61,13 @@ def test_what_is_passed_over_is_counted(root: Path) -> None:
     os.mkfifo(root / "train/b/pipe.jpg")
     fill(root, "train/loose.jpg", "train/README.txt", "train/.cache/1.jpg")
     (root / "train/moved").symlink_to("nowhere")
+    for name in ("loop", "loop.jpg"):  # links to themselves
+        (root / "train/b" / name).symlink_to(name)
     catalog = read_image_folder(root)
     assert sizes(catalog) == {"train": 4, "test": 4}
     words = (
-        "2 dangling link, 3 hidden, 1 image beside the folders of the classes, 1 no regular file, "
-        "1 of no image type (.heic), 1 of no image type (.txt)"
+        "3 dangling link, 3 hidden, 1 image beside the folders of the classes, 1 no regular file, "
+        "1 of no image type (.heic), 1 of no image type (.txt), 1 of no image type (no suffix)"
     )
     assert words in passed_over(catalog)
 

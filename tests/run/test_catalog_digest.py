@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dcal.dataset.fingerprint import catalog_digest, describe
+from dcal.dataset.checks import describe
 from dcal.dataset.readers.fgvc import read_cub, read_image_folder
 from dcal.dataset.record import Catalog
 from dcal.dataset.synthetic.birds import read_synthetic_birds
+from dcal.run.data_digest import catalog_digest
 
 
 @pytest.fixture

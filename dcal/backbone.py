@@ -14,7 +14,7 @@ from timm.models import eva, parse_model_name
 from torch import Tensor, nn
 
 from dcal.attention.adapters import add_adapters
-from dcal.attention.options import LoRAOptions, lora_options
+from dcal.attention.options import LoRAOptions, options_of
 from dcal.attention.support import check_supported
 from dcal.utils.errors import UserError, check_number, first_line
 from dcal.weights.files import CheckpointError
@@ -87,7 +87,7 @@ def create_backbone(
     if checkpoint:
         load_weights(vit, checkpoint)
     freeze_backbone(vit, freeze)
-    adapters = lora_options(lora)
+    adapters = options_of(LoRAOptions, lora)
     if adapters.rank and freeze != "none":
         raise UserError(
             f"backbone.lora.rank={adapters.rank} and backbone.freeze={freeze} are both set: adapters freeze all else "

@@ -69,8 +69,7 @@ def state(directory: Path, trust: Trust) -> Iterator[Finding]:
     else:
         yield Finding(WARN, "state", f"interrupted, {_position(directory)}", f"to go on: {command}")
     yield from _checkpoints(directory)
-    then = read_json(directory / "versions.json")
-    yield from _versions(then)
+    yield from _versions(read_json(directory / "versions.json"))
 
 
 def weights(directory: Path, trust: Trust) -> Iterator[Finding]:
@@ -109,7 +108,6 @@ def _checkpoints(directory: Path) -> Iterator[Finding]:
     from dcal.training.checkpoint import DamagedCheckpoint, UnreadableCheckpoint, list_checkpoints, read_checkpoint
 
     for folder in list_checkpoints(directory / "checkpoints"):
-        step = f"step {int(folder.name)}"
         try:
             read_checkpoint(folder)
         except DamagedCheckpoint as error:
@@ -117,7 +115,7 @@ def _checkpoints(directory: Path) -> Iterator[Finding]:
         except UnreadableCheckpoint as error:
             yield Finding(FAIL, "checkpoint", str(error))
         else:
-            yield Finding(OK, "checkpoint", f"{step} is whole")
+            yield Finding(OK, "checkpoint", f"step {int(folder.name)} is whole")
 
 
 def _versions(then: dict[str, str]) -> Iterator[Finding]:

@@ -200,14 +200,15 @@ def _pretend_size(
     if not hasattr(patch_embed, "feat_ratio"):
         return height, width  # no ViT: refused later, with the reason
     patch_h, patch_w = patch_embed.feat_ratio(as_scalar=False)
-    if patch_stride is not None:
+    small = height < patch_h or width < patch_w
+    if patch_stride is not None and not small:
         rows, columns = (height - patch_h) // patch_stride + 1, (width - patch_w) // patch_stride + 1
         return rows * patch_h, columns * patch_w
-    if height % patch_h or width % patch_w:
+    if small or height % patch_h or width % patch_w:
         near = [max(1, round(height / patch_h)) * patch_h, max(1, round(width / patch_w)) * patch_w]
         raise UserError(
-            f"dataset.image_size=[{height},{width}] is not a multiple of the {patch_h}x{patch_w} patches of "
-            f"{name}; near it: [{near[0]},{near[1]}]"
+            f"dataset.image_size=[{height},{width}] is {'smaller than' if small else 'not a multiple of'} the "
+            f"{patch_h}x{patch_w} patches of {name}; near it: [{near[0]},{near[1]}]"
         )
     return height, width
 

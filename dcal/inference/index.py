@@ -105,7 +105,9 @@ def read_index(file: Path, key: str) -> Index:
         if index.features.ndim != 2 or len(index.features) != len(index.columns.path):
             raise ValueError(f"features {index.features.shape} of {len(index.columns.path)} paths")
         return index
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's are ValueErrors
+    except (ValueError, KeyError, EOFError, OSError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # the others are pyarrow's, of damaged bytes
         raise UserError(f"{key}={file}: no index of dcal-extract ({first_line(error)})") from None
 
 

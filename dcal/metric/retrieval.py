@@ -290,7 +290,8 @@ def nearest(
     left_out = itertools.repeat(None) if left_out_QG is None else left_out_QG.split(rows)
     found = []
     for block_QD, mask_QG in zip(query_QD.split(rows), left_out, strict=False):
-        similarity_QG = block_QD @ gallery_GD.T
+        with full_precision(gallery_GD.device):
+            similarity_QG = block_QD @ gallery_GD.T
         similarity_QG.masked_fill_(similarity_QG.isnan(), -torch.inf)
         if mask_QG is not None:
             similarity_QG.masked_fill_(mask_QG, -torch.inf)

@@ -69,7 +69,7 @@ def create_backbone(
     if not isinstance(kwargs, Mapping | None):
         raise UserError(f"backbone.kwargs={kwargs!r}: must be arguments by their names, as +backbone.kwargs.depth=8")
     check_number("backbone.drop_path_rate", drop_path_rate, ge=0, lt=1)
-    check_number("backbone.patch_stride", patch_stride, ge=1, note="null is the patch size")
+    check_number("backbone.patch_stride", patch_stride, ge=1, whole=True, note="null is the patch size")
     name = _known(name)
     on_hub = pretrained or name.startswith("hf-hub:")
     with cache_without_internet() if on_hub else contextlib.nullcontext():

@@ -63,7 +63,7 @@ def check(config: DictConfig) -> None:
             if key in ("split", "steps"):
                 raise UserError(f"{word}: is for faithfulness=N; leave it out")
     for key, least in (("top", 1), ("faithfulness", 2), ("steps", 1)):  # an interval over images takes two
-        check_number(key, config[key], ge=least)
+        check_number(key, config[key], ge=least, whole=True)
 
 
 def explain_images(opened: Opened, config: DictConfig, out: Path) -> tuple[list[Path], dict[str, str]]:

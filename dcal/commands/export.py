@@ -128,8 +128,8 @@ def check(config: DictConfig, names: Sequence[str]) -> None:
     if not config.batch_sizes:
         raise UserError("batch_sizes=[]: give one or more sizes of at least 1")
     for size in config.batch_sizes:
-        check_number("batch_sizes", size, ge=1)
-    check_number("limit", config.limit, ge=1)
+        check_number("batch_sizes", size, ge=1, whole=True)
+    check_number("limit", config.limit, ge=1, whole=True)
     check_number("tolerance", config.tolerance, ge=0)
 
 

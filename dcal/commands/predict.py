@@ -31,7 +31,7 @@ FORMATS = ("table", "csv", "jsonl")
 def predict(config: DictConfig) -> None:
     """Predicts, image by image, and writes what was asked for."""
     kind = chosen_format(config.format, config.out)
-    check_number("top", config.top, ge=1)
+    check_number("top", config.top, ge=1, whole=True)
     paths = find_images(config.images)
     restored = open_run(config)
     if restored.task.name != "fgvc":

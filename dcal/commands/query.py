@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
 def query(config: DictConfig) -> None:
     """Searches, prints and draws."""
-    check_number("top", config.top, ge=1)
+    check_number("top", config.top, ge=1, whole=True)
     choose("same_camera", config.same_camera, ("mark", "drop"))
     paths = find_images(config.image, "image")
     file = Path(config.index).expanduser()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ def check_number(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    whole: bool = False,
     note: str = "",
 ) -> None:
     """Refuses a number out of its range; None, where a key may be null, passes.
@@ -56,13 +57,14 @@ def check_number(
         key: as the user types it.
         value: what was asked for; NaN is in no range.
         ge, gt, le, lt: at least, more than, at most, less than.
+        whole: whether it must be an integer, of a key that no schema types.
         note: what else the user should know, e.g. what null does.
 
     Raises:
         UserError: no number, or one out of the range, which the message says after the key.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise UserError(f"{key}={value}: must be a number")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral if whole else Real)):
+        raise UserError(f"{key}={value}: must be a {'whole ' if whole else ''}number")
     limits = [("at least", ge), ("more than", gt), ("at most", le), ("less than", lt)]
     within = value is None or (
         (ge is None or value >= ge)

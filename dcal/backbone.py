@@ -74,12 +74,7 @@ def create_backbone(
     on_hub = pretrained or name.startswith("hf-hub:")
     with cache_without_internet() if on_hub else contextlib.nullcontext():
         grid_size = _pretend_size(name, image_size, patch_stride, kwargs or {})
-        options: dict[str, Any] = {
-            "num_classes": 0,
-            "drop_path_rate": drop_path_rate,
-            "img_size": tuple(grid_size),
-            **(kwargs or {}),
-        }
+        options = {"num_classes": 0, "drop_path_rate": drop_path_rate, "img_size": grid_size, **(kwargs or {})}
         vit = _create(name, pretrained, options)
     check_supported(vit)
     if patch_stride is not None:

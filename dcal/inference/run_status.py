@@ -67,7 +67,9 @@ def state(directory: Path, trust: Trust) -> Iterator[Finding]:
         last = failure.read_text(encoding="utf-8").strip().splitlines()[-1]
         yield Finding(FAIL, "state", f"failed: {last}", f"{failure} has the traceback; then: {command}")
     else:
-        yield Finding(WARN, "state", f"interrupted, {_position(directory)}", f"to go on: {command}")
+        epochs = read_history(directory / "metrics.jsonl")
+        position = f"after epoch {epochs[-1]['epoch']}" if epochs else "before the end of the first epoch"
+        yield Finding(WARN, "state", f"interrupted, {position}", f"to go on: {command}")
     yield from _checkpoints(directory)
     yield from _versions(read_json(directory / "versions.json"))
 
@@ -96,12 +98,6 @@ def _foreign_code(config: DictConfig, trust: Trust) -> Iterator[Finding]:
             trust.check(group, OmegaConf.to_container(config[group]))
         except RunError as error:
             yield Finding(WARN, "code", str(error))
-
-
-def _position(directory: Path) -> str:
-    """What `metrics.jsonl` says of the last epoch."""
-    lines = read_history(directory / "metrics.jsonl")
-    return f"after epoch {lines[-1]['epoch']}" if lines else "before the end of the first epoch"
 
 
 def _checkpoints(directory: Path) -> Iterator[Finding]:

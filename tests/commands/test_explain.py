@@ -191,7 +191,7 @@ def test_mistakes_are_one_sentence(
     assert "no split 'query'" in said("faithfulness=2", "split=query")
     assert "dataset.root=B: has no effect on images=" in said(image, "dataset.root=B")
     assert "steps=5: is for faithfulness=N" in said(image, "steps=5")
-    assert "top=five: must be a number" in said(image, "top=five")
+    assert "top=five: must be a whole number" in said(image, "top=five")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from timm.models import eva, parse_model_name
 from torch import Tensor, nn
 
 from dcal.attention.adapters import add_adapters
-from dcal.attention.options import LoRAOptions, lora_options
+from dcal.attention.options import LoRAOptions, options_of
 from dcal.attention.support import check_supported
 from dcal.utils.errors import UserError, check_number, first_line
 from dcal.weights.files import CheckpointError
@@ -69,17 +69,12 @@ def create_backbone(
     if not isinstance(kwargs, Mapping | None):
         raise UserError(f"backbone.kwargs={kwargs!r}: must be arguments by their names, as +backbone.kwargs.depth=8")
     check_number("backbone.drop_path_rate", drop_path_rate, ge=0, lt=1)
-    check_number("backbone.patch_stride", patch_stride, ge=1, note="null is the patch size")
+    check_number("backbone.patch_stride", patch_stride, ge=1, whole=True, note="null is the patch size")
     name = _known(name)
     on_hub = pretrained or name.startswith("hf-hub:")
     with cache_without_internet() if on_hub else contextlib.nullcontext():
         grid_size = _pretend_size(name, image_size, patch_stride, kwargs or {})
-        options: dict[str, Any] = {
-            "num_classes": 0,
-            "drop_path_rate": drop_path_rate,
-            "img_size": tuple(grid_size),
-            **(kwargs or {}),
-        }
+        options = {"num_classes": 0, "drop_path_rate": drop_path_rate, "img_size": grid_size, **(kwargs or {})}
         vit = _create(name, pretrained, options)
     check_supported(vit)
     if patch_stride is not None:
@@ -87,7 +82,7 @@ def create_backbone(
     if checkpoint:
         load_weights(vit, checkpoint)
     freeze_backbone(vit, freeze)
-    adapters = lora_options(lora)
+    adapters = options_of(LoRAOptions, lora)
     if adapters.rank and freeze != "none":
         raise UserError(
             f"backbone.lora.rank={adapters.rank} and backbone.freeze={freeze} are both set: adapters freeze all else "
@@ -200,14 +195,15 @@ def _pretend_size(
     if not hasattr(patch_embed, "feat_ratio"):
         return height, width  # no ViT: refused later, with the reason
     patch_h, patch_w = patch_embed.feat_ratio(as_scalar=False)
-    if patch_stride is not None:
+    small = height < patch_h or width < patch_w
+    if patch_stride is not None and not small:
         rows, columns = (height - patch_h) // patch_stride + 1, (width - patch_w) // patch_stride + 1
         return rows * patch_h, columns * patch_w
-    if height % patch_h or width % patch_w:
+    if small or height % patch_h or width % patch_w:
         near = [max(1, round(height / patch_h)) * patch_h, max(1, round(width / patch_w)) * patch_w]
         raise UserError(
-            f"dataset.image_size=[{height},{width}] is not a multiple of the {patch_h}x{patch_w} patches of "
-            f"{name}; near it: [{near[0]},{near[1]}]"
+            f"dataset.image_size=[{height},{width}] is {'smaller than' if small else 'not a multiple of'} the "
+            f"{patch_h}x{patch_w} patches of {name}; near it: [{near[0]},{near[1]}]"
         )
     return height, width
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcal.attention.adapters import is_adapter
 from dcal.attention.glca import GlobalLocalCrossAttention
-from dcal.attention.options import GLCAOptions, PWCAOptions, branch_options
+from dcal.attention.options import GLCAOptions, PWCAOptions, options_of
 from dcal.attention.pairing import UNKNOWN, DrawPartners, Pairing, Partners
 from dcal.attention.pooling import CLASS_TOKEN, pooling_of
 from dcal.attention.pwca import PairWiseCrossAttention, pwca_block_indices
@@ -76,8 +76,8 @@ class DCAL(nn.Module):
         self.side = nn.Parameter(torch.zeros(side_information, 1, channels)) if side_information else None
 
         self.glca: GlobalLocalCrossAttention | None = None
-        self._add_glca(branch_options(GLCAOptions, glca), head_fusion, num_classes, bnneck)
-        self._add_pwca(branch_options(PWCAOptions, pwca))
+        self._add_glca(options_of(GLCAOptions, glca), head_fusion, num_classes, bnneck)
+        self._add_pwca(options_of(PWCAOptions, pwca))
 
     def _add_glca(self, options: GLCAOptions, head_fusion: str, num_classes: int, bnneck: bool) -> None:
         own = asdict(options)

@@ -94,7 +94,16 @@ def test_what_cannot_be_built_says_so(name: str, size: tuple[int, int], message:
         create_backbone(name, size)
 
 
-@pytest.mark.parametrize("option", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.1}, {"patch_stride": 0}])
+@pytest.mark.parametrize("size", [8, 0, -16])
+@pytest.mark.parametrize("stride", [None, 12])
+def test_an_image_holds_a_patch(size: int, stride: int | None) -> None:
+    with pytest.raises(UserError, match=r"image_size=\[64,-?\d+\] is smaller than the 16x16 .*; near it: \[64,16\]"):
+        create_backbone(DEIT, (64, size), patch_stride=stride)
+
+
+@pytest.mark.parametrize(
+    "option", [{"drop_path_rate": 1.0}, {"drop_path_rate": -0.1}, {"patch_stride": 0}, {"patch_stride": 1.5}]
+)
 def test_an_option_out_of_its_range_is_named(option: dict[str, float]) -> None:
     with pytest.raises(UserError, match=rf"^backbone\.{next(iter(option))}="):
         create_backbone(DEIT, (64, 64), kwargs=SMALL, **option)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import dcal
 from dcal.api.train import composed
+from dcal.commands.explain import explain
+from dcal.commands.predict import predict
+from dcal.commands.query import query
 from dcal.run.directory import Run
 from dcal.training.build import build
 from dcal.utils.arguments import typed_arguments
@@ -94,6 +97,23 @@ def test_arguments_are_converted_as_the_schema_converts() -> None:
 def test_arguments_of_another_type_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         typed_arguments(read, given, "reader")
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "given"),
+    [
+        (query, "top", {}),
+        (predict, "top", {"format": None, "out": None}),
+        (explain, "top", {"images": "a.jpg", "faithfulness": None, "pair": None, "dataset": {}}),
+        (explain, "steps", {"images": None, "faithfulness": 2, "pair": None, "top": 1}),
+    ],
+)
+def test_a_number_of_things_is_whole(
+    command: Callable[[DictConfig], None], key: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcal.commands.explain.typed_overrides", list)
+    with pytest.raises(UserError, match=rf"^{key}=2.5: must be a whole number$"):
+        command(OmegaConf.create({**given, key: 2.5}))
 
 
 @pytest.mark.parametrize("name", [name for name in dcal.__all__ if name.startswith("read_")])

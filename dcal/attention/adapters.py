@@ -35,7 +35,7 @@ def add_adapters(vit: nn.Module, options: LoRAOptions) -> None:
     """
     if options.rank == 0:
         return
-    check_number("backbone.lora.rank", options.rank, ge=0, note="0 is off")
+    check_number("backbone.lora.rank", options.rank, ge=0, whole=True, note="0 is off")
     check_number("backbone.lora.alpha", options.alpha, gt=0)
     parts = PARTS[choose("backbone.lora.layers", options.layers, tuple(PARTS))]
     try:

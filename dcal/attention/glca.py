@@ -70,25 +70,17 @@ class GlobalLocalCrossAttention(nn.Module):
         attention_pool: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for key, value, options in (
-            ("glca.selection", selection, SELECTIONS),
-            ("glca.readout", readout, READOUTS),
-            ("glca.init", init, INITS),
-            ("head_fusion", head_fusion, HEAD_FUSIONS),
-        ):
-            choose(f"attention.{key}", value, options)
+        choose("attention.glca.selection", selection, SELECTIONS)
+        choose("attention.glca.readout", readout, READOUTS)
+        choose("attention.glca.init", init, INITS)
+        choose("attention.head_fusion", head_fusion, HEAD_FUSIONS)
         num_selected(top_ratio, 1)
         self.blocks = nn.ModuleList(without_adapters(copy.deepcopy(block)) for block in blocks)
         self.norm = copy.deepcopy(norm)
         self.pooling, self.attn_pool = pooling, copy.deepcopy(attention_pool)
         self.requires_grad_()  # of a frozen backbone too: the copies are this branch's own
         self.num_prefix_tokens = num_prefix_tokens
-        self.top_ratio, self.selection, self.readout, self.head_fusion = (
-            top_ratio,
-            selection,
-            readout,
-            head_fusion,
-        )
+        self.top_ratio, self.selection, self.readout, self.head_fusion = top_ratio, selection, readout, head_fusion
         self.copied = init == "copy"
         if not self.copied:
             self.blocks.apply(_reset)

@@ -63,41 +63,34 @@ class LoRAOptions:
     """`attention`, the projections of attention; or `all`, those of the MLPs too."""
 
 
-Options = TypeVar("Options", GLCAOptions, PWCAOptions)
+KEYS: dict[type, tuple[str, str]] = {
+    GLCAOptions: ("glca", "blocks"),
+    PWCAOptions: ("pwca", "blocks"),
+    LoRAOptions: ("backbone.lora", "rank"),
+}
+"""How messages name the options, and the one that is 0 for off."""
+
+Options = TypeVar("Options", GLCAOptions, PWCAOptions, LoRAOptions)
 
 
-def branch_options(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
-    """The options of a branch, those that are not given at their defaults.
+def options_of(kind: type[Options], given: Options | Mapping[str, Any] | None) -> Options:
+    """The options of a branch or of adapters, those that are not given at their defaults.
 
     Args:
-        kind: of which branch.
-        given: as they are, or by their names; None for a branch that is off.
+        kind: of which.
+        given: as they are, or by their names; None for what is off.
 
     Raises:
-        UserError: a name that is no option; the message has the nearest one.
+        UserError: a name that is no option, of which the message has the nearest one; or no names at all.
     """
-    if given is None:
-        return kind(blocks=0)
+    key, size = KEYS[kind]
+    given = {size: 0} if given is None else given
     if isinstance(given, kind):
         return given
-    assert isinstance(given, Mapping)
+    if not isinstance(given, Mapping):
+        raise UserError(f"{key}={given!r}: must be options by their names")
     names = [option.name for option in fields(kind)]
-    branch = "glca" if kind is GLCAOptions else "pwca"
     for name in given:
         if name not in names:
-            raise UserError(f"{branch} has no option {name!r}: {nearest(str(name), names)}")
+            raise UserError(f"{key} has no option {name!r}: {nearest(str(name), names)}")
     return kind(**given)
-
-
-def lora_options(given: LoRAOptions | Mapping[str, Any] | None) -> LoRAOptions:
-    """The options of the adapters, those that are not given at their defaults; None for no adapters.
-
-    Raises:
-        UserError: a name that is no option.
-    """
-    if isinstance(given, LoRAOptions):
-        return given
-    try:
-        return LoRAOptions(**(given or {}))
-    except TypeError as error:
-        raise UserError(f"backbone.lora: {str(error).removeprefix('LoRAOptions.__init__() ')}") from None

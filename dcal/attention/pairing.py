@@ -21,17 +21,7 @@ from torch import Tensor
 
 from dcal.utils.errors import UserError, check_number, choose
 
-POLICIES = (
-    "natural",
-    "different_class",
-    "same_class",
-    "mixed",
-    "hardest",
-    "easiest",
-    "curriculum",
-    "gaussian",
-    "none",
-)
+POLICIES = ("natural", "different_class", "same_class", "mixed", "hardest", "easiest", "curriculum", "gaussian", "none")
 NEEDS_EMBEDDINGS = ("hardest", "easiest")
 NEEDS_NOTHING = ("natural", "gaussian", "none")
 UNKNOWN = -1

@@ -169,9 +169,6 @@ class PairWiseCrossAttention(nn.Module):
             distracted.append(attend_pair(q[:batch], k_pair, v_pair, **options))
             return out
 
-        def attend_distracted(*heads: Tensor, **options: Any) -> Tensor:
-            return distracted[0]
-
         out_x = run_prefix(block, x_SND, rope, prefix_only, attend)
-        out_z = run_prefix(block, x_SND[:batch], rope, prefix_only, attend_distracted)
+        out_z = run_prefix(block, x_SND[:batch], rope, prefix_only, lambda *heads, **options: distracted[0])
         return torch.cat([out_x, out_z]), traces[0]

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from types import TracebackType
+from contextlib import ExitStack
+from functools import reduce
 from typing import Any
 
 import torch
@@ -105,29 +106,26 @@ class AttentionRollout:
         # of the blocks, and last of the attention pool where there is one
         self._attentions = [*(block.attn for block in self._blocks), *([self._pool] if self._pool else [])]
         self._traces: list[Trace | None] = [None] * len(self._attentions)
-        self._handles: list[Any] = []
-        self._fused: list[bool] = []
+        self._undo: ExitStack | None = None
 
     def __enter__(self) -> AttentionRollout:
-        if self._handles:
+        if self._undo is not None:
             raise RuntimeError("this AttentionRollout is already open")
         self._traces = [None] * len(self._attentions)
-        self._eager = torch.compiler.set_stance("force_eager")  # dynamo does not guard on hooks
-        self._fused = [bool(module.fused_attn) for module in self._attentions]
-        for index, module in enumerate(self._attentions):
-            module.fused_attn = True
-            self._handles += _record_calls(module, self._traces, index)
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # dynamo does not guard on hooks
+            for index, module in enumerate(self._attentions):
+                stack.callback(setattr, module, "fused_attn", module.fused_attn)
+                module.fused_attn = True
+                for handle in _record_calls(module, self._traces, index):
+                    stack.callback(handle.remove)
+            self._undo = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self._eager.__exit__(kind, error, trace)
-        for module, fused in zip(self._attentions, self._fused, strict=True):
-            module.fused_attn = fused
+    def __exit__(self, *error: object) -> None:
+        undo, self._undo = self._undo, None
+        assert undo is not None
+        undo.close()
 
     def _recorded(self) -> list[Trace]:
         traces = [trace for trace in self._traces[: len(self._blocks)] if trace is not None]
@@ -170,13 +168,9 @@ class AttentionRollout:
         """
         traces = self._recorded()
         dtype = at_least_float32(traces[0].q_BHND.dtype)
-        product: Tensor | None = None
-        for trace in traces:
-            s = fuse_heads(attention_rows(trace, slice(None), dtype), self.head_fusion)
-            mixed = (s + torch.eye(s.shape[-1], dtype=dtype, device=s.device)) / 2
-            product = mixed if product is None else mixed @ product
-        assert product is not None
-        return product
+        maps = (fuse_heads(attention_rows(trace, slice(None), dtype), self.head_fusion) for trace in traces)
+        mixed = ((s + torch.eye(s.shape[-1], dtype=dtype, device=s.device)) / 2 for s in maps)
+        return reduce(lambda product, block: block @ product, mixed)
 
     def select_top_tokens(self, ratio: float) -> Tensor:
         """The patches that matter most: bool (B, P), True at the `int(ratio · P)` (at least one) highest.

@@ -20,8 +20,8 @@ from dcal.inference.index import Index, read_index
 from dcal.inference.index_parts import setting_differences
 from dcal.inference.restore import Opened, Restored
 from dcal.inference.thresholds import NOBODY, promises, read_thresholds, same_or_different
-from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, judge
+from dcal.metric.retrieval import nearest
 from dcal.utils.errors import UserError, check_number, choose
 from dcal.utils.text import aligned
 from dcal.visualize.examples import RankedList, draw_ranked_lists

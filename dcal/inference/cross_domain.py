@@ -12,7 +12,6 @@ from dcal.inference.restore import Restored
 from dcal.metric.interval import mean_interval
 from dcal.run.digest import sha256
 from dcal.run.files import read_json, write_json
-from dcal.task.evaluation import Evaluation
 from dcal.visualize.cross_table import FILE
 
 
@@ -24,7 +23,7 @@ class Cell(NamedTuple):
     high: float
     items: int
     """Queries, or images."""
-    data: str = ""
+    data: str
     """The data set in words: its name, its folder and its splits."""
 
 
@@ -41,11 +40,6 @@ def evaluate_on(restored: Restored, dataset: Mapping[str, Any]) -> Cell:
     for part in task.splits("test"):
         check_sides(restored, data.records(part))
     evaluation = task.evaluate(restored.model, data, "test", train.eval_batch_size, train.workers, restored.device)
-    return cell(evaluation, task.primary_metric)._replace(data=data_title(data, *task.splits("test")))
-
-
-def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
-    """The primary metric of an evaluation with its interval."""
     items = {key: value.numpy() for key, value in evaluation.items.items()}
     if "average_precision" in items:
         kept = items["valid"].astype(bool)
@@ -54,7 +48,8 @@ def cell(evaluation: Evaluation, primary_metric: str) -> Cell:
         outcome, groups = (items["prediction"] == items["label"]).astype(np.float64), None
     units = len(outcome) if groups is None else len(np.unique(groups))
     low, high = mean_interval(outcome, groups) if units > 1 else (np.nan, np.nan)
-    return Cell(evaluation.metrics[primary_metric], max(0.0, low), min(1.0, high), len(outcome))
+    value, title = evaluation.metrics[task.primary_metric], data_title(data, *task.splits("test"))
+    return Cell(value, max(0.0, low), min(1.0, high), len(outcome), title)
 
 
 def keep_cells(restored: Restored, found: Mapping[str, Cell]) -> None:

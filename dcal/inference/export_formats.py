@@ -21,8 +21,6 @@ from dcal.inference.export_graph import Graph, Runner, onnx_runner, save_folder,
 from dcal.inference.pretrained import TrainedDCAL
 from dcal.utils.errors import UserError
 
-Saver = Callable[[Graph, Path], Runner]
-
 
 class TrackerGraph(Graph):
     """The embedding alone, of RGB images in [0, 1].
@@ -126,7 +124,7 @@ def save_openvino(graph: Graph, folder: Path) -> Runner:
 class Format(NamedTuple):
     """One option of `format=`."""
 
-    save: Saver
+    save: Callable[[Graph, Path], Runner]
     """Writes a file or several into a folder, and returns what was written as it runs."""
     graph: Callable[[TrainedDCAL], Graph] = Graph
     exact: bool = True

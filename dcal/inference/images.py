@@ -174,7 +174,7 @@ def chosen(
     """
     if (images is None) == (split is None):
         raise UserError("images, split: give one of the two, images=PATH or split=NAME of the run's data set")
-    check_number("limit", limit, ge=1)
+    check_number("limit", limit, ge=1, whole=True)
     if split is not None:
         if not isinstance(opened, Restored):
             raise UserError(f"split={split}: {opened.title} has no data set of its own: give images=PATH")

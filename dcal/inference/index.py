@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -105,8 +104,10 @@ def read_index(file: Path, key: str) -> Index:
         if index.features.ndim != 2 or len(index.features) != len(index.columns.path):
             raise ValueError(f"features {index.features.shape} of {len(index.columns.path)} paths")
         return index
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # pyarrow's are ValueErrors
-        raise UserError(f"{key}={file}: no index of dcal-extract ({first_line(error)})") from None
+    except Exception as error:  # the readers raise a dozen types for one thing: the bytes are no index
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise UserError(f"{key}={file}: no index of dcal-extract ({first_line(error)})") from error
 
 
 def _write_npz(

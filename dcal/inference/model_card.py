@@ -116,10 +116,12 @@ def introduction(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if glca["blocks"]:
         text += (
             f" and a global-local cross-attention branch, which looks again at {100 * glca['top_ratio']:g} % of the "
+            f"patches (`selection={glca['selection']}`, `readout={glca['readout']}`)"
         )
-        text += f"patches (`selection={glca['selection']}`, `readout={glca['readout']}`)"
-    text += ". Method: Zhu et al., *Dual Cross-Attention Learning*, CVPR 2022, [arXiv 2205.02151]"
-    text += "(https://arxiv.org/abs/2205.02151). Pair-wise cross-attention, if any, was at work in training only."
+    text += (
+        ". Method: Zhu et al., *Dual Cross-Attention Learning*, CVPR 2022, [arXiv 2205.02151]"
+        "(https://arxiv.org/abs/2205.02151). Pair-wise cross-attention, if any, was at work in training only."
+    )
     commit = (facts.get("git") or {}).get("commit")
     if "cfg_id" in facts:
         text += f"\n\nRun `{facts['run']}`, configuration `{facts['cfg_id']}`, seed {facts['seed']}, weights "
@@ -145,30 +147,26 @@ def loading(config: Mapping[str, Any], format: str, outputs: Sequence[str]) -> s
 def contract(config: Mapping[str, Any], format: str) -> str:
     """What has to be fed, so that a reader in another language gets it right."""
     (height, width), (tall, wide) = config["image_size"], config["resize"]
-    if format == "safetensors":
-        text = "`predict` and `embed` take files, PIL images or uint8 RGB arrays of any size. The model itself takes "
-        text += "normalised images: `model(model.normalise(model.preprocess(pictures)))`.\n\n"
-    elif format == "boxmot":
+    text = f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB"
+    cut = "cuts out the boxes and resizes them to this size by itself, without antialiasing."
+    if format == "boxmot":
         return (
-            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB, normalised with ImageNet's mean "
-            "and standard deviation, as BoxMOT does whatever the model; the graph turns it into the backbone's. BoxMOT "
-            "cuts out the boxes and resizes them to this size by itself, without antialiasing."
+            f"{text}, normalised with ImageNet's mean and standard deviation, as BoxMOT does whatever the model; the "
+            f"graph turns it into the backbone's. BoxMOT {cut}"
         )
-    elif format == "ultralytics":
-        return (
-            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; normalisation is "
-            "part of the graph. Ultralytics cuts out the boxes and resizes them to this size by itself, without "
-            "antialiasing."
+    if format == "ultralytics":
+        return f"{text} in **[0, 1]**; normalisation is part of the graph. Ultralytics {cut}"
+    if format == "safetensors":
+        text = (
+            "`predict` and `embed` take files, PIL images or uint8 RGB arrays of any size. The model itself takes "
+            "normalised images: `model(model.normalise(model.preprocess(pictures)))`"
         )
     else:
-        text = (
-            f"`images`: float32 (batch, 3, {height}, {width}), any batch size, RGB in **[0, 1]**; normalisation with "
-        )
-        text += "the backbone's mean and standard deviation is part of the graph.\n\n"
+        text += " in **[0, 1]**; normalisation with the backbone's mean and standard deviation is part of the graph"
     text += (
-        f"Pictures are resized to {tall} × {wide} (height × width; bilinear with antialiasing, as Pillow's; the aspect "
+        f".\n\nPictures are resized to {tall} × {wide} (height × width; bilinear with antialiasing, as Pillow's; the "
+        "aspect ratio is not kept)"
     )
-    text += "ratio is not kept)"
     if (height, width) != (tall, wide):
         text += f" and cropped to {height} × {width} from the centre"
     cameras, views = config.get("sides") or (0, 1)
@@ -185,13 +183,13 @@ def answers(config: Mapping[str, Any], format: str) -> str:
     if classifies:
         text = (
             f"`probabilities` (batch, {len(config['class_names'])}): mean of the softmax of {branches}, in the order "
+            "of `class_names` in `config.json`"
         )
-        text += "of `class_names` in `config.json`"
     else:
         text = (
             f"`embedding` (batch, D): the features of {branches}, each of length 1, joined, of length 1 again; two are "
+            "compared by their dot product"
         )
-        text += "compared by their dot product"
     if format != "safetensors" and format not in TRACKERS:
         of_branch = "`logits_*` (batch, classes)" if classifies else "`feature_*` (batch, D), before BNNeck,"
         text += f"; {of_branch} of each branch"

@@ -19,8 +19,6 @@ from dcal.training.build import build_model, check_train, make
 from dcal.utils.errors import UserError
 from dcal.utils.paths import config_dir
 
-REID_TARGET = "dcal.task.reid.ReID"
-
 
 @dataclass(frozen=True)
 class PlainBackbone(Opened):
@@ -74,7 +72,7 @@ def open_backbone(
     resize = _sides(resize or [round(side / crop) for side in image_size])
     today: Any = OmegaConf.load(config_dir() / "train.yaml")
     keys: Any = OmegaConf.load(config_dir() / "_task.yaml")
-    read_alone = {"_target_": REID_TARGET, "inference": ["sa"]}  # features, and no classes
+    read_alone = {"_target_": "dcal.task.reid.ReID", "inference": ["sa"]}  # features, and no classes
     config: Any = OmegaConf.merge(
         OmegaConf.structured(Config),
         OmegaConf.masked_copy(today, ["train", "launch"]),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from yaml import YAMLError
 
 from dcal.attention.adapters import merge_adapters
-from dcal.attention.options import lora_options
+from dcal.attention.options import LoRAOptions, options_of
 from dcal.config import Config
 from dcal.inference.predictor import Predictor
 from dcal.inference.trust import RunError, Trust, plain_data, without_weights
@@ -35,7 +35,6 @@ from dcal.utils.device import Device, choose_device, computes_in
 from dcal.utils.errors import UserError, first_line
 from dcal.utils.paths import config_dir
 
-__all__ = ["Opened", "Restored", "RunError", "restore"]
 logger = logging.getLogger(__name__)
 
 
@@ -135,7 +134,7 @@ def restore(
     values: dict[str, Any] = plain_data(OmegaConf.to_container(config), folder)
     for group in ("backbone", "attention", "task"):  # what is instantiated here
         trust.check(group, values[group])
-    lora = lora_options(values["backbone"].get("lora"))
+    lora = options_of(LoRAOptions, values["backbone"].get("lora"))
     values["backbone"] = without_weights(values["backbone"], trust.everything)
     config = OmegaConf.create(values)
     task: Task = make(config.task)

@@ -67,10 +67,11 @@ def state(directory: Path, trust: Trust) -> Iterator[Finding]:
         last = failure.read_text(encoding="utf-8").strip().splitlines()[-1]
         yield Finding(FAIL, "state", f"failed: {last}", f"{failure} has the traceback; then: {command}")
     else:
-        yield Finding(WARN, "state", f"interrupted, {_position(directory)}", f"to go on: {command}")
+        epochs = read_history(directory / "metrics.jsonl")
+        position = f"after epoch {epochs[-1]['epoch']}" if epochs else "before the end of the first epoch"
+        yield Finding(WARN, "state", f"interrupted, {position}", f"to go on: {command}")
     yield from _checkpoints(directory)
-    then = read_json(directory / "versions.json")
-    yield from _versions(then)
+    yield from _versions(read_json(directory / "versions.json"))
 
 
 def weights(directory: Path, trust: Trust) -> Iterator[Finding]:
@@ -99,17 +100,10 @@ def _foreign_code(config: DictConfig, trust: Trust) -> Iterator[Finding]:
             yield Finding(WARN, "code", str(error))
 
 
-def _position(directory: Path) -> str:
-    """What `metrics.jsonl` says of the last epoch."""
-    lines = read_history(directory / "metrics.jsonl")
-    return f"after epoch {lines[-1]['epoch']}" if lines else "before the end of the first epoch"
-
-
 def _checkpoints(directory: Path) -> Iterator[Finding]:
     from dcal.training.checkpoint import DamagedCheckpoint, UnreadableCheckpoint, list_checkpoints, read_checkpoint
 
     for folder in list_checkpoints(directory / "checkpoints"):
-        step = f"step {int(folder.name)}"
         try:
             read_checkpoint(folder)
         except DamagedCheckpoint as error:
@@ -117,7 +111,7 @@ def _checkpoints(directory: Path) -> Iterator[Finding]:
         except UnreadableCheckpoint as error:
             yield Finding(FAIL, "checkpoint", str(error))
         else:
-            yield Finding(OK, "checkpoint", f"{step} is whole")
+            yield Finding(OK, "checkpoint", f"step {int(folder.name)} is whole")
 
 
 def _versions(then: dict[str, str]) -> Iterator[Finding]:

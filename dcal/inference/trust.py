@@ -55,8 +55,9 @@ class Trust:
         Raises:
             RunError: a `_target_` that nobody has named; the message names its key.
         """
-        for name, target in () if self.everything else _targets(node, f"{key}."):
-            if target not in _known_targets(config_dir()).union(*map(_known_targets, self.folders)):
+        known = _known_targets(config_dir()).union(*map(_known_targets, self.folders))
+        for name, target in () if self.everything else _leaves(node, f"{key}."):
+            if name.rpartition(".")[2] == "_target_" and str(target) not in known:
                 raise RunError(
                     f"{name}={target}: the run wants to execute code that conf/ does not name, and is not opened. If "
                     "it is your own, give the folder of its YAML file (--config-dir DIR); if you trust whoever made "
@@ -115,12 +116,6 @@ def _known_targets(folder: Path) -> frozenset[str]:
     files = (file for file in (*folder.glob("*.yaml"), *inside) if file.is_file() and file.name != CONFIG_FILE)
     texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
     return frozenset(target for text in texts for target in re.findall(r"""_target_["']?: *["']?([\w.]+)""", text))
-
-
-def _targets(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    for name, value in _leaves(node, key):
-        if name.rpartition(".")[2] == "_target_":
-            yield name, str(value)
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

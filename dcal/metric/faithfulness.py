@@ -21,8 +21,6 @@ from torch import Tensor
 from dcal.metric.interval import mean_interval
 from dcal.utils.errors import check_number
 
-CURVES = ("deletion", "insertion")
-
 Score = Callable[[Tensor], Tensor]
 """`score(images (T + 1, C, H, W)) -> (T + 1,)`."""
 
@@ -78,7 +76,7 @@ def summarize(found: Mapping[str, list[Curves]], reference: str) -> dict[str, An
         ValueError: fewer than two images.
     """
     names, results = list(found), {name: {} for name in found}  # type: ignore[var-annotated]
-    for kind in CURVES:
+    for kind in Curves._fields:
         areas_KN = np.array([[area(getattr(one, kind)) for one in found[name]] for name in names])
         base = names.index(reference)
         for row, name in enumerate(names):

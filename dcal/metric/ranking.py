@@ -23,7 +23,6 @@ SORT_BYTES = 256 * 2**20  # of what sorting holds at a time
 MANY_POSITIVES = 128
 FEW_ITEMS = 32
 
-
 MARKS = ("wrong", "right", "same camera", "junk", "same image")
 """What the protocol makes of a gallery item; all but the first two it leaves out."""
 

@@ -1,9 +1,9 @@
 """Retrieval metrics of re-identification: exact, in blocks of queries with bounded memory, on CPU and GPU.
 
-This module turns features into distances, block by block, and results into figures; the ranking itself is in
-`ranking`.
+This module turns features into distances, block by block, and results into figures or ranked lists; the ranking itself
+is in `ranking`.
 
-Shape suffixes: Q queries (of a block), G gallery items, T tracks, D features.
+Shape suffixes: Q queries (of a block), G gallery items, T tracks, D features, L items of a list.
 """
 
 from __future__ import annotations
@@ -66,12 +66,9 @@ def evaluate_retrieval(
     three times `block_bytes`.
 
     Args:
-        query_features: (Q, D), of any scale; None if `distances` is given.
-        query_ids: (Q,) integers.
-        query_cams: (Q,) integers, negative where unknown.
-        gallery_features: (G, D) or None.
-        gallery_ids: (G,) integers, -1 for junk.
-        gallery_cams: (G,) integers, negative where unknown.
+        query_features, gallery_features: (Q, D) and (G, D), of any scale; None if `distances` is given.
+        query_ids, gallery_ids: (Q,) and (G,) integers; in the gallery -1 is junk.
+        query_cams, gallery_cams: (Q,) and (G,) integers, negative where unknown.
         metric: "cosine" or "euclidean"; ignored with `distances`.
         distances: (Q, G) to rank by instead of features, e.g. after re-ranking; smaller is nearer.
         gallery_tracks: (G,) number of the track of each gallery item: ranks tracks instead, by their nearest
@@ -80,8 +77,7 @@ def evaluate_retrieval(
         gallery_pictures: (G,) the same of the gallery: equal to a query's where it is the same file or has the same
             bytes. Not looked at for tracks, of which the camera rule removes the query's own.
         per_query: adds "per_query", a `PerQuery`.
-        per_camera: adds "per_camera", {camera: the five metrics and "queries"} over the queries of each
-        camera.
+        per_camera: adds "per_camera", {camera: the five metrics and "queries"} over the queries of each camera.
         block_bytes: upper limit of one block of distances.
         sharded: every process of the run calls this with the same input; they share the blocks among them, and
             all get the same result as one process, to the last bit.
@@ -114,8 +110,7 @@ def evaluate_retrieval(
     if query_pictures is not None and gallery_pictures is not None and gallery_tracks is None:
         pictures_Q, pictures_G = query_pictures.to(device), gallery_pictures.to(device)[keep_G]
     if gallery_tracks is not None:
-        tracks_G = torch.as_tensor(gallery_tracks).to(device)[keep_G]
-        blocks, ids_G, cams_G = by_track(blocks, tracks_G, ids_G, cams_G)
+        blocks, ids_G, cams_G = by_track(blocks, torch.as_tensor(gallery_tracks).to(device)[keep_G], ids_G, cams_G)
     if len(spans) > 1:
         blocks = one_ahead(blocks)
     order_G = torch.argsort(ids_G, stable=True)
@@ -124,7 +119,12 @@ def evaluate_retrieval(
     if sharded:
         columns = gather_items(columns, "query")
     results = PerQuery(*(columns[field] for field in PerQuery._fields))
-    warn_of_unmatched(results)
+    if unmatched := int((~results.valid).sum()):
+        warnings.warn(
+            f"{unmatched} of {len(results.valid)} queries have no match in the gallery (of another camera, another "
+            "image, not junk) and are left out of the means",
+            stacklevel=2,
+        )
     extras: dict[str, Any] = {}
     if per_query:
         extras["per_query"] = results
@@ -136,8 +136,7 @@ def evaluate_retrieval(
 def check_sizes(query_ids: Tensor, query_cams: Tensor, gallery_ids: Tensor, gallery_cams: Tensor) -> None:
     if len(query_ids) != len(query_cams) or len(gallery_ids) != len(gallery_cams):
         raise ValueError(
-            "one identity and one camera per image expected; "
-            f"got {len(query_ids)} and {len(query_cams)} for queries, "
+            f"one identity and one camera per image expected; got {len(query_ids)} and {len(query_cams)} for queries, "
             f"{len(gallery_ids)} and {len(gallery_cams)} for the gallery"
         )
     if not len(query_ids) or not len(gallery_ids):
@@ -272,12 +271,30 @@ def rank_blocks(
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
 
-def warn_of_unmatched(results: PerQuery) -> None:
-    """Says how many queries have no match, if some have none."""
-    unmatched = int((~results.valid).sum())
-    if unmatched:
-        warnings.warn(
-            f"{unmatched} of {len(results.valid)} queries have no match in the gallery (of another camera, another "
-            "image, not junk) and are left out of the means",
-            stacklevel=3,
-        )
+@torch.no_grad()
+def nearest(
+    query_QD: Tensor, gallery_GD: Tensor, length: int, left_out_QG: Tensor | None = None, rows: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Exact nearest neighbours by cosine of L2-normalised features, `rows` queries at a time.
+
+    A similarity of NaN counts as -inf: what cannot be compared is near to nothing. (torch ranks NaN first.)
+
+    Args:
+        length: of a list; L is the gallery's size if that is smaller.
+        left_out_QG: items that no list may hold. They come last, at similarity -inf, where too few others are left.
+
+    Returns:
+        cosines and positions in the gallery, nearest first, (Q, L) each, on the CPU.
+    """
+    length = min(length, len(gallery_GD))
+    left_out = itertools.repeat(None) if left_out_QG is None else left_out_QG.split(rows)
+    found = []
+    for block_QD, mask_QG in zip(query_QD.split(rows), left_out, strict=False):
+        with full_precision(gallery_GD.device):
+            similarity_QG = block_QD @ gallery_GD.T
+        similarity_QG.masked_fill_(similarity_QG.isnan(), -torch.inf)
+        if mask_QG is not None:
+            similarity_QG.masked_fill_(mask_QG, -torch.inf)
+        found.append(similarity_QG.topk(length))
+    similarity_QL, index_QL = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return similarity_QL, index_QL

@@ -13,10 +13,9 @@ from torch import Tensor
 from dcal.dataset.data import Data
 from dcal.distributed.collectives import rank_and_world_size
 from dcal.metric.decision.verification import verification
-from dcal.metric.nearest import nearest
 from dcal.metric.ranking import MARKS, PerQuery, breakdown, judge
 from dcal.metric.rerank import k_reciprocal_rerank
-from dcal.metric.retrieval import METRICS, evaluate_retrieval
+from dcal.metric.retrieval import METRICS, evaluate_retrieval, nearest
 from dcal.model import DCAL
 from dcal.task.evaluation import Evaluation
 from dcal.task.inference import combined_features, infer

@@ -15,7 +15,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 
 from dcal.attention.adapters import without_adapters
-from dcal.attention.options import lora_options
+from dcal.attention.options import LoRAOptions, options_of
 from dcal.backbone import normalisation
 from dcal.config import Config
 from dcal.dataset.data import Data
@@ -62,7 +62,7 @@ def build(config: DictConfig) -> TrainState:
     ema, eval_model = None, None
     if cfg.train.ema_decay is not None:  # one tensor at a time, where some are sharded and buffers are not
         ema = ModelEmaV3(model, decay=cfg.train.ema_decay, use_warmup=True, foreach=not sharded)
-    lora = lora_options(OmegaConf.to_object(config.backbone.lora))  # type: ignore[arg-type]
+    lora = options_of(LoRAOptions, OmegaConf.to_object(config.backbone.lora))
     if sharded or lora.rank:
         eval_model = copy.deepcopy(model)
         without_adapters(eval_model)

@@ -57,7 +57,7 @@ def check_number(
         key: as the user types it.
         value: what was asked for; NaN is in no range.
         ge, gt, le, lt: at least, more than, at most, less than.
-        whole: whether it counts something.
+        whole: whether it must be an integer, of a key that no schema types.
         note: what else the user should know, e.g. what null does.
 
     Raises:

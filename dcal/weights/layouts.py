@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 Rules = Sequence[tuple[str, str]]
 """Regular expressions and what takes their place in a name, applied in order."""
 
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+WRAPPERS = r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\."
 AVERAGES = {"ema", "teacher", "momentum", "target", "averaged"}
 """Words in the name of a moving average of the weights, which is evaluated instead of the trained ones."""
 
@@ -57,7 +57,7 @@ def find_backbone(tensors: Mapping[str, Tensor]) -> Found:
     Raises:
         UserError: none, several without a moving average among them, or one that is refused; the message says so.
     """
-    tensors = {_unwrapped(name): value for name, value in tensors.items()}
+    tensors = rename(tensors, [(WRAPPERS, "")])
     prefixes: dict[str, Layout] = {}
     for layout in LAYOUTS:
         for prefix in _prefixes(tensors, layout.anchors):
@@ -71,12 +71,6 @@ def find_backbone(tensors: Mapping[str, Tensor]) -> Found:
     others = tuple(other for other in prefixes if other != prefix)
     beside = tuple(name for name in tensors if not name.startswith((prefix, *others)))
     return Found(prefixes[prefix], prefix, prefixes[prefix].convert(own), others, beside)
-
-
-def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _prefixes(tensors: Mapping[str, Tensor], anchors: tuple[str, ...]) -> list[str]:
@@ -213,17 +207,13 @@ def _torchvision(state: State) -> State:
     return rename(state, rules)
 
 
-def _under(prefix: str) -> Callable[[State], State]:
+def _clip(state: State) -> State:
     """Names with the prefix by which timm's filter tells the layout."""
-    return lambda state: {f"{prefix}{name}": value for name, value in state.items()}
+    return {f"visual.{name}": value for name, value in state.items()}
 
 
 NO_ROLLOUT = "its attention is of another kind, see docs/families.md; choose a plain Vision Transformer"
-CLIP = Layout(
-    "OpenAI CLIP and Perception Encoder",
-    ("conv1.weight", "transformer.resblocks.0.ln_1.weight"),
-    _under("visual."),
-)
+CLIP = Layout("OpenAI CLIP and Perception Encoder", ("conv1.weight", "transformer.resblocks.0.ln_1.weight"), _clip)
 HF_CLIP = Layout("Hugging Face transformers, CLIP or SigLIP", ("embeddings.patch_embedding.weight",), _hf_clip)
 LAYOUTS = (
     Layout(

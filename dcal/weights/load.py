@@ -109,7 +109,8 @@ def _from_torch(vit: nn.Module, tensors: State) -> tuple[State, Loaded]:
     if cameras:
         warnings.append(f"{cameras[0]} embeds the cameras of the file's data set: that is learned anew")
     clip = found.layout is CLIP or (found.layout is HF_CLIP and "cls_token" in found.state)  # SigLIP has none
-    if clip and not isinstance(vit, eva.Eva) and not _has_quick_gelu(vit):
+    quick = isinstance(vit, eva.Eva) or any(type(module).__name__ == "QuickGELU" for module in vit.modules())
+    if clip and not quick:
         warnings.append("OpenAI's own weights were trained with QuickGELU: for those choose a *_quickgelu_* backbone")
     state = {name: value for name, value in state.items() if name not in surplus and not name.startswith(HEAD_KEYS)}
     return state, Loaded(found.layout.title, len(state), found.prefix, tuple(notes), tuple(warnings))
@@ -274,10 +275,6 @@ def _from_jax(vit: nn.Module, path: Path, tensors: State) -> tuple[State, Loaded
     state = {name: value for name, value in filled.state_dict().items() if not name.startswith(HEAD_KEYS)}
     notes = _fit_position_embedding(vit, state)
     return state, Loaded("Google's .npz", len(state), "", tuple(notes))
-
-
-def _has_quick_gelu(vit: nn.Module) -> bool:
-    return any(type(module).__name__ == "QuickGELU" for module in vit.modules())
 
 
 def _below(name: str, prefix: str) -> str:

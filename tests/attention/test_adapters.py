@@ -128,7 +128,9 @@ def test_weights_without_adapters_are_merged_into_themselves() -> None:
         ({"rank": -1}, "backbone.lora.rank=-1"),
         ({"rank": 2, "alpha": 0.0}, "backbone.lora.alpha=0.0"),
         ({"rank": 2, "layers": "mlps"}, "backbone.lora.layers"),
-        ({"ranks": 2}, "backbone.lora: .*ranks"),
+        ({"rank": 1.5}, "backbone.lora.rank=1.5: must be a whole number"),
+        ({"ranks": 2}, "backbone.lora has no option 'ranks': did you mean rank"),
+        (["rank"], "backbone.lora=.*: must be options by their names"),
     ],
 )
 def test_options_that_cannot_be_meant_name_their_key(options: dict[str, Any], message: str) -> None:

@@ -20,8 +20,7 @@ from dcal.commands import extract
 from dcal.dataset.record import Record
 from dcal.inference.images import open_images
 from dcal.inference.index import read_index
-from dcal.metric.nearest import nearest
-from dcal.metric.retrieval import evaluate_retrieval
+from dcal.metric.retrieval import evaluate_retrieval, nearest
 from dcal.run.lock import acquire_lock
 from dcal.utils.errors import UserError
 

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from dcal.metric import ranking
-from dcal.metric.retrieval import evaluate_retrieval
+from dcal.metric.retrieval import evaluate_retrieval, nearest
 from dcal.utils.errors import UserError
 
 KEYS = {"mAP", "rank1", "rank5", "rank10", "mINP"}
@@ -286,3 +287,26 @@ def test_faults_are_named() -> None:
         evaluate_retrieval(None, q_ids, q_cams, None, g_ids, g_cams, distances=torch.ones(4, 8))
     with pytest.raises(ValueError, match="or distances"):
         evaluate_retrieval(query, q_ids, q_cams, None, g_ids, g_cams)
+
+
+class Precisions(TorchFunctionMode):
+    """Notes how float32 products are rounded where one is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "matmul" in func.__name__:
+            self.seen.append(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+def test_lists_are_exact_in_a_run_under_tf32() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Precisions() as products:
+            nearest(torch.eye(3), torch.eye(3), 2)
+        assert products.seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from dcal.metric.classification import classification_metrics
 from dcal.metric.decision.roc import Rate, area_interval, curve_of, rate_entry, sums_of
-from dcal.metric.interval import mean_interval
+from dcal.metric.interval import Floats, mean_interval
 
-Floats = NDArray[np.float64]
 BINS = 15
 """Of the expected calibration error, as in Guo et al. (2017)."""
 COVERAGES = (0.5, 0.8, 0.9, 0.95)

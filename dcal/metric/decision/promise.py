@@ -16,6 +16,7 @@ Shape suffixes: Q queries, G gallery items, D features, N identities (or images)
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,14 +25,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dcal.metric.decision.pairs import Side, genuine_pairs, pair_scores, sorted_side
+from dcal.metric.decision.pairs import TILE, Side, genuine_pairs, pair_scores, sorted_side
+from dcal.metric.interval import Floats
 from dcal.metric.retrieval import prepare
 from dcal.utils.errors import UserError
 
-Floats = NDArray[np.float64]
 BINS = 2**20
 """Of cosines in [-1, 1]: thresholds are multiples of 2e-6."""
-TILE = 2**22
 
 
 class Threshold(NamedTuple):
@@ -87,10 +87,9 @@ def pair_thresholds(
     if count < 2:
         raise UserError(f"{count} identities have a query and a gallery image: thresholds need at least two")
     q, g = prepare(query[0], gallery[0], len(query[1]), len(gallery[1]), "cosine")
-    units = [torch.searchsorted(both, side[1]) for side in (query, gallery)]
     rows, columns = (
-        sorted_side(features, side[1], side[2], None, unit.to(features.device))
-        for features, side, unit in zip((q, g), (query, gallery), units, strict=True)
+        sorted_side(features, ids, cameras, None, torch.searchsorted(both, ids).to(features.device))
+        for features, (_, ids, cameras) in zip((q, g), (query, gallery), strict=True)
     )
     couples, best_Q = _impostors(rows, columns, count)
     size_N = torch.bincount(rows.units, minlength=count)
@@ -98,8 +97,8 @@ def pair_thresholds(
     genuine = genuine_pairs(rows, columns, "cosine")
     unit_P = rows.units[genuine.row_P]
     seen_N = torch.bincount(unit_P, minlength=count)
-    pairs = _histogram(genuine.score_P, 1 / (seen_N[unit_P].double() * max(1, int((seen_N > 0).sum()))))
     matched = int((seen_N > 0).sum())
+    pairs = _histogram(genuine.score_P, 1 / (seen_N[unit_P].double() * max(1, matched)))
     return PairThresholds(
         _lowest(couples, "false_match_rate", false_match_rate, lambda u: _of_couples(u, count)),
         _highest(pairs, "false_non_match_rate", false_non_match_rate, lambda u: (matched * u + 1) / (matched + 1)),
@@ -178,11 +177,8 @@ def _chosen(
     """The last of the edges, in an order in which the shares rise, whose bound is at most the rate."""
     if bound(0.0) > rate:
         raise UserError(_too_few(key, rate, bound(0.0), "the identities"))
-    low, high = 0, len(edges) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if bound(float(shares[middle])) <= rate else (low, middle - 1)
-    return Threshold(rate, float(2 * edges[low] / BINS - 1), float(shares[low]))
+    last = bisect_right(shares, rate, key=lambda share: bound(float(share))) - 1
+    return Threshold(rate, float(2 * edges[last] / BINS - 1), float(shares[last]))
 
 
 def _too_few(key: str, rate: float, smallest: float, what: str) -> str:

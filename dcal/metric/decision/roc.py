@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dcal.metric.interval import estimate
+from dcal.metric.interval import Floats, estimate
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 

@@ -5,7 +5,6 @@ Whatever goes wrong for a reason that the user can change is one sentence; of a 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import functools
 import importlib
@@ -32,6 +31,7 @@ from dcal import config as schema
 from dcal.commands.words.keys import check_complete, check_words, config_file, config_folders, group_options
 from dcal.commands.words.members import with_members
 from dcal.commands.words.overrides import follow_image_size, prepare
+from dcal.commands.words.parser import late_help_texts
 from dcal.distributed.env import work_alone
 from dcal.utils.errors import UserError, is_for_user
 from dcal.utils.memory import keep_freed_memory
@@ -173,31 +173,6 @@ def run_hydra(name: str, config_name: str) -> None:
     finally:
         if not asked:
             os.environ.pop(FULL_ERROR, None)
-
-
-@contextmanager
-def late_help_texts() -> Iterator[None]:
-    """Lets Hydra build its parser where `add_argument` reads a help text at once, as it does since Python 3.14.
-
-    Hydra 1.3 gives `--shell-completion` an object that writes its text only when it is printed, and Python says
-    `ValueError: badly formed help string`. Inside this context such an object is attached after the argument was added;
-    for texts that are strings nothing changes.
-    """
-    add_argument = argparse.ArgumentParser.add_argument
-
-    def add(parser: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
-        late = options.pop("help") if not isinstance(options.get("help", ""), str) else None
-        action = add_argument(parser, *names, **options)
-        if late is not None:
-            action.help = late
-        return action
-
-    argparse.ArgumentParser.add_argument = add  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        # the method is inherited: a copy of it would stay in the class
-        del argparse.ArgumentParser.add_argument
 
 
 def full_errors() -> bool:

@@ -181,7 +181,7 @@ def test_the_state_of_a_run_is_read_from_its_directory(tmp_path: Path) -> None:
     lock.release()
     run.result_file.write_text("{}")
     assert state_of(run.directory) == "finished"
-    lines = state_table(queue, command.states(queued)).splitlines()
+    lines = state_table(queue, [(job, state_of(run.directory)) for job, run in queued]).splitlines()
     assert lines[2] == "| few | few | 1 |  |  |  | 3 |" and lines[3] == "|  | plain: the plain ViT | 1 |  |  |  | 1 |"
     assert job.seed == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,7 @@ def read_items(path: Path) -> Items:
         with np.load(path, allow_pickle=False) as arrays:
             table = dict(arrays)
         items = _of_retrieval(table) if "average_precision" in table else _of_classification(table)
-    except (OSError, UserError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, UserError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     assert items.positions is not None
     return items.take(np.argsort(items.positions, kind="stable"))

@@ -195,6 +195,7 @@ def check_train(cfg: Config) -> None:
     for key in ("epochs", "batch_size", "eval_batch_size", "accumulate", "eval_every", "workers"):
         check_number(f"train.{key}", getattr(cfg.train, key), ge=int(key != "workers"))
     check_number("train.log_every", cfg.train.log_every, ge=1, note="null logs epochs alone")
+    check_number("train.checkpoint_minutes", cfg.train.checkpoint_minutes, ge=0, note="0 writes one after every step")
     check_number(
         "train.head_epochs", cfg.train.head_epochs, ge=0, lt=cfg.train.epochs, note="the latter is train.epochs"
     )

@@ -114,4 +114,6 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capfd: py
 
 
 def test_an_interval_of_no_batches_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for word in ("train.checkpoint_minutes=-1.0", "train.checkpoint_minutes=nan"):
+        assert f"{word}: must be at least 0" in refused("train", *TINY, f"run.root={tmp_path}", word, capfd=capfd)
     assert "train.log_every=0" in refused("train", *TINY, f"run.root={tmp_path}", "train.log_every=0", capfd=capfd)

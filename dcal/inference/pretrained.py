@@ -134,8 +134,8 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
         """
         if self.task != "fgvc":
             raise UserError("this model re-identifies: compare what embed(pictures) gives; it predicts no classes")
-        predictor = self._predictor
-        ranked = predictor.guesses(predictor.log_probabilities(self._scores(pictures)), top)
+        predictor = self._predictor()
+        ranked = predictor.guesses(predictor.log_probabilities(self._scores(predictor, pictures)), top)
         return [dict(guesses) for guesses in ranked]
 
     @torch.no_grad()
@@ -146,22 +146,24 @@ class TrainedDCAL(DCAL, PyTorchModelHubMixin):
             pictures: as for `preprocess`.
             side: camera (or camera-view) index of each picture, where the model embeds it.
         """
-        return self._predictor.embedding(self._scores(pictures, side))
+        predictor = self._predictor()
+        return predictor.embedding(self._scores(predictor, pictures, side))
 
-    @property
     def _predictor(self) -> Predictor:
         """What answers for the commands, here in float32 on the device that the weights are on."""
         device = Device(self.mean.device.type, "fp32", self.mean.flatten().tolist(), self.std.flatten().tolist())
         return Predictor(self, device, self.class_names, self.inference, self.flip_test, self.image_size, self.resize)
 
-    def _scores(self, pictures: Picture | Sequence[Picture], side: Tensor | None = None) -> Scores:
+    def _scores(
+        self, predictor: Predictor, pictures: Picture | Sequence[Picture], side: Tensor | None = None
+    ) -> Scores:
         """The finite answers for pictures.
 
         Raises:
             NotFinite: the model answers with NaN.
         """
         images = self.normalise(self.preprocess(pictures))
-        scores = self._predictor.scores(images, side)
+        scores = predictor.scores(images, side)
         if bad := int((~finite(scores)).sum()):
             raise NotFinite(
                 f"the model answers with NaN for {bad} of {len(images)} pictures: its weights are of no use"

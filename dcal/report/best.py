@@ -227,10 +227,7 @@ def grid_of(choice: Choice) -> Grid:
         [", ".join(choice.by) or "configuration", title, "95 % interval", "from the best", "p", "seeds"],
         rows,
         f"Judged on {items} held-out training items; {'lower' if lower else 'higher'} is better.",
-        [
-            *("configuration", criterion, f"{criterion}_sd", "low", "high"),
-            *("difference", "difference_low", "difference_high", "p", "seeds"),
-        ],
+        f"configuration {criterion} {criterion}_sd low high difference difference_low difference_high p seeds".split(),
         [[text for cell, count in zip(row, PARTS, strict=True) for text in split(cell, count)] for row in rows],
     )
 

@@ -52,7 +52,7 @@ class Line(NamedTuple):
     runs: Sequence[Listed]
     """By seed."""
     metric: str
-    """That is shown."""
+    """Name of the one that is shown."""
     values: list[float]
 
     @property

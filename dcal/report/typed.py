@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dcal.run.label import key_of
+
 
 def read_overrides(directory: Path) -> list[str]:
     """The overrides of a run; none where they are not kept, as by older versions."""
@@ -19,7 +21,7 @@ def read_overrides(directory: Path) -> list[str]:
 
 def without(words: Sequence[str], *keys: str) -> list[str]:
     """The overrides but those of these keys."""
-    return [word for word in words if word.lstrip("+~").partition("=")[0] not in keys]
+    return [word for word in words if key_of(word) not in keys]
 
 
 def train_command(words: Sequence[str], seeds: Sequence[int]) -> str:

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILE, RESULT_FILE, IDENTITY_FILE = "config_resolved.yaml", "result.json", "identity.json"
 HISTORY_FILE, LABEL_FILE, DIFF_FILE = "history.jsonl", "label.txt", "code.diff"
 LAST_WEIGHTS, FAILURE_FILE = "last.safetensors", "failure.txt"
+REPLACED = ".replaced-"
+"""In the name of a folder that `run.fresh=true` has set aside."""
 CHECKED = (LAST_WEIGHTS, "best.safetensors", "items.npz")
 """Files of which the result keeps a checksum."""
 WHOLE = (LAST_WEIGHTS, "items.npz", "model.json", "metrics.jsonl")
@@ -152,7 +154,7 @@ class Run:
         for before in {self._today, self._found}:
             if before.is_dir() and (before / CONFIG_FILE).is_file():
                 acquire_lock(before).release()
-                numbers = (before.with_name(f"{before.name}.replaced-{n}") for n in range(1, 10_000))
+                numbers = (before.with_name(f"{before.name}{REPLACED}{n}") for n in range(1, 10_000))
                 aside = next(path for path in numbers if not path.exists())
                 before.rename(aside)
                 self._aside.append((before, aside))

@@ -52,7 +52,12 @@ def label(config: DictConfig) -> str:
 def typed_overrides() -> Iterator[tuple[str, str]]:
     """The overrides of `typed_words`: each as it was typed, and its key."""
     for word in typed_words():
-        yield word, word.lstrip("+~").partition("=")[0]
+        yield word, key_of(word)
+
+
+def key_of(word: str) -> str:
+    """The key of an override as it is typed."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def typed_words() -> list[str]:

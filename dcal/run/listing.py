@@ -1,4 +1,4 @@
-"""All run directories below a folder: how far each is, which count, also where a backup is beside one, and `run=`."""
+"""The run directories below a folder: how far each one is, which ones count, and which one `run=` means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dcal.run.directory import CONFIG_FILE, FAILURE_FILE, LABEL_FILE, RESULT_FILE
+from dcal.run.directory import CONFIG_FILE, FAILURE_FILE, LABEL_FILE, REPLACED, RESULT_FILE
 from dcal.run.lock import LOCK, lock_holder
 from dcal.utils.errors import UserError
 
@@ -27,7 +27,7 @@ def run_directories(root: Path) -> Iterator[Path]:
     with os.scandir(root) as entries:
         found = list(entries)
     if any(entry.name in (CONFIG_FILE, FAILURE_FILE) for entry in found):  # the latter alone of a start that failed
-        if ".replaced-" not in root.name:
+        if REPLACED not in root.name:
             yield root
         return
     for entry in sorted(found, key=lambda entry: entry.name):
@@ -55,7 +55,7 @@ def finished_runs(root: Path) -> tuple[list[Path], list[str]]:
     """
     groups: dict[Any, list[Path]] = {}
     for file in sorted(root.rglob("result.json")):
-        if ".replaced-" not in file.parent.name:
+        if REPLACED not in file.parent.name:
             groups.setdefault(_claim(file), []).append(file.parent)
     directories, problems = [], []
     for run, copies in groups.items():

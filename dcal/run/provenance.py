@@ -43,7 +43,7 @@ def git_state() -> dict[str, Any]:
     named = os.environ.get("DCAL_COMMIT")
     if named:
         return {"commit": named, "dirty": False}
-    tracked = _git("ls-files", "__init__.py")  # else the repository is another one, around the environment of packages
+    tracked = _git("ls-files", "__init__.py")  # not by the repository of a project whose .venv dcal is in
     commit = _git("rev-parse", "HEAD") if tracked else None
     return {
         "commit": commit,

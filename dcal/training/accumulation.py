@@ -62,10 +62,10 @@ def split_batch(
     found = []
     for own, rows in zip(shares[rank], map(torch.cat, zip(*shares, strict=True)), strict=True):
         if paired is None:
+            noise = None
             if partners is not None:  # the model draws the noise and appends it to the images
-                index_B = torch.arange(len(own), device=partners.index_B.device) + len(own)
-                partners = Partners(index_B, noise=True)
-            found.append(MicroBatch(len(own), rows, own, partners))
+                noise = Partners(torch.arange(len(own), device=partners.index_B.device) + len(own), noise=True)
+            found.append(MicroBatch(len(own), rows, own, noise))
         else:
             found.append(MicroBatch(len(own), rows, *_with_guests(own.tolist(), paired, chained=stream == "symmetric")))
     return found

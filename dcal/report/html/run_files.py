@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dcal.report.records import BadRun, RunRecord, own_place, parse, read_metrics, read_run, read_yaml
 from dcal.report.typed import read_overrides
+from dcal.run.directory import REPLACED
 from dcal.run.listing import finished_runs
 from dcal.utils.errors import UserError
 from dcal.visualize import gallery
@@ -81,7 +82,7 @@ def read_folder(root: Path, device: str | None = None) -> Folder:
         runs.append(run)
         problems += missing
     started = (file.parent for file in sorted(root.rglob("config_resolved.yaml")))
-    unfinished = [f for f in started if not (f / "result.json").is_file() and ".replaced-" not in f.name]
+    unfinished = [f for f in started if not (f / "result.json").is_file() and REPLACED not in f.name]
     if not runs:
         found = (
             problems or [f"{folder} is not finished" for folder in unfinished] or ["nothing there is a run directory"]
